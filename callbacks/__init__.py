@@ -1,0 +1,10 @@
+"""What happens around training: one behaviour a file, each usable with any Trainer."""
+
+from callbacks.best_checkpoint import BestCheckpoint
+from callbacks.ema import EMA
+from callbacks.lookahead import Lookahead
+from callbacks.parameter_budget import ParameterBudget
+from callbacks.random_state import RandomState
+from callbacks.swa import SWA
+
+__all__ = ["EMA", "SWA", "BestCheckpoint", "Lookahead", "ParameterBudget", "RandomState"]

@@ -1,0 +1,135 @@
+"""Exponential moving average of the weights, validated beside the raw ones."""
+
+from copy import deepcopy
+from itertools import chain
+from typing import Any, Protocol, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from callbacks.lookahead import Lookahead
+
+
+class EvaluatesNetworks(Protocol):
+    """What EMA asks of a LightningModule."""
+
+    network: nn.Module
+
+    def evaluate(self, network: nn.Module, batch: Any, suffix: str) -> None:
+        """Add a batch to `val/loss{suffix}` and `val/acc{suffix}`, logged at the epoch's end."""
+
+
+def ema_decay(updates: int, decay: float, warmup: bool) -> float:
+    """Decay of the update that follows `updates` earlier ones.
+
+    With warm-up it is (1 + updates) / (10 + updates) until that reaches `decay`, so that the
+    average soon forgets the initial weights (as in TensorFlow's ExponentialMovingAverage).
+    """
+    return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
+
+
+@torch.no_grad()
+def ema_update(averages: list[Tensor], tensors: list[Tensor], decay: float) -> None:
+    """Set each average to decay * average + (1 - decay) * tensor, in place."""
+    torch._foreach_lerp_(averages, tensors, 1 - decay)
+
+
+class EMA(Callback):
+    """An average of the weights that forgets exponentially, updated after every optimizer step.
+
+    It covers the parameters and the floating-point buffers (BatchNorm's running statistics);
+    integer buffers are copied. It starts at the initial weights and lives on the network's device.
+    The network itself is never touched: during fit the average is validated beside it, as
+    `val/acc_ema` and `val/loss_ema`, from its first update on. A step that the fp16 scaler skips is
+    no update.
+
+    In a checkpoint, `callbacks.EMA.average` is the averaged network's `state_dict`.
+
+    Callbacks act on a step in their order in the Trainer: MisconfigurationException where a
+    Lookahead stands behind EMA, which would average weights that Lookahead is about to replace.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        """
+        Args:
+            decay: share of the average that a step keeps.
+            warmup: begin with a smaller decay, (1 + n) / (10 + n) at the n-th update.
+        """
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.warmup = warmup
+        # A number of Python's: a counter on the GPU would have to be waited for at every step.
+        self.updates = 0
+        self._average: nn.Module | None = None
+        self._floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._integers: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._restored: dict[str, Any] = {}
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The averaged network in evaluation mode; None before the first update."""
+        return self._average if self.updates else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        behind = trainer.callbacks[trainer.callbacks.index(self) :]  # type: ignore[attr-defined]
+        if any(isinstance(callback, Lookahead) for callback in behind):
+            raise MisconfigurationException(
+                "Lookahead must stand before EMA in the Trainer's callbacks, got it behind: EMA "
+                "would average weights that Lookahead replaces after the same step"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network = cast(EvaluatesNetworks, pl_module).network
+        # Not earlier: only now is the network on its device and restored.
+        self._average = deepcopy(network).eval().requires_grad_(False)
+        self.updates = 0
+        if self._restored:
+            self.updates = self._restored["updates"]
+            self._average.load_state_dict(self._restored["average"])
+            self._restored = {}
+        averages = chain(self._average.parameters(), self._average.buffers())
+        tensors = chain(network.parameters(), network.buffers())
+        pairs = list(zip(averages, tensors, strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._floats = [a for a, _ in floats], [t for _, t in floats]
+        self._integers = [a for a, _ in integers], [t for _, t in integers]
+        self._hook = trainer.optimizers[0].register_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        ema_update(*self._floats, ema_decay(self.updates, self.decay, self.warmup))
+        if self._integers[0]:
+            torch._foreach_copy_(*self._integers)
+        self.updates += 1
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Outside fit the network may come from a checkpoint that this average does not belong to.
+        if self.network is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            cast(EvaluatesNetworks, pl_module).evaluate(self.network, batch, "_ema")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._average is None:
+            return self._restored
+        return {"updates": self.updates, "average": self._average.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Kept until training starts: the network is not on its device yet, and has no optimizer.
+        self._restored = state_dict

@@ -1,0 +1,80 @@
+"""Lookahead: slow weights that follow the optimizer's, k steps at a time (Zhang et al. 2019)."""
+
+from typing import Any, Protocol, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class HasNetwork(Protocol):
+    """What Lookahead asks of a LightningModule."""
+
+    network: nn.Module
+
+
+@torch.no_grad()
+def lookahead_sync(fast: list[Tensor], slow: list[Tensor], alpha: float) -> None:
+    """Set slow to slow + alpha * (fast - slow), and fast to the same, in place."""
+    torch._foreach_lerp_(slow, fast, alpha)
+    torch._foreach_copy_(fast, slow)
+
+
+class Lookahead(Callback):
+    """Every k optimizer steps, the weights step back towards slow weights (Zhang et al. 2019).
+
+    The slow weights start at the initial weights, before the first step. Optimizer steps are
+    counted, not batches: accumulation does not shift them, and a step that the fp16 scaler skips
+    does not count. BatchNorm's statistics and the optimizer's state, momentum included, stay as
+    they are. Between two synchronisations the network holds the fast weights, and these are
+    validated.
+
+    Callbacks act on a step in their order in the Trainer: Lookahead stands before EMA, which is to
+    average what Lookahead leaves.
+    """
+
+    def __init__(self, k: int = 5, alpha: float = 0.5) -> None:
+        """
+        Args:
+            k: optimizer steps between two synchronisations.
+            alpha: share of the way from the slow to the fast weights that a synchronisation goes.
+        """
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, got {k}")
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha must be in (0, 1], got {alpha}")
+        self.k = k
+        self.alpha = alpha
+        self.steps = 0
+        self._fast: list[Tensor] = []
+        self._slow: dict[str, Tensor] = {}
+        self._restored: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network = cast(HasNetwork, pl_module).network
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self._fast = list(trained.values())
+        self._slow = {name: p.detach().clone() for name, p in trained.items()}
+        self.steps = 0
+        if self._restored:
+            self.steps = self._restored["steps"]
+            for name, slow in self._slow.items():
+                slow.copy_(self._restored["slow"][name])
+            self._restored = {}
+        self._hook = trainer.optimizers[0].register_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+        if self.steps % self.k == 0:
+            lookahead_sync(self._fast, list(self._slow.values()), self.alpha)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "slow": self._slow} if self._slow else self._restored
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Kept until training starts: the network is not on its device yet, and has no optimizer.
+        self._restored = state_dict

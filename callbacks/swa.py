@@ -1,0 +1,192 @@
+"""Stochastic weight averaging: the mean of the weights of late epochs (Izmailov et al. 2018)."""
+
+from itertools import islice
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from callbacks.ema import EMA
+
+
+class EvaluatesNetworks(Protocol):
+    """What SWA asks of a LightningModule."""
+
+    network: nn.Module
+
+    def evaluate(self, network: nn.Module, batch: Any, suffix: str) -> None:
+        """Add a batch to `val/loss{suffix}` and `val/acc{suffix}`, logged at the epoch's end."""
+
+
+def cyclic_rate(step: int, cycle: int, lr: float, lr_min: float) -> float:
+    """Learning rate of step `step`, counted from 0, in cycles of `cycle` steps.
+
+    It falls linearly within a cycle and is exactly `lr_min` in its last step (Izmailov et al. 2018,
+    section 3.1; their first step, too, is already 1 / `cycle` of the way down).
+    """
+    t = (step % cycle + 1) / cycle
+    return (1 - t) * lr + t * lr_min
+
+
+class SWA(Callback):
+    """The equal average of the weights that SGD visits at a constant or cyclic learning rate.
+
+    From epoch int(start * max_epochs) on, `lr` overrides the module's schedule, and whenever
+    `cycle_epochs` epochs have ended the weights join the average: the last epoch's too, and before
+    its validation. An unfinished last cycle does not count.
+
+    BatchNorm's statistics of the average are then recomputed with torch's `update_bn` over the
+    training batches as the epoch saw them, augmented and mixed. That iterates the training loader
+    once more, which must not change its next epoch: ours computes batches from seed, epoch and
+    position, and the global random generators are put back. The network itself is never touched:
+    during fit the average is validated beside it, as `val/acc_swa` and `val/loss_swa`, from its
+    first model on.
+
+    In a checkpoint, `callbacks.SWA.average` is the averaged network's `state_dict`. Overriding the
+    rate suits schedules in closed form (LambdaLR), not those that derive a rate from the last one.
+
+    MisconfigurationException where EMA is on too, where `max_epochs` is not given, or where
+    training ends before the first cycle does.
+    """
+
+    def __init__(
+        self,
+        start: float = 0.75,
+        lr: float | None = None,
+        schedule: Literal["constant", "cyclic"] = "constant",
+        cycle_epochs: int = 1,
+        lr_min: float = 0.0,
+        bn_batches: int | None = None,
+    ) -> None:
+        """
+        Args:
+            start: share of the epochs after which averaging begins.
+            lr: learning rate from then on, or where a cycle begins; none keeps the module's own.
+            schedule: keep lr, or let it fall linearly to lr_min within each cycle.
+            cycle_epochs: epochs between two models of the average, and length of a cycle.
+            lr_min: learning rate at a cycle's end (cyclic only).
+            bn_batches: training batches for BatchNorm's statistics; none is the whole epoch.
+        """
+        if not 0 <= start < 1:
+            raise ValueError(f"start must be in [0, 1), a share of the epochs, got {start}")
+        if schedule not in ("constant", "cyclic"):
+            raise ValueError(f"schedule must be 'constant' or 'cyclic', got {schedule!r}")
+        if lr is not None and lr <= 0:
+            raise ValueError(f"lr must be above 0, got {lr}")
+        if schedule == "cyclic" and lr is None:
+            raise ValueError("lr must be given for schedule 'cyclic', got none")
+        if lr_min < 0 or (schedule == "cyclic" and lr is not None and lr_min >= lr):
+            raise ValueError(f"lr_min must be in [0, lr), got {lr_min} with lr {lr}")
+        if cycle_epochs < 1:
+            raise ValueError(f"cycle_epochs must be 1 or more, got {cycle_epochs}")
+        if bn_batches is not None and bn_batches < 1:
+            raise ValueError(f"bn_batches must be 1 or more, got {bn_batches}")
+        self.start = start
+        self.lr = lr
+        self.schedule = schedule
+        self.cycle_epochs = cycle_epochs
+        self.lr_min = lr_min
+        self.bn_batches = bn_batches
+        self._start_epoch = 0
+        self._average: AveragedModel | None = None
+        self._restored: dict[str, Any] = {}
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The averaged network in evaluation mode; None before its first model."""
+        return None if self._average is None else self._average.module
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if any(isinstance(callback, EMA) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "EMA and SWA must not be on together: SWA changes the learning rates whose end EMA "
+                "averages, so that neither accuracy would be its method's; "
+                "switch one off (--ema false or --swa false)"
+            )
+        epochs = trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise MisconfigurationException(f"SWA's start needs max_epochs above 0, got {epochs}")
+        self._start_epoch = int(self.start * epochs)
+        if self.cycle_epochs > epochs - self._start_epoch:
+            raise MisconfigurationException(
+                f"cycle_epochs must be at most {epochs - self._start_epoch}, the epochs from SWA's "
+                f"start to the end of training, got {self.cycle_epochs}"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._average = None
+        if self._restored:
+            self._average = self._new_average(pl_module)
+            self._average.n_averaged.fill_(self._restored["models"])
+            self._average.module.load_state_dict(self._restored["average"])
+            self._restored = {}
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        epoch = trainer.current_epoch - self._start_epoch
+        if self.lr is None or epoch < 0:
+            return
+        rate = self.lr
+        if self.schedule == "cyclic":
+            batches = int(trainer.num_training_batches)
+            step = epoch * batches + batch_idx
+            rate = cyclic_rate(step, self.cycle_epochs * batches, self.lr, self.lr_min)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        epochs = trainer.current_epoch - self._start_epoch + 1
+        if not trainer.is_last_batch or epochs < 1 or epochs % self.cycle_epochs:
+            return
+        if self._average is None:
+            self._average = self._new_average(pl_module)
+        self._average.update_parameters(cast(EvaluatesNetworks, pl_module).network)
+        self._recompute_batch_norm(trainer, self._average.module)
+
+    def _recompute_batch_norm(self, trainer: Trainer, network: nn.Module) -> None:
+        limit = int(trainer.num_training_batches)
+        if self.bn_batches is not None:
+            limit = min(limit, self.bn_batches)
+        with isolate_rng(), trainer.precision_plugin.train_step_context():
+            batches = islice(trainer.train_dataloader, limit)  # type: ignore[arg-type]
+            update_bn(map(trainer.strategy.batch_to_device, batches), network)
+
+    @staticmethod
+    def _new_average(pl_module: LightningModule) -> AveragedModel:
+        average = AveragedModel(cast(EvaluatesNetworks, pl_module).network)
+        return average.eval().requires_grad_(False)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Outside fit the network may come from a checkpoint that this average does not belong to.
+        if self.network is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            cast(EvaluatesNetworks, pl_module).evaluate(self.network, batch, "_swa")
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._average is None:
+            return self._restored
+        models = int(self._average.n_averaged)
+        return {"models": models, "average": self._average.module.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Kept until training starts: the network is not on its device yet.
+        self._restored = state_dict

@@ -1,0 +1,268 @@
+"""Random transforms of a whole batch, each image with parameters of its own.
+
+The functions are pure: images and per-image parameters in, images out, each equal to torchvision's
+on every single image. `Augmentation` draws the parameters and applies them. Nothing here loops over
+images, copies between host and device or waits for the device.
+"""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from datamodules.colour import colour_jitter
+
+
+def crop_and_flip(
+    images: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    padding: int,
+    mode: Literal["zero", "reflect"],
+) -> Tensor:
+    """Pad each image, crop it back to its size at (top, left), then mirror it where `flip` is true.
+
+    Images (B, C, H, W) of any dtype; `top` and `left` int64 (B,) in [0, 2 * padding]; `flip` bool
+    (B,). Raises ValueError where reflection would need more than the image has.
+    """
+    height, width = images.shape[-2:]
+    down = torch.arange(height, device=images.device)
+    across = torch.arange(width, device=images.device)
+    rows = top[:, None] + down
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - across, across)
+    if mode == "zero":
+        images = F.pad(images, [padding] * 4)
+    else:
+        if padding >= min(height, width):
+            raise ValueError(
+                f"padding must be less than {min(height, width)}, the image's side, to reflect, "
+                f"got {padding}"
+            )
+        rows, columns = _reflect(rows - padding, height), _reflect(columns - padding, width)
+    # One gather along flattened pixels, the index shared by the channels: 1,024 uint8 images take
+    # 1.9 ms on a core (2.2 ms with zeros), against 5.5 ms for rows then columns, 4.2 ms for windows
+    # of the unfolded images and a flip, 11 to 16 ms for indexing with tensors.
+    pixels = rows[:, :, None] * images.shape[-1] + columns[:, None, :]
+    index = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, index).unflatten(2, (height, width))
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Fold indices up to size - 1 outside [0, size) back into it, without repeating the border."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
+
+
+def rotation_matrix(degrees: Tensor, height: int, width: int) -> Tensor:
+    """Matrices (B, 3, 3) for `warp` that turn each image counter-clockwise about its centre."""
+    angle = degrees.deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    x, y = width / 2, height / 2
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    entries = [cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos, zero, zero, one]
+    return torch.stack(entries, dim=1).view(-1, 3, 3)
+
+
+def perspective_matrix(corners: Tensor, height: int, width: int) -> Tensor:
+    """Matrices (B, 3, 3) for `warp` that move the corners of each image to `corners` (B, 4, 2).
+
+    Corners are (x, y), clockwise from the top left, and must span a convex quadrangle. As in
+    torchvision they stand for (0, 0), (width - 1, 0), (width - 1, height - 1) and (0, height - 1).
+
+    This is the inverse of Heckbert's square-to-quadrangle map ("Fundamentals of Texture Mapping and
+    Image Warping", 1989) as its adjugate: each row is a line through two corners, and the weights
+    are areas of triangles of corners. No 8 x 8 system is solved, so nothing waits for the device.
+    """
+    points = F.pad(corners, (0, 1), value=1.0)
+    top_left, top_right, bottom_right, bottom_left = points.unbind(1)
+
+    def area(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return (torch.linalg.cross(a, b) * c).sum(1, keepdim=True)
+
+    at_top_right = area(bottom_right, bottom_left, top_left)
+    at_bottom_left = area(top_right, bottom_right, top_left)
+    at_top_left = area(top_right, bottom_right, bottom_left)
+    left = at_bottom_left * at_top_left * torch.linalg.cross(bottom_left, top_left)
+    top = at_top_right * at_top_left * torch.linalg.cross(top_left, top_right)
+    diagonal = at_top_right * at_bottom_left * torch.linalg.cross(top_right, bottom_left)
+    depth = diagonal + left + top
+    matrix = torch.stack([(width - 1) * left, (height - 1) * top, depth], dim=1)
+    return matrix / depth[:, None, 2:]
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """The matrices (B, 3, 3) that warp by `first` and then by `second` in one resampling."""
+    # Not `first @ second`: under autocast or TF32 a matrix product keeps ten bits or fewer, and the
+    # images of a bf16 run would differ from those of a 32-bit run.
+    return (first[:, :, :, None] * second[:, None]).sum(2)
+
+
+def warp(images: Tensor, matrices: Tensor) -> Tensor:
+    """Resample each image through its matrix, bilinearly, with zeros from outside.
+
+    Images float (B, C, H, W); `matrices` (B, 3, 3) take homogeneous positions (x, y, 1) of the
+    output to those of the input, in pixels, the centre of the top left pixel being (0.5, 0.5).
+    """
+    height, width = images.shape[-2:]
+    x = torch.arange(width, device=images.device) + 0.5
+    y = torch.arange(height, device=images.device)[:, None] + 0.5
+    along_x, along_y, constant = matrices[..., None, None].unbind(2)
+    position = along_x * x + along_y * y + constant
+    u, v, depth = position.unbind(1)
+    grid = torch.stack([u / depth * (2 / width) - 1, v / depth * (2 / height) - 1], dim=-1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def cutout(
+    images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int, fill: tuple[float, ...]
+) -> Tensor:
+    """Paint a square hole of `size` pixels a side into each image (DeVries and Taylor, 2017).
+
+    The hole spans [centre - size // 2, centre - size // 2 + size) in both directions, clipped at
+    the borders; `centre_y` and `centre_x` are int64 (B,). `fill` has one value a channel, in the
+    images' own unit.
+    """
+    height, width = images.shape[-2:]
+    down = torch.arange(height, device=images.device) - (centre_y[:, None] - size // 2)
+    across = torch.arange(width, device=images.device) - (centre_x[:, None] - size // 2)
+    rows, columns = (down >= 0) & (down < size), (across >= 0) & (across < size)
+    hole = rows[:, :, None] & columns[:, None, :]
+    # By channel, because a number needs no copy to the device and a tensor of three would.
+    channels = zip(images.unbind(1), fill, strict=True)
+    return torch.stack([channel.masked_fill(hole, value) for channel, value in channels], dim=1)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images of uint8 as float32 in [0, 1]; others as they are."""
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Float32 (images - mean) / std of images (B, C, H, W), uint8 or float in [0, 1].
+
+    `mean` and `std` (C,) are in [0, 1] and on the images' device.
+    """
+    scale = 1 / (std * 255) if images.dtype == torch.uint8 else 1 / std
+    scaled = images.to(torch.float32, copy=True).mul_(scale[:, None, None])
+    # Each of the three passes takes 0.2 ms for 1,024 images on a core; uint8 * float32 or addcmul
+    # in fewer passes take 12 ms.
+    return scaled.add_((-mean / std)[:, None, None])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Draws the parameters of each image of a batch and applies them; what is 0 is off and free.
+
+    Strengths are torchvision's: `crop_padding` is the pixels that a crop may move; `flip` and
+    `perspective_p` are probabilities; `rotation` is the largest angle to either side, in degrees;
+    brightness, contrast and saturation factors are uniform in [max(0, 1 - strength), 1 + strength];
+    the hue shift is uniform in [-hue, hue], in turns of the colour circle; `perspective` is a
+    distortion scale, up to 0.6 because from 0.65 on an image may fold over itself; `cutout` is the
+    side of the hole in pixels, filled with `cutout_fill` (one value a channel, in [0, 1]: the mean
+    colour, which is zero once normalised, as the authors of Cutout have it).
+
+    The order is crop, flip, colour, rotation and perspective in one resampling, Cutout. Colours
+    come before the resampling, so that the corners it leaves empty stay black and take no part in
+    the mean of contrast; Cutout comes last, so that its hole stays square and keeps its colour.
+
+    Raises ValueError for a value out of range.
+    """
+
+    crop_padding: int = 0
+    crop_mode: Literal["zero", "reflect"] = "zero"
+    flip: float = 0.0
+    rotation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    perspective: float = 0.0
+    perspective_p: float = 0.5
+    cutout: int = 0
+    cutout_fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.crop_mode not in ("zero", "reflect"):
+            raise ValueError(f"crop_mode must be zero or reflect, got {self.crop_mode!r}")
+        limits = {
+            "crop_padding": inf, "flip": 1, "rotation": 180, "brightness": inf, "contrast": inf,
+            "saturation": inf, "hue": 0.5, "perspective": 0.6, "perspective_p": 1, "cutout": inf,
+        }  # fmt: skip
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= limit:
+                right = "0 or more" if limit == inf else f"in [0, {limit}]"
+                raise ValueError(f"{name} must be {right}, got {value}")
+        if not all(0 <= value <= 1 for value in self.cutout_fill):
+            raise ValueError(f"cutout_fill must be in [0, 1], got {self.cutout_fill}")
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        """Augment images uint8 (B, 3, H, W), with a generator on their device.
+
+        Returns uint8 where only crop, flip and Cutout are on, and float32 in [0, 1] otherwise. The
+        result depends on the images, the arguments and the generator's state alone.
+        """
+        draw = _Draw(len(images), images.device, generator)
+        height, width = images.shape[-2:]
+        if self.crop_padding or self.flip:
+            places = 2 * self.crop_padding + 1
+            top, left = draw.integer(places), draw.integer(places)
+            flip = draw.uniform(0, 1) < self.flip
+            images = crop_and_flip(images, top, left, flip, self.crop_padding, self.crop_mode)
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        if any(strengths):
+            order = draw.order([strength > 0 for strength in strengths])
+            brightness, contrast, saturation = (
+                draw.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths[:3]
+            )
+            hue = draw.uniform(-self.hue, self.hue) if self.hue else None
+            images = colour_jitter(as_float(images), brightness, contrast, saturation, hue, order)
+        if self.rotation or self.perspective:
+            matrices = rotation_matrix(draw.uniform(-self.rotation, self.rotation), height, width)
+            if self.perspective:
+                corners = draw.corners(self.perspective, self.perspective_p, height, width)
+                matrices = compose(matrices, perspective_matrix(corners, height, width))
+            images = warp(as_float(images), matrices)
+        if self.cutout:
+            byte = images.dtype == torch.uint8
+            fill = tuple(round(255 * value) if byte else value for value in self.cutout_fill)
+            images = cutout(images, draw.integer(height), draw.integer(width), self.cutout, fill)
+        return images
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Random parameters of `size` images: one generator, one device."""
+
+    size: int
+    device: torch.device
+    generator: Generator
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        values = torch.rand(self.size, generator=self.generator, device=self.device)
+        return values * (high - low) + low
+
+    def integer(self, count: int, *shape: int) -> Tensor:
+        return torch.randint(
+            count, (self.size, *shape), generator=self.generator, device=self.device
+        )
+
+    def order(self, wanted: list[bool]) -> Tensor:
+        """A random permutation (B, n) of the positions that are wanted."""
+        when = torch.rand(self.size, len(wanted), generator=self.generator, device=self.device)
+        for position, is_wanted in enumerate(wanted):
+            if not is_wanted:
+                when[:, position] = inf
+        return when.argsort(1)[:, : sum(wanted)]
+
+    def corners(self, scale: float, probability: float, height: int, width: int) -> Tensor:
+        """Corners (B, 4, 2) for `perspective_matrix`, moved inwards in some of the images."""
+        moved = (self.uniform(0, 1) < probability)[:, None]
+        x = moved * self.integer(int(scale * (width // 2)) + 1, 4)
+        y = moved * self.integer(int(scale * (height // 2)) + 1, 4)
+        x[:, 1:3] = width - 1 - x[:, 1:3]
+        y[:, 2:] = height - 1 - y[:, 2:]
+        return torch.stack([x, y], dim=2).to(torch.float32)

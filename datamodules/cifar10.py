@@ -1,0 +1,272 @@
+"""CIFAR-10 from disk to batches: find or fetch, verify, split, hand out loaders."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import calculate_md5
+
+from datamodules.augmentation import Augmentation
+from datamodules.mixing import Mixing
+from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
+from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+# Per channel over all pixels of the 50,000 training images, in [0, 1]; a test measures them again.
+MEAN = (0.49140, 0.48216, 0.44653)
+STD = (0.24703, 0.24349, 0.26159)
+
+
+def cifar10_files(root: Path) -> dict[Path, str]:
+    """The official files of CIFAR-10 under `root`, each with its md5."""
+    entries = [*CIFAR10.train_list, *CIFAR10.test_list]
+    entries.append((CIFAR10.meta["filename"], CIFAR10.meta["md5"]))
+    return {root / CIFAR10.base_folder / name: md5 for name, md5 in entries}
+
+
+def find_cifar10(root: Path, download: bool) -> None:
+    """Make sure that CIFAR-10 lies whole under `root`, fetching it where it is absent and allowed.
+
+    Raises MisconfigurationException, in one line that says what to do, where a file is damaged or
+    nothing can be had.
+    """
+    files = cifar10_files(root)
+    reason = "downloading is switched off"
+    if download and not all(file.exists() for file in files):
+        rank_zero_info(f"CIFAR-10 is not in {root}: downloading it (170 MB)")
+        try:
+            CIFAR10(root, download=True)
+        except (OSError, RuntimeError) as error:
+            reason = f"downloading it failed: {error}"
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise MisconfigurationException(
+            f"CIFAR-10 is not whole in {root} ({missing[0].name} is missing) and {reason}. Put the "
+            f"official {CIFAR10.base_folder} folder there, name another folder with --data.root or "
+            "$CIFAR10_ROOT, or take the procedural stand-in with --data.source synthetic"
+        )
+    for file, md5 in files.items():
+        if calculate_md5(file) != md5:
+            raise MisconfigurationException(
+                f"{file} is damaged (its md5 is not {md5}): delete it and run again to fetch it"
+            )
+
+
+def load_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of one official split."""
+    data = CIFAR10(root, train=train)
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor(data.targets)
+
+
+def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Sorted indices (train, validation) that take the same fraction of every class."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
+    train, val = [], []
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        held_out = round(len(members) * val_fraction)
+        val.append(members[:held_out])
+        train.append(members[held_out:])
+    return torch.cat(train).sort().values, torch.cat(val).sort().values
+
+
+class CIFAR10DataModule(LightningDataModule):
+    """CIFAR-10 as uint8 tensors on the training device, augmented there."""
+
+    def __init__(
+        self,
+        root: str | None = None,
+        source: Literal["cifar10", "synthetic", "auto"] = "cifar10",
+        download: bool = True,
+        batch_size: int = 128,
+        eval_batch_size: int = 1000,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        seed: int = 0,
+        crop_padding: int = 4,
+        crop_mode: Literal["zero", "reflect"] = "zero",
+        flip: float = 0.5,
+        rotation: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        perspective: float = 0.0,
+        perspective_p: float = 0.5,
+        cutout: int = 0,
+        mixup_alpha: float = 0.0,
+        mixup_p: float = 1.0,
+        mixup_ramp: bool = False,
+        cutmix_alpha: float = 0.0,
+        cutmix_p: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            root: folder that holds cifar-10-batches-py (default: $CIFAR10_ROOT, else data).
+            source: CIFAR-10, its procedural stand-in, or the stand-in only where there is no CIFAR-10.
+            download: fetch CIFAR-10 where it is absent.
+            batch_size: training images per step.
+            eval_batch_size: images per step of validation, test and prediction.
+            val_fraction: share of the 50,000 training images held out, the same of each class.
+            split_seed: which images are held out; independent of seed.
+            seed: order, augmentation and mixing of the training images.
+            crop_padding: pixels around the image within which the random crop moves.
+            crop_mode: what fills the padding.
+            flip: probability of a horizontal flip.
+            rotation: largest rotation to either side, in degrees.
+            brightness: brightness factor in 1 +- this.
+            contrast: contrast factor in 1 +- this.
+            saturation: saturation factor in 1 +- this.
+            hue: hue shift within +- this share of the colour circle, up to 0.5.
+            perspective: distortion scale of the random perspective, in [0, 1].
+            perspective_p: probability of the random perspective.
+            cutout: side of the square hole of Cutout, in pixels.
+            mixup_alpha: MixUp's Beta(alpha, alpha); 0 is off.
+            mixup_p: probability of MixUp for a batch.
+            mixup_ramp: half of alpha in the first quarter of training, three quarters in the second.
+            cutmix_alpha: CutMix's Beta(alpha, alpha); 0 is off.
+            cutmix_p: probability of CutMix for a batch; MixUp's and CutMix's add up to 1 at most.
+        """
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(
+                f"batch_size and eval_batch_size must be 1 or more, got {batch_size}, {eval_batch_size}"
+            )
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
+        self.save_hyperparameters()
+        self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
+        self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
+        self.augmentation = Augmentation(
+            crop_padding=crop_padding,
+            crop_mode=crop_mode,
+            flip=flip,
+            rotation=rotation,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            perspective=perspective,
+            perspective_p=perspective_p,
+            cutout=cutout,
+            cutout_fill=MEAN,
+        )
+        self.mixing = Mixing(
+            mixup_alpha=mixup_alpha,
+            mixup_p=mixup_p,
+            cutmix_alpha=cutmix_alpha,
+            cutmix_p=cutmix_p,
+            ramp=mixup_ramp,
+            num_classes=len(CIFAR10_CLASSES),
+        )
+        self.source: Literal["cifar10", "synthetic"] | None = None
+        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._position: dict[str, int] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the ten classes, in the order of their labels."""
+        return SYNTHETIC_CLASSES if self.source == "synthetic" else CIFAR10_CLASSES
+
+    def prepare_data(self) -> None:
+        """Find, fetch and verify; afterwards `source` says which images this run is about.
+
+        Files of the test set are hashed here, so that damage is found before training and not after
+        it; they are decoded in `setup("test")` and nowhere else.
+        """
+        if self.source is not None:
+            return
+        source = self.hparams["source"]
+        if source != "synthetic":
+            try:
+                find_cifar10(self.root, self.hparams["download"])
+                self.source = "cifar10"
+                return
+            except MisconfigurationException as error:
+                if source == "cifar10":
+                    raise
+                rank_zero_info(f"{error}. Source auto: taking the stand-in.")
+        rank_zero_info("Training on the SYNTHETIC stand-in: its figures say nothing about CIFAR-10.")
+        self.source = "synthetic"
+
+    def setup(self, stage: str) -> None:
+        """Decode the training images for "fit" and "validate", the test images for "test"."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise MisconfigurationException(
+                f"trainer.devices x num_nodes must be 1, got {self.trainer.world_size} processes: "
+                "the loader does not shard yet"
+            )
+        if stage in ("fit", "validate") and "train" not in self._splits:
+            images, labels = self._load("train")
+            train, val = stratified_split(
+                labels, self.hparams["val_fraction"], self.hparams["split_seed"]
+            )
+            self._splits["train"] = images[train], labels[train]
+            self._splits["val"] = images[val], labels[val]
+        elif stage == "test" and "test" not in self._splits:
+            self._splits["test"] = self._load("test")
+
+    def _load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        if self.source == "synthetic":
+            return synthetic_cifar10(split)
+        return load_cifar10(self.root, train=split == "train")
+
+    def _on_device(self, split: str) -> tuple[Tensor, Tensor]:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        images, labels = self._splits[split]
+        self._splits[split] = images.to(device), labels.to(device)
+        return self._splits[split]
+
+    def train_dataloader(self) -> TrainLoader:
+        hparams = self.hparams
+        images, labels = self._on_device("train")
+        if len(images) < hparams["batch_size"]:
+            raise MisconfigurationException(
+                f"data.batch_size must be at most the {len(images):,} training images, "
+                f"got {hparams['batch_size']}"
+            )
+        loader = TrainLoader(
+            images,
+            labels,
+            hparams["batch_size"],
+            hparams["seed"],
+            self.mean.to(images.device),
+            self.std.to(images.device),
+            self.augmentation,
+            self.mixing,
+            max_epochs=self.trainer.max_epochs if self.trainer and self.trainer.max_epochs else 1,
+        )
+        loader.set_epoch(self._position.get("epoch", 0))
+        loader.start = self._position.get("batch", 0)
+        return loader
+
+    def _eval_loader(self, split: str) -> EvalLoader:
+        images, labels = self._on_device(split)
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return EvalLoader(images, labels, self.hparams["eval_batch_size"], mean, std)
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        return self._eval_loader("val") if len(self._splits["val"][0]) else []
+
+    def test_dataloader(self) -> EvalLoader:
+        return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands: the epoch, and how many of its batches were trained on."""
+        if self.trainer is None:
+            return {}
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return {"epoch": self.trainer.current_epoch, "batch": progress.current.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict

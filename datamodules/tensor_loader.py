@@ -1,0 +1,100 @@
+"""Batches of a data set that lies on the training device as tensors, augmented where they are used."""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.augmentation import Augmentation, normalise
+from datamodules.mixing import Mixing
+
+Batch = tuple[Tensor, Tensor]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on their order."""
+    digest = blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class EvalLoader:
+    """Normalised batches in the data set's order: images float32 (B, 3, 32, 32), labels int64 (B,)."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, batch_size: int, mean: Tensor, std: Tensor
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.batch_size = batch_size
+        self.mean, self.std = mean, std
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.images), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            yield normalise(self.images[batch], self.mean, self.std), self.labels[batch]
+
+
+class TrainLoader:
+    """Shuffled, augmented, normalised and mixed batches; a last incomplete batch is left out.
+
+    Every batch is a pure function of (seed, epoch, position): no generator lives from one batch to
+    the next, so that precision, validation or a restart cannot shift what follows, and iterating an
+    epoch again gives the same batches. Targets are int64 labels (B,), or float32 (B, classes) where
+    `mixing` is active.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        mean: Tensor,
+        std: Tensor,
+        augmentation: Augmentation,
+        mixing: Mixing,
+        max_epochs: int,
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.batch_size = batch_size
+        self.seed = seed
+        self.mean, self.std = mean, std
+        self.augmentation, self.mixing = augmentation, mixing
+        self.max_epochs = max_epochs
+        self.epoch = 0
+        self.start = 0
+        self.generator = torch.Generator(images.device)
+        # Lightning announces epochs to a loader's sampler, and to nothing else.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Lightning makes iterators that it never advances: only the one that is used may take the
+        # position that a checkpoint left.
+        start, self.start = self.start, 0
+        # Drawn on the CPU, where it is the same for every device.
+        shuffle = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch, "order"))
+        order = torch.randperm(len(self.images), generator=shuffle).to(self.images.device)
+        for position in range(start, len(self)):
+            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield self._batch(batch, position)
+
+    def _batch(self, indices: Tensor, position: int) -> Batch:
+        seed = derive_seed(self.seed, self.epoch, position)
+        self.generator.manual_seed(seed)
+        images = self.augmentation(self.images[indices], self.generator)
+        images, labels = normalise(images, self.mean, self.std), self.labels[indices]
+        if not self.mixing.active:
+            return images, labels
+        progress = self.epoch / self.max_epochs
+        return self.mixing(images, labels, np.random.default_rng(seed), progress)

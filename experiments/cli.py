@@ -1,0 +1,153 @@
+"""The command line: flags and presets in, a trainer, a network and its data out."""
+
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+    Timer,
+)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks import EMA, SWA, BestCheckpoint, Lookahead, ParameterBudget, RandomState
+from datamodules import CIFAR10DataModule
+from experiments.launch import CONFIGS, Launch, fail
+from experiments.loggers import WandbMode, csv_logger, wandb_logger
+from experiments.trainer import Trainer
+from lightning_modules import ARCHITECTURES
+
+# Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
+# before EMA, which averages the weights that it leaves.
+SWITCHES: dict[str, tuple[type[Callback], bool]] = {
+    "budget": (ParameterBudget, True),
+    "lookahead": (Lookahead, False),
+    "ema": (EMA, False),
+    "swa": (SWA, False),
+}
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors are one line with the near matches of a mistyped flag."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(message)
+
+
+class ExperimentCLI(LightningCLI):
+    """`LightningCLI` for one architecture, its preset, and the callbacks that the preset asks for.
+
+    Precedence: the preset, then `--config`, then flags. A user's mistake ends the process with one
+    line and exit code 2.
+    """
+
+    model: Any
+    datamodule: CIFAR10DataModule
+    trainer: Trainer
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        try:
+            super().__init__(
+                ARCHITECTURES[launch.arch],
+                CIFAR10DataModule,
+                save_config_callback=None,
+                trainer_class=Trainer,
+                trainer_defaults={"max_epochs": 200, "devices": 1, "benchmark": True},
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs={
+                    "prog": "run.py",
+                    "description": f"Train and test {launch.arch}.",
+                    "allow_abbrev": False,
+                    "default_config_files": [str(CONFIGS / f"{launch.arch}.yaml")],
+                },
+                args=launch.arguments,
+                run=False,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        except (ValueError, MisconfigurationException) as error:
+            fail(str(error))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--arch", type=str, default=self.launch.arch, help="Which network.")
+        parser.add_argument("--name", type=str | None, help="Name of the run's folder.")
+        parser.add_argument("--output", type=str, default="runs", help="Where run folders lie.")
+        parser.add_argument(
+            "--seed", type=int, default=0, help="Seed of initialisation, order and augmentation."
+        )
+        parser.add_argument(
+            "--quick",
+            action="store_true",
+            help="Two minutes or less: a small network, a short schedule, the stand-in for CIFAR-10 "
+            "where that cannot be had.",
+        )
+        parser.add_argument(
+            "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
+        )
+        parser.add_argument(
+            "--wandb", type=WandbMode, default="offline", help="Curves to Weights & Biases."
+        )
+        for key, (callback, default) in SWITCHES.items():
+            parser.add_argument(
+                f"--{key}", type=bool | callback, default=default, help=callback.__doc__
+            )
+        parser.link_arguments("seed", "seed_everything")
+        parser.link_arguments("seed", "data.seed")
+
+    def before_instantiate_classes(self) -> None:
+        self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        folder = self.launch.folder
+        keep_steps = 0
+        if self.launch.resumes:
+            keep_steps = torch.load(self.launch.checkpoint, weights_only=True)["global_step"]
+        loggers = [
+            csv_logger(folder, keep_steps),
+            wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
+        ]
+        callbacks = [*(self.config_init.trainer.callbacks or []), *self._callbacks()]
+        return super().instantiate_trainer(
+            default_root_dir=str(folder), logger=[x for x in loggers if x], callbacks=callbacks
+        )
+
+    def _callbacks(self) -> list[Callback]:
+        folder = self.launch.folder
+        switched: list[Callback] = []
+        for key, (callback, _) in SWITCHES.items():
+            value = self.config_init[key]
+            if value:
+                switched.append(callback() if value is True else value)
+        validated = [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
+        best = [BestCheckpoint(folder, suffix) for suffix in validated]
+        # Every epoch, and behind the best ones, so that it holds their state.
+        last = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
+        return [
+            RandomState(),
+            *switched,
+            LearningRateMonitor(logging_interval="step"),
+            Timer(),
+            RichProgressBar(),
+            *(best if self.config.data.val_fraction else []),
+            last,
+        ]
+
+    def after_instantiate_classes(self) -> None:
+        if self.config.data.val_fraction:
+            return
+        for callback in self.trainer.callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor and monitor.startswith("val/"):
+                fail(
+                    f"{type(callback).__name__} monitors {monitor}, but --data.val_fraction 0 leaves "
+                    "no validation images: set it above 0 or drop the monitor"
+                )

@@ -1,0 +1,175 @@
+"""One experiment from the first step to its record: fit, evaluate, write, show."""
+
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.cli import ExperimentCLI
+from experiments.evaluation import load_weights, predict, score
+from experiments.launch import fail
+from experiments.loggers import log_media
+from experiments.plots import plot_augmented, plot_confusion, plot_curves
+from experiments.record import (
+    Record,
+    Score,
+    describe_device,
+    git_state,
+    versions,
+    write_atomically,
+    write_record,
+)
+from lightning_modules.classifier import ImageClassifier, count_parameters
+
+Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
+
+
+def run_experiment(cli: ExperimentCLI) -> Record | None:
+    """Train, then evaluate validation and test once with every set of weights, and write it all down.
+
+    None where `--trainer.max_time` ended the training before its last epoch: the test set stays
+    unread until the run is resumed and finished.
+    """
+    folder = cli.launch.folder
+    try:
+        cli.datamodule.prepare_data()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", cli.resolved)
+        with (folder / "commands.txt").open("a") as file:
+            file.write(shlex.join(["python", *sys.argv]) + "\n")
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint)
+    except MisconfigurationException as error:
+        fail(str(error))
+    timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
+    remaining = timer.time_remaining()
+    if remaining is not None and remaining <= 0:
+        print(f"Out of time: continue with --name {folder.name} --ckpt_path last")
+        return None
+
+    labels, logits, scores = evaluate(cli, folder)
+    record = make_record(cli, folder, scores, timer.time_elapsed("train"))
+    np.savez_compressed(
+        folder / "predictions.npz",
+        **{f"{split}_labels": labels[split].numpy() for split in labels},
+        **{f"{split}_{name}": x.numpy() for split in logits for name, x in logits[split].items()},
+    )
+    write_pictures(cli, folder, logits["test"][record.selected or "raw"], labels["test"])
+    write_record(record, folder / "result.json")
+    show(record, folder)
+    return record
+
+
+def evaluate(
+    cli: ExperimentCLI, folder: Path
+) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
+    """Labels, logits and scores of validation and test: of the raw, EMA and SWA weights there are."""
+    data = cli.datamodule
+    data.setup("test")
+    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    if not loaders["val"]:
+        del loaders["val"]
+    names = [name for name in ("raw", "ema", "swa") if name == "raw" or cli.config[name]]
+    weights = [w for w in (load_weights(folder, name) for name in names) if w is not None]
+    labels = {split: loader.labels.cpu() for split, loader in loaders.items()}
+    logits = {
+        split: {w.name: predict(cli.trainer, cli.model, w, loader) for w in weights}
+        for split, loader in loaders.items()
+    }
+    scores = {
+        split: {w.name: score(logits[split][w.name], labels[split], w) for w in weights}
+        for split in loaders
+    }
+    return labels, logits, scores
+
+
+def make_record(
+    cli: ExperimentCLI, folder: Path, scores: dict[str, dict[str, Score]], seconds: float
+) -> Record:
+    """Put together what the run knows about itself."""
+    trainer, data = cli.trainer, cli.datamodule
+    commit, dirty = git_state()
+    on_validation = scores.get("val", {})
+    config = yaml.safe_load(cli.resolved)
+    assert data.source is not None
+    return Record(
+        arch=cli.launch.arch,
+        name=folder.name,
+        command=(folder / "commands.txt").read_text().splitlines(),
+        config=config,
+        quick=config["quick"],
+        source=data.source,
+        commit=commit,
+        dirty=dirty,
+        versions=versions(),
+        device=describe_device(trainer.strategy.root_device),
+        precision=str(trainer.precision),
+        seed=config["seed"],
+        parameters=count_parameters(cli.model.network),
+        operations_per_image=operations_per_image(cli.model),
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        train_images=int(trainer.num_training_batches) * config["data"]["batch_size"],
+        training_seconds=round(seconds, 1),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        selected=max(on_validation, key=lambda name: on_validation[name].accuracy, default=None),
+        scores=scores,
+    )
+
+
+def operations_per_image(module: ImageClassifier) -> int:
+    """Operations of one forward pass of one image, a multiply-add counted as two."""
+    module.eval()
+    image = torch.zeros(1, 3, 32, 32, device=module.device)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
+        module(image)
+    return counter.get_total_flops()
+
+
+def write_pictures(cli: ExperimentCLI, folder: Path, logits: Tensor, labels: Tensor) -> None:
+    """Augmented training images, curves and the test set's confusion matrix; to W&B as well."""
+    data = cli.datamodule
+    images, _ = next(iter(data.train_dataloader()))
+    plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
+    plot_confusion(logits, labels, data.classes, folder / "confusion.png")
+    plot_curves(folder / "metrics.csv", folder / "curves.png")
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            log_media(logger, folder / "augmented.png", logits, labels, data.classes)
+            logger.experiment.finish()
+
+
+def show(record: Record, folder: Path) -> None:
+    """Print the record's scores, and where everything lies."""
+    source = "CIFAR-10" if record.source == "cifar10" else "the SYNTHETIC stand-in, not CIFAR-10"
+    table = Table(
+        title=f"{record.arch}: {record.parameters:,} parameters, {record.epochs} epochs on {source}"
+        f"{' (--quick)' if record.quick else ''}, {record.training_seconds:.0f} s"
+    )
+    for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "checkpoint"):
+        table.add_column(column, justify="left" if column in ("split", "weights") else "right")
+    for split, by_weights in record.scores.items():
+        for name, x in by_weights.items():
+            table.add_row(
+                split,
+                name + (" (selected)" if name == record.selected else ""),
+                f"{x.accuracy:.2%}",
+                f"{x.nll:.4f}",
+                f"{x.ece:.4f}",
+                f"{x.images:,}",
+                f"{x.checkpoint}, epoch {x.epoch}",
+            )
+    console = Console()
+    console.print(table)
+    console.print(f"Everything of this run: {folder}")

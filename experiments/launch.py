@@ -1,0 +1,109 @@
+"""What is decided before torch is imported: the architecture, the run folder, what to resume."""
+
+import argparse
+import difflib
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from lightning_modules import ARCHITECTURES
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+QUICK = CONFIGS / "quick.yaml"
+
+
+def fail(message: str) -> NoReturn:
+    """End with a user's mistake: one line, exit code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of `run.py`."""
+
+    arch: str
+    folder: Path  # where everything of the run is written
+    checkpoint: Path | None  # what is resumed
+    arguments: list[str]  # for the full parser: what the user gave, behind what it stands on
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an earlier launch began this very run."""
+        return self.checkpoint is not None and self.checkpoint.parent == self.folder
+
+
+def near(name: str, names: list[str]) -> str:
+    """A hint at the names that were probably meant, or nothing."""
+    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
+
+
+def read_launch(argv: list[str]) -> Launch:
+    """Read the few flags that everything else depends on; a mistake in them ends the process."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = fail  # type: ignore[method-assign]
+    parser.add_argument("--arch")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--name")
+    parser.add_argument("--output", type=Path, default=Path("runs"))
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--quick", nargs="?", const="true", default="false")
+    flags, _ = parser.parse_known_args(argv)
+    arch = flags.arch or _arch_of(flags.config)
+    known = list(ARCHITECTURES)
+    if arch is None:
+        if {"-h", "--help"} & set(argv):
+            print(f"usage: run.py --arch NAME [flags]\n\nNAME: {', '.join(known)}")
+            print("Every flag of one architecture: run.py --arch NAME --help")
+            sys.exit(0)
+        fail(f"--arch is missing: name one of {', '.join(known)}")
+    if arch not in known:
+        fail(f"--arch {arch} is unknown{near(arch, known)}: name one of {', '.join(known)}")
+
+    arguments = list(argv)
+    if flags.quick == "true":
+        arguments = ["--config", str(QUICK), *arguments]
+    checkpoint = None
+    if flags.ckpt_path == "last":
+        folder = flags.output / flags.name if flags.name else _latest_run(flags.output, arch)
+        checkpoint = folder / "last.ckpt"
+        if not checkpoint.exists():
+            fail(f"--ckpt_path last: there is no {checkpoint} to resume from")
+        if (folder / "result.json").exists():
+            fail(f"--ckpt_path last: {folder} has finished, its record is {folder}/result.json")
+        # The run goes on with what it was started with; flags given now stand above that.
+        arguments = ["--config", str(folder / "config.yaml"), *argv]
+    else:
+        folder = flags.output / (flags.name or f"{arch}-{datetime.now():%Y%m%d-%H%M%S}")
+        if flags.ckpt_path:
+            checkpoint = Path(flags.ckpt_path)
+            if not checkpoint.is_file():
+                fail(f"--ckpt_path {checkpoint} is not a file")
+        if any((folder / name).exists() for name in ("last.ckpt", "result.json")):
+            fail(f"{folder} holds a run: choose another --name, or resume it with --ckpt_path last")
+    return Launch(arch, folder, checkpoint, arguments)
+
+
+def _arch_of(config: Path | None) -> str | None:
+    """The architecture that a saved config.yaml names."""
+    if config is None or not config.is_file():
+        return None
+    try:
+        content = yaml.safe_load(config.read_text())
+    except yaml.YAMLError as error:
+        fail(f"--config {config} is not YAML: {error}")
+    return content.get("arch") if isinstance(content, dict) else None
+
+
+def _latest_run(output: Path, arch: str) -> Path:
+    """The unfinished run of an architecture whose checkpoint is the newest."""
+    found = [path for path in output.glob("*/last.ckpt") if _arch_of(path.with_name("config.yaml")) == arch]
+    unfinished = [path for path in found if not path.with_name("result.json").exists()]
+    if not unfinished:
+        fail(f"--ckpt_path last: {output} holds no unfinished run of {arch}; name one with --name")
+    return max(unfinished, key=lambda path: path.stat().st_mtime).parent

@@ -1,0 +1,47 @@
+"""Pictures of one run: augmented training images, curves, confusion matrix."""
+
+import csv
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.utils import save_image
+
+
+def plot_augmented(images: Tensor, mean: Tensor, std: Tensor, path: Path) -> None:
+    """A grid of normalised training images float32 (N, 3, H, W), made visible again."""
+    visible = images * std[:, None, None] + mean[:, None, None]
+    save_image(visible.clamp(0, 1), path, nrow=8)
+
+
+def plot_confusion(logits: Tensor, labels: Tensor, classes: tuple[str, ...], path: Path) -> None:
+    """How many images of each class were taken for each class."""
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    matrix = MulticlassConfusionMatrix(len(classes))
+    matrix.update(logits.argmax(dim=1), labels)
+    matrix.plot(ax=figure.subplots(), labels=list(classes), cmap="Blues")
+    figure.savefig(path, dpi=120)
+
+
+def plot_curves(metrics: Path, path: Path) -> None:
+    """Accuracy, loss and learning rate over epochs, from a run's metrics.csv."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = sorted({name for row in rows for name, value in row.items() if value})
+    panels = {
+        "accuracy": [name for name in names if "/acc" in name],
+        "loss": [name for name in names if "/loss" in name],
+        "learning rate": [name for name in names if name.startswith("lr")],
+    }
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
+        for key in keys:
+            points = [(float(row["epoch"]), float(row[key])) for row in rows if row[key]]
+            axis.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 30 else "")
+        axis.set(xlabel="epoch", ylabel=title)
+        axis.grid(alpha=0.3)
+        if keys:
+            axis.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,23 @@
+"""Train and test one experiment.
+
+python experiments/run.py --arch sam_resnet
+python experiments/run.py --arch sam_resnet --trainer.max_epochs 5 --model.lr 0.05 --ema.decay 0.99
+python experiments/run.py --arch sam_resnet --help
+"""
+
+import sys
+
+from experiments.launch import read_launch
+
+
+def main() -> None:
+    launch = read_launch(sys.argv[1:])
+    # After the launch, whose mistakes are answered before torch is imported, which takes seconds.
+    from experiments.cli import ExperimentCLI
+    from experiments.experiment import run_experiment
+
+    run_experiment(ExperimentCLI(launch))
+
+
+if __name__ == "__main__":
+    main()

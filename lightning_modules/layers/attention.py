@@ -1,0 +1,71 @@
+"""Attention over channels and over positions.
+
+Each module maps feature maps (N, C, H, W) to their product with weights in (0, 1): same shape, same
+dtype.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.layers.blocks import Activation, make_activation
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels weighted by their mean over all positions (Hu et al. 2018).
+
+    1x1 convolutions with bias, C -> max(1, C // reduction) -> C, `activation` between them.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, activation: Activation = "relu") -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.activation = make_activation(activation)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean((2, 3), keepdim=True)
+        return x * self.fc2(self.activation(self.fc1(squeezed))).sigmoid()
+
+
+class ChannelAttention(nn.Module):
+    """Channels weighted by their mean and maximum over all positions (Woo et al. 2018).
+
+    Both go through one shared MLP without bias, C -> max(4, C // reduction) -> C.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, channels, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
+        return x * weights[:, :, None, None]
+
+
+class SpatialAttention(nn.Module):
+    """Positions weighted by the mean and maximum over channels (Woo et al. 2018).
+
+    A 7x7 convolution, 2 -> 1, without bias: 98 parameters. CBAM's published code has a BatchNorm
+    after it, its paper has none, and nor has this.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
+        return x * self.conv(pooled).sigmoid()
+
+
+class CBAM(nn.Sequential):
+    """Channel attention, then spatial attention (Woo et al. 2018)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__(ChannelAttention(channels, reduction), SpatialAttention())

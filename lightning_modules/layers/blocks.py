@@ -1,0 +1,115 @@
+"""What several residual networks share: convolution with BatchNorm, the basic block, stages."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+Activation = Literal["relu", "silu"]
+
+
+def make_activation(name: Activation) -> nn.Module:
+    """The activation of that name; ValueError for any other."""
+    if name == "relu":
+        return nn.ReLU(inplace=True)
+    if name == "silu":
+        # Not in place: its gradient needs its input, which autograd would copy first.
+        return nn.SiLU()
+    raise ValueError(f"activation must be 'relu' or 'silu', got {name!r}")
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
+) -> nn.Sequential:
+    """Convolution without bias, padded so that stride 1 keeps the size, and BatchNorm."""
+    return nn.Sequential(
+        nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+        ),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, (N, in_channels, H, W) -> (N, channels, H', W').
+
+    conv-BN-act, conv-BN, plus the shortcut, act (He et al. 2016), with H' = H / stride. The
+    shortcut is a 1x1 convolution with BatchNorm where the width or the stride changes. Attention
+    may follow the first activation (`after_act1`) or the second BatchNorm (`after_bn2`).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        activation: Activation = "relu",
+        after_act1: nn.Module | None = None,
+        after_bn2: nn.Module | None = None,
+        act_after_sum: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv_bn1 = conv_bn(in_channels, channels, stride=stride)
+        self.act1 = make_activation(activation)
+        self.after_act1 = nn.Identity() if after_act1 is None else after_act1
+        self.conv_bn2 = conv_bn(channels, channels)
+        self.after_bn2 = nn.Identity() if after_bn2 is None else after_bn2
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and in_channels == channels
+            else conv_bn(in_channels, channels, kernel_size=1, stride=stride)
+        )
+        self.act2 = make_activation(activation) if act_after_sum else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.after_act1(self.act1(self.conv_bn1(x)))
+        out = self.after_bn2(self.conv_bn2(out))
+        # In place: neither BatchNorm nor attention needs its own output for its gradient.
+        out += self.shortcut(x)
+        return self.act2(out)
+
+
+def make_stages(
+    block: Callable[[int, int, int], nn.Module],
+    in_channels: int,
+    widths: Sequence[int],
+    strides: Sequence[int],
+    blocks: Sequence[int],
+) -> nn.Sequential:
+    """One nn.Sequential per stage, whose first block changes the width and takes the stride.
+
+    `block` makes a block from its input channels, output channels and stride. ValueError unless
+    `blocks` holds one positive count per stage.
+    """
+    if len(blocks) != len(widths) or min(blocks) < 1:
+        raise ValueError(f"blocks must be {len(widths)} positive counts, got {list(blocks)}")
+    stages = []
+    for width, stride, count in zip(widths, strides, blocks, strict=True):
+        first = block(in_channels, width, stride)
+        stages.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(count - 1))))
+        in_channels = width
+    return nn.Sequential(*stages)
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw every convolution from N(0, 2 / fan_out) and set its bias to zero (He et al. 2015).
+
+    This is what the reference code of ResNet and WRN does, and neither of the two papers
+    rebuilt here says otherwise. BatchNorm (ones, zeros) and linear layers keep torch's defaults.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            # By hand, since nn.init takes a depthwise filter's fan_out to be that of a full one.
+            area = math.prod(module.kernel_size)
+            fan_out = module.out_channels * area // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def check_positive(**arguments: int) -> None:
+    """ValueError for the first argument below 1, by its name."""
+    for name, value in arguments.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")

@@ -1,0 +1,100 @@
+"""Parameter groups and learning rate schedules: pure functions of a network and of a step."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+Schedule = Literal["cosine", "onecycle", "warmup_onecycle"]
+
+# The defaults of torch.optim.lr_scheduler.OneCycleLR, which SAMResNet leaves as they are: the rate
+# starts at 1/25 of its maximum and ends at 1/10,000 of where it started.
+ONECYCLE_START = 1 / 25
+ONECYCLE_END = ONECYCLE_START / 1e4
+
+
+def parameter_groups(
+    network: nn.Module, weight_decay: float, decay_norm_bias: bool
+) -> list[dict[str, Any]]:
+    """One optimizer group, or two where normalisation scales, shifts and biases go undecayed.
+
+    What is left without decay is every parameter of fewer than two dimensions, as in He et al.,
+    "Bag of Tricks for Image Classification" (2019).
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if decay_norm_bias:
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _cosine_between(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _warmup(step: int, warmup_steps: float, start: float) -> float:
+    return start + (1 - start) * step / warmup_steps
+
+
+def cosine(step: int, total_steps: int, warmup_steps: float, warmup_start: float) -> float:
+    """Cosine annealing to zero without restarts (Loshchilov & Hutter 2017), after a linear warm-up."""
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps, warmup_start)
+    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+    return _cosine_between(1.0, 0.0, min(1.0, progress))
+
+
+def onecycle(step: int, total_steps: int, rising: float) -> float:
+    """The rates of `torch.optim.lr_scheduler.OneCycleLR`, cosine in both phases (Smith & Topin 2018).
+
+    The momentum stays where it is: both papers state one value.
+    """
+    peak = rising * total_steps - 1
+    if step < peak:
+        return _cosine_between(ONECYCLE_START, 1.0, step / peak)
+    progress = (step - peak) / (total_steps - 1 - peak)
+    return _cosine_between(1.0, ONECYCLE_END, min(1.0, progress))
+
+
+def warmup_onecycle(
+    step: int, total_steps: int, rising: float, warmup_steps: float, warmup_start: float
+) -> float:
+    """SAMResNet's schedule: a linear warm-up laid over the first steps of a OneCycle schedule.
+
+    The cycle's clock runs from the first step, as in the authors' code, so that it peaks at `rising`
+    of all training and the rate falls back to the cycle's where the warm-up ends.
+    """
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps, warmup_start)
+    return onecycle(step, total_steps, rising)
+
+
+def learning_rate_factor(
+    schedule: Schedule, total_steps: int, rising: float, warmup: float, warmup_start: float
+) -> Callable[[int], float]:
+    """The rate at each optimizer step as a factor of the peak rate, for `LambdaLR`.
+
+    `rising` (the one-cycle schedules' way up) and `warmup` are shares of all steps in [0, 1);
+    `warmup_start` is the factor that the warm-up begins with. Closed forms of the step: a callback
+    may override the rate for a while and nothing is disturbed.
+    """
+    if schedule == "cosine":
+        return partial(
+            cosine,
+            total_steps=total_steps,
+            warmup_steps=warmup * total_steps,
+            warmup_start=warmup_start,
+        )
+    if schedule == "onecycle":
+        return partial(onecycle, total_steps=total_steps, rising=rising)
+    return partial(
+        warmup_onecycle,
+        total_steps=total_steps,
+        rising=rising,
+        warmup_steps=warmup * total_steps,
+        warmup_start=warmup_start,
+    )

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks import EMA, SWA, BestCheckpoint
+
+
+@pytest.fixture
+def graded(tiny):
+    """Tiny whose validation accuracy is given, epoch by epoch; an average's is its mirror image."""
+
+    class Graded(tiny):
+        grades = (0.5, 0.9, 0.7, 0.9)
+
+        def evaluate(self, network, batch, suffix):
+            grade = self.grades[self.trainer.current_epoch]
+            grade = 1 - grade if suffix else grade
+            self._sums[suffix] = torch.tensor([0.0, grade, 1.0])
+
+    return Graded
+
+
+def saved(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_lightnings_own_ends_the_run_where_its_metric_comes_late(fit, tiny, tmp_path):
+    own = ModelCheckpoint(tmp_path, monitor="val/acc_swa", mode="max")
+    with pytest.raises(MisconfigurationException, match="could not find the monitored key"):
+        fit(tiny(), SWA(start=0.5), own, max_epochs=4)
+
+
+@pytest.mark.parametrize(
+    ("every", "best_epoch", "models"),
+    # 1 - 0.7 in epoch 2, and 1 - 0.9 in epoch 3, which alone is validated when every second one is.
+    [(1, 2, 1), (2, 3, 2)],
+)
+def test_swa_has_its_best_checkpoint_though_it_starts_late(
+    fit, graded, tmp_path, every, best_epoch, models
+):
+    best = BestCheckpoint(str(tmp_path), "_swa")
+    fit(graded(), SWA(start=0.5), best, max_epochs=4, check_val_every_n_epoch=every)
+    checkpoint = saved(tmp_path / "best_swa.ckpt")
+    assert checkpoint["epoch"] == best_epoch
+    assert checkpoint["callbacks"]["SWA"]["models"] == models
+    assert best.best_model_score == pytest.approx(0.3 if every == 1 else 0.1)
+
+
+def test_raw_and_averaged_weights_have_one_file_each(fit, graded, tmp_path):
+    checkpoints = [BestCheckpoint(str(tmp_path), suffix) for suffix in ("", "_ema")]
+    fit(graded(), EMA(), *checkpoints, max_epochs=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "best_ema.ckpt"]
+    raw, ema = saved(tmp_path / "best.ckpt"), saved(tmp_path / "best_ema.ckpt")
+    # Of the two epochs at 0.9 the first; epoch 0 is the worst, and so the average's best.
+    assert (raw["epoch"], ema["epoch"]) == (1, 0)
+    assert ema["callbacks"]["EMA"]["updates"] == 7
+
+
+def test_a_resumed_run_remembers_the_best_so_far(fit, graded, tmp_path):
+    def callbacks():
+        return EMA(), BestCheckpoint(str(tmp_path)), BestCheckpoint(str(tmp_path), "_ema")
+
+    last = ModelCheckpoint(tmp_path, filename="last")
+    fit(graded(), *callbacks(), last, max_epochs=2)
+    resumed = callbacks()
+    fit(graded(), *resumed, max_epochs=4, ckpt_path=tmp_path / "last.ckpt")
+    assert saved(tmp_path / "best.ckpt")["epoch"] == 1
+    assert saved(tmp_path / "best_ema.ckpt")["epoch"] == 0
+    assert resumed[1].best_model_score == pytest.approx(0.9)
+
+
+def test_the_sanity_check_is_no_candidate(fit, graded, tmp_path):
+    class BestBeforeTraining(graded):
+        def evaluate(self, network, batch, suffix):
+            super().evaluate(network, batch, suffix)
+            if self.trainer.sanity_checking:
+                self._sums[suffix][1] = 1.0
+
+    best = BestCheckpoint(str(tmp_path))
+    fit(BestBeforeTraining(), best, num_sanity_val_steps=2)
+    assert best.best_model_score == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("options", [{"val": []}, {"val": None}, {"limit_val_batches": 0}])
+def test_without_a_validation_set_it_refuses(fit, tiny, tmp_path, options):
+    with pytest.raises(MisconfigurationException, match="validation set must not be empty"):
+        fit(tiny(), BestCheckpoint(str(tmp_path)), **options)
+
+
+def test_validating_every_second_epoch_is_no_reason_to_refuse(fit, graded, tmp_path):
+    fit(
+        graded(),
+        BestCheckpoint(str(tmp_path)),
+        max_epochs=4,
+        check_val_every_n_epoch=2,
+        num_sanity_val_steps=0,
+    )
+    assert saved(tmp_path / "best.ckpt")["epoch"] == 1
+
+
+def test_a_metric_that_never_came_is_warned_of(fit, tiny, tmp_path):
+    with pytest.warns(UserWarning, match=r"best_swa\.ckpt was not written: no val/acc_swa"):
+        fit(tiny(), BestCheckpoint(str(tmp_path), "_swa"))

@@ -1,0 +1,90 @@
+"""Attention layers against torchvision, or against their formula written out by hand."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import ops
+
+from lightning_modules.classifier import count_parameters
+from lightning_modules.layers.attention import (
+    CBAM,
+    ChannelAttention,
+    SpatialAttention,
+    SqueezeExcitation,
+)
+
+
+def feature_maps(channels: int) -> Tensor:
+    return torch.randn(2, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("name", "activation"), [("relu", nn.ReLU), ("silu", nn.SiLU)])
+def test_squeeze_excitation_is_torchvisions(name: str, activation: type[nn.Module]) -> None:
+    ours = SqueezeExcitation(32, reduction=4, activation=name)
+    theirs = ops.SqueezeExcitation(32, 8, activation=activation)
+    theirs.load_state_dict(ours.state_dict())
+    x = feature_maps(32)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_channel_attention_weighs_each_channel_by_one_mlp_of_its_mean_and_maximum() -> None:
+    attention = ChannelAttention(32, reduction=4)
+    first, second = attention.parameters()
+    x = feature_maps(32)
+    for image, weighted in zip(x, attention(x), strict=True):
+        mean = torch.stack([channel.sum() / 30 for channel in image])
+        maximum = torch.stack([channel.flatten().sort().values[-1] for channel in image])
+        score = sum(second @ (first @ pooled).clamp(min=0) for pooled in (mean, maximum))
+        weights = 1 / (1 + torch.exp(-score))
+        torch.testing.assert_close(weighted, torch.einsum("c,chw->chw", weights, image))
+
+
+def test_spatial_attention_weighs_each_position_by_a_7x7_window_of_mean_and_maximum() -> None:
+    attention = SpatialAttention()
+    (filters,) = attention.parameters()
+    x = feature_maps(3)
+    mean = x.sum(1) / 3
+    maximum = torch.maximum(torch.maximum(x[:, 0], x[:, 1]), x[:, 2])
+    pooled = F.pad(torch.stack((mean, maximum), dim=1), (3, 3, 3, 3))
+    score = torch.zeros(2, 6, 5)
+    for row in range(6):
+        for column in range(5):
+            window = pooled[:, :, row : row + 7, column : column + 7]
+            score[:, row, column] = (window * filters).sum((1, 2, 3))
+    weights = 1 / (1 + torch.exp(-score))
+    torch.testing.assert_close(attention(x), x * weights[:, None])
+
+
+def test_cbam_attends_to_channels_before_positions() -> None:
+    cbam = CBAM(16)
+    channel, spatial = cbam
+    x = feature_maps(16)
+    torch.testing.assert_close(cbam(x), spatial(channel(x)))
+    assert isinstance(channel, ChannelAttention)
+    assert isinstance(spatial, SpatialAttention)
+    assert not torch.allclose(cbam(x), channel(spatial(x)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "parameters"),
+    [
+        (partial(ChannelAttention, 248), 2 * 248 * 15),
+        (partial(ChannelAttention, 62), 2 * 62 * 4),  # 62 // 16 = 3, but never fewer than 4
+        (partial(ChannelAttention, 64, reduction=8), 2 * 64 * 8),
+        (SpatialAttention, 2 * 7 * 7),
+        (partial(CBAM, 64), 2 * 64 * 4 + 2 * 7 * 7),
+        (partial(SqueezeExcitation, 64), 2 * 64 * 4 + 4 + 64),
+        (partial(SqueezeExcitation, 8), 2 * 8 * 1 + 1 + 8),  # 8 // 16 = 0, but never fewer than 1
+    ],
+)
+def test_parameter_counts(layer: type[nn.Module], parameters: int) -> None:
+    assert count_parameters(layer()) == parameters
+
+
+@pytest.mark.parametrize("layer", [partial(SqueezeExcitation, 16), partial(CBAM, 16)])
+def test_attention_keeps_channels_last(layer: type[nn.Module]) -> None:
+    x = feature_maps(16).contiguous(memory_format=torch.channels_last)
+    assert layer()(x).is_contiguous(memory_format=torch.channels_last)

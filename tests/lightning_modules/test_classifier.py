@@ -1,0 +1,89 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.nn import functional as F
+
+from lightning_modules import ARCHITECTURES
+from lightning_modules.classifier import ImageClassifier, accuracy_per_image, count_parameters
+
+
+def small(name: str, **training: object) -> ImageClassifier:
+    cls = ARCHITECTURES[name]
+    return cls(**cls.quick, **training)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_an_image_classifier_within_the_budget(name: str) -> None:
+    with torch.device("meta"):
+        module = ARCHITECTURES[name]()  # type: ignore[call-arg]
+    assert isinstance(module, ImageClassifier)
+    assert count_parameters(module.network) <= 5_000_000
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_loads_from_its_checkpoint_as_it_was(name: str, tmp_path) -> None:
+    module = small(name, lr=0.03)
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    path = tmp_path / "module.ckpt"
+    trainer.save_checkpoint(path)
+    loaded = type(module).load_from_checkpoint(path, weights_only=True)
+    assert dict(loaded.hparams) == dict(module.hparams)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.eval()(images), module.eval()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_widest_network_that_fits_is_named(name: str) -> None:
+    module = small(name)
+    count = count_parameters(module.network)
+    width = int(module.hparams[module.grows])
+    assert module.fitting_widths(count) == f"{module.grows} <= {width} fits ({count:,})"
+    narrower = module.fitting_widths(count - 1)
+    assert narrower is None or narrower.startswith(f"{module.grows} <= {width - 1} fits")
+    assert module.fitting_widths(10) is None
+
+
+def test_accuracy_on_labels_is_the_share_of_right_predictions() -> None:
+    logits = torch.tensor([[0.0, 2.0], [3.0, 1.0]])
+    assert accuracy_per_image(logits, torch.tensor([1, 1])).tolist() == [1.0, 0.0]
+
+
+def test_accuracy_on_soft_targets_is_the_targets_weight_on_the_prediction() -> None:
+    logits = torch.tensor([[0.0, 2.0], [3.0, 1.0]])
+    targets = torch.tensor([[0.3, 0.7], [0.9, 0.1]])
+    assert accuracy_per_image(logits, targets).tolist() == pytest.approx([0.7, 0.9])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_training_loss_is_smoothed_cross_entropy(soft: bool) -> None:
+    module = small("sam_resnet", label_smoothing=0.1).eval()
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+    targets = F.one_hot(labels, 10).float() if soft else labels
+    log_probabilities = module(images).log_softmax(1)
+    smoothed = 0.9 * F.one_hot(labels, 10) + 0.1 / 10
+    expected = -(smoothed * log_probabilities).sum(1).mean()
+    torch.testing.assert_close(module.training_step((images, targets), 0), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("rising", 1.0), ("warmup", 1.0),
+     ("warmup_lr", -0.1), ("label_smoothing", 1.0)],
+)  # fmt: skip
+def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value}$"):
+        small("sam_resnet", **{name: value})
+
+
+def test_compiling_leaves_no_trace_in_the_checkpoint() -> None:
+    keys = small("sam_resnet").state_dict().keys()
+    assert small("sam_resnet", compile=True, channels_last=True).state_dict().keys() == keys
+
+
+def test_channels_last_reaches_weights_and_images() -> None:
+    module = small("sam_resnet", channels_last=True)
+    seen = []
+    module.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module(torch.randn(2, 3, 32, 32))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
