@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,6 +38,7 @@ def ema_update(averages: list[Tensor], tensors: list[Tensor], decay: float) -> N
     torch._foreach_lerp_(averages, tensors, 1 - decay)
 
 
+@final
 class EMA(Callback):
     """An average of the weights that forgets exponentially, updated after every optimizer step.
 
@@ -57,7 +58,7 @@ class EMA(Callback):
         """
         Args:
             decay: share of the average that a step keeps.
-            warmup: begin with a smaller decay, (1 + n) / (10 + n) at the n-th update.
+            warmup: begin with a smaller decay, (1 + n) / (10 + n) after n updates.
         """
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")

@@ -1,6 +1,6 @@
 """Lookahead: slow weights that follow the optimizer's, k steps at a time (Zhang et al. 2019)."""
 
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,6 +21,7 @@ def lookahead_sync(fast: list[Tensor], slow: list[Tensor], alpha: float) -> None
     torch._foreach_copy_(fast, slow)
 
 
+@final
 class Lookahead(Callback):
     """Every k optimizer steps, the weights step back towards slow weights (Zhang et al. 2019).
 

@@ -1,6 +1,6 @@
 """A limit on the number of trainable parameters, checked before the first batch."""
 
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -23,6 +23,7 @@ def count_trainable(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
+@final
 class ParameterBudget(Callback):
     """Refuses to train a network with more trainable parameters than the budget, or warns.
 

@@ -1,7 +1,7 @@
 """Stochastic weight averaging: the mean of the weights of late epochs (Izmailov et al. 2018)."""
 
 from itertools import islice
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,13 +26,14 @@ class EvaluatesNetworks(Protocol):
 def cyclic_rate(step: int, cycle: int, lr: float, lr_min: float) -> float:
     """Learning rate of step `step`, counted from 0, in cycles of `cycle` steps.
 
-    It falls linearly within a cycle and is exactly `lr_min` in its last step (Izmailov et al. 2018,
-    section 3.1; their first step, too, is already 1 / `cycle` of the way down).
+    It falls linearly within a cycle, whose first step is already 1 / `cycle` of the way down and
+    whose last one is exactly at `lr_min` (Izmailov et al. 2018).
     """
     t = (step % cycle + 1) / cycle
     return (1 - t) * lr + t * lr_min
 
 
+@final
 class SWA(Callback):
     """The equal average of the weights that SGD visits at a constant or cyclic learning rate.
 
@@ -66,11 +67,11 @@ class SWA(Callback):
         """
         Args:
             start: share of the epochs after which averaging begins.
-            lr: learning rate from then on, or where a cycle begins; none keeps the module's own.
+            lr: learning rate from then on, or where a cycle begins; null keeps the module's own.
             schedule: keep lr, or let it fall linearly to lr_min within each cycle.
             cycle_epochs: epochs between two models of the average, and length of a cycle.
             lr_min: learning rate at a cycle's end (cyclic only).
-            bn_batches: training batches for BatchNorm's statistics; none is the whole epoch.
+            bn_batches: training batches for BatchNorm's statistics; null is the whole epoch.
         """
         if not 0 <= start < 1:
             raise ValueError(f"start must be in [0, 1), a share of the epochs, got {start}")
@@ -124,7 +125,7 @@ class SWA(Callback):
         self._average = None
         if self._restored:
             self._average = self._new_average(pl_module)
-            self._average.n_averaged.fill_(self._restored["models"])
+            self._average.n_averaged.fill_(self._restored["updates"])
             self._average.module.load_state_dict(self._restored["average"])
             self._restored = {}
 
@@ -184,8 +185,8 @@ class SWA(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._average is None:
             return self._restored
-        models = int(self._average.n_averaged)
-        return {"models": models, "average": self._average.module.state_dict()}
+        updates = int(self._average.n_averaged)
+        return {"updates": updates, "average": self._average.module.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Kept until training starts: the network is not on its device yet.

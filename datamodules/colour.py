@@ -6,9 +6,15 @@ on each single image.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Torchvision's numbering in ColorJitter.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images of uint8 as float32 in [0, 1]; others as they are."""
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -53,23 +59,16 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), fall, value=-1).clamp_(0, 1)
 
 
-def colour_jitter(
-    images: Tensor,
-    brightness: Tensor,
-    contrast: Tensor,
-    saturation: Tensor,
-    hue: Tensor | None,
-    order: Tensor,
-) -> Tensor:
+def colour_jitter(images: Tensor, tone: Tensor, hue: Tensor | None, order: Tensor) -> Tensor:
     """Adjust the colours of each image in an order of its own.
 
-    `brightness`, `contrast` and `saturation` (B,) are factors, `hue` (B,) is a shift or None for
-    none. A row of `order`, int64 (B, n), lists the image's operations, first to last; one that all
-    rows leave out is not applied, and a hue that is given must be in every row.
+    `tone` (B, 3) holds the factors of brightness, contrast and saturation, `hue` (B,) the shift, or
+    is None for none. A row of `order`, int64 (B, n), lists the image's operations, first to last;
+    tones that it leaves out are not applied, and a hue that is given must be in every row.
     """
     turns = order.shape[1]
-    nothing = torch.ones_like(brightness)
-    factors = torch.stack([brightness, contrast, saturation, nothing], dim=1).gather(1, order)
+    # The factor of a turn; for hue, 1, with which a tone changes nothing.
+    factors = F.pad(tone, (0, 1), value=1.0).gather(1, order)
     if hue is None:
         for turn in range(turns):
             images = adjust_tone(images, order[:, turn], factors[:, turn])

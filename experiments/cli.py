@@ -1,6 +1,10 @@
 """The command line: flags and presets in, a trainer, a network and its data out."""
 
-from typing import Any, NoReturn
+import logging
+import pickle
+import re
+import warnings
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import yaml
@@ -16,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import EMA, SWA, BestCheckpoint, Lookahead, ParameterBudget, RandomState
 from datamodules import CIFAR10DataModule
-from experiments.launch import CONFIGS, Launch, fail
+from experiments.launch import CONFIGS, Launch, fail, near
 from experiments.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.trainer import Trainer
 from lightning_modules import ARCHITECTURES
@@ -30,12 +34,48 @@ SWITCHES: dict[str, tuple[type[Callback], bool]] = {
     "swa": (SWA, False),
 }
 
+# What Lightning warns of and this project means.
+QUIETED = (
+    "Experiment logs directory .* exists and is not empty",  # the run folder, with its config
+    "Checkpoint directory .* exists and is not empty",
+    "The number of training batches .* is smaller than the logging interval",
+    "Total length of `EvalLoader` across ranks is zero",  # val_fraction 0
+    "The '.*_dataloader' does not have many workers",  # no loader of ours has any
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
+)
+
+
+def quiet() -> None:
+    """Leave out what Lightning says of other products, and warnings of what is meant here."""
+    for message in QUIETED:
+        warnings.filterwarnings("ignore", message)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not re.match("💡 Tip|TPU available", record.getMessage()))
+
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, whose errors are one line with the near matches of a mistyped flag."""
+    """Lightning's parser, whose errors are one line that names the flag."""
+
+    # The command line, of the class because jsonargparse makes parsers of its own for the switches.
+    given: ClassVar[list[str]] = []
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(message)
+        unknown = re.match(r"Unrecognized arguments: (--[\w.]+)", message)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        fail(f"{self.clear(message)}{near(unknown[1], flags) if unknown else ''}")
+
+    def clear(self, message: str) -> str:
+        """The reason within jsonargparse's report on a switch, and the flag in full."""
+        message = " ".join(message.split())
+        if reason := re.search(r"Expected a <class 'bool'> - (.+?) Given value", message):
+            message = reason[1]
+        argument = re.match(r"Option '(\w+)'|(\w+) must ", message)
+        if argument:
+            name = argument[1] or argument[2]
+            flags = {text.partition("=")[0] for text in self.given}
+            given = [flag for flag in flags if flag.endswith(f".{name}")]
+            message = f"{given[0]}: {message}" if len(given) == 1 else message
+        return message
 
 
 class ExperimentCLI(LightningCLI):
@@ -51,13 +91,25 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
+        architecture = ARCHITECTURES[launch.arch]
+        arguments = launch.arguments
+        if launch.quick:
+            small = [f"--model.{name}={value}" for name, value in architecture.quick.items()]
+            arguments = ["--config", str(CONFIGS / "quick.yaml"), *small, *arguments]
+        quiet()
         try:
             super().__init__(
-                ARCHITECTURES[launch.arch],
+                architecture,
                 CIFAR10DataModule,
                 save_config_callback=None,
                 trainer_class=Trainer,
-                trainer_defaults={"max_epochs": 200, "devices": 1, "benchmark": True},
+                trainer_defaults={
+                    "max_epochs": 200,
+                    "devices": 1,
+                    "benchmark": True,
+                    "log_every_n_steps": 50,
+                    "enable_model_summary": False,
+                },
                 seed_everything_default=0,
                 parser_class=Parser,
                 parser_kwargs={
@@ -66,15 +118,18 @@ class ExperimentCLI(LightningCLI):
                     "allow_abbrev": False,
                     "default_config_files": [str(CONFIGS / f"{launch.arch}.yaml")],
                 },
-                args=launch.arguments,
+                args=arguments,
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
         except (ValueError, MisconfigurationException) as error:
-            fail(str(error))
+            assert isinstance(self.parser, Parser)
+            fail(self.parser.clear(str(error)))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        Parser.given = args
         self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -87,8 +142,8 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument(
             "--quick",
             action="store_true",
-            help="Two minutes or less: a small network, a short schedule, the stand-in for CIFAR-10 "
-            "where that cannot be had.",
+            help="Two minutes or less: a small network, a short schedule, the stand-in for CIFAR-10"
+            " where that cannot be had.",
         )
         parser.add_argument(
             "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
@@ -108,17 +163,27 @@ class ExperimentCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self.launch.folder
+        # Nothing is written for a run that has no data.
+        self.datamodule.prepare_data()
+        folder.mkdir(parents=True, exist_ok=True)
         keep_steps = 0
-        if self.launch.resumes:
-            keep_steps = torch.load(self.launch.checkpoint, weights_only=True)["global_step"]
+        if self.launch.checkpoint is not None:
+            try:
+                checkpoint = torch.load(self.launch.checkpoint, "cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                fail(f"--ckpt_path {self.launch.checkpoint} is not a checkpoint: {error}")
+            self.model.on_load_checkpoint(checkpoint)
+            keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
         loggers = [
             csv_logger(folder, keep_steps),
             wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
         ]
         callbacks = [*(self.config_init.trainer.callbacks or []), *self._callbacks()]
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             default_root_dir=str(folder), logger=[x for x in loggers if x], callbacks=callbacks
         )
+        assert isinstance(trainer, Trainer)
+        return trainer
 
     def _callbacks(self) -> list[Callback]:
         folder = self.launch.folder
@@ -128,7 +193,7 @@ class ExperimentCLI(LightningCLI):
             if value:
                 switched.append(callback() if value is True else value)
         validated = [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
-        best = [BestCheckpoint(folder, suffix) for suffix in validated]
+        best = [BestCheckpoint(str(folder), suffix) for suffix in validated]
         # Every epoch, and behind the best ones, so that it holds their state.
         last = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
         return [
@@ -142,12 +207,17 @@ class ExperimentCLI(LightningCLI):
         ]
 
     def after_instantiate_classes(self) -> None:
+        if self.trainer.world_size > 1:
+            fail(
+                f"trainer.devices x trainer.num_nodes must be 1, got {self.trainer.world_size}: "
+                "the loader does not shard yet"
+            )
         if self.config.data.val_fraction:
             return
         for callback in self.trainer.callbacks:
             monitor = getattr(callback, "monitor", None)
             if monitor and monitor.startswith("val/"):
                 fail(
-                    f"{type(callback).__name__} monitors {monitor}, but --data.val_fraction 0 leaves "
-                    "no validation images: set it above 0 or drop the monitor"
+                    f"{type(callback).__name__} monitors {monitor}, but --data.val_fraction 0 "
+                    "leaves no validation images: set it above 0 or drop the monitor"
                 )

@@ -44,7 +44,7 @@ def load_weights(folder: Path, name: str) -> Weights | None:
         }
     else:
         callback = checkpoint["callbacks"].get(name.upper())
-        if not callback or not (callback.get("updates") or callback.get("models")):
+        if not callback or not callback["updates"]:
             return None
         state = callback["average"]
     # A checkpoint at an epoch's end is written before that epoch is counted.

@@ -36,19 +36,20 @@ Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
 
 
 def run_experiment(cli: ExperimentCLI) -> Record | None:
-    """Train, then evaluate validation and test once with every set of weights, and write it all down.
+    """Train, then evaluate validation and test once with every set of weights, and record it.
 
     None where `--trainer.max_time` ended the training before its last epoch: the test set stays
     unread until the run is resumed and finished.
     """
     folder = cli.launch.folder
+    code = git_state()
     try:
-        cli.datamodule.prepare_data()
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", cli.resolved)
         with (folder / "commands.txt").open("a") as file:
             file.write(shlex.join(["python", *sys.argv]) + "\n")
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint)
+        cli.trainer.fit(
+            cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint, weights_only=True
+        )
     except MisconfigurationException as error:
         fail(str(error))
     timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
@@ -58,14 +59,10 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
         return None
 
     labels, logits, scores = evaluate(cli, folder)
-    record = make_record(cli, folder, scores, timer.time_elapsed("train"))
-    np.savez_compressed(
-        folder / "predictions.npz",
-        **{f"{split}_labels": labels[split].numpy() for split in labels},
-        **{f"{split}_{name}": x.numpy() for split in logits for name, x in logits[split].items()},
-    )
-    write_pictures(cli, folder, logits["test"][record.selected or "raw"], labels["test"])
+    record = make_record(cli, folder, code, scores, timer.time_elapsed("train"))
+    write_predictions(folder / "predictions.npz", labels, logits)
     write_record(record, folder / "result.json")
+    write_pictures(cli, folder, logits["test"][record.selected or "raw"], labels["test"])
     show(record, folder)
     return record
 
@@ -73,12 +70,11 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
 def evaluate(
     cli: ExperimentCLI, folder: Path
 ) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
-    """Labels, logits and scores of validation and test: of the raw, EMA and SWA weights there are."""
+    """Labels, logits and scores of validation and test, of all the weights that there are."""
     data = cli.datamodule
     data.setup("test")
     loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
-    if not loaders["val"]:
-        del loaders["val"]
+    loaders = {split: loader for split, loader in loaders.items() if loader}
     names = [name for name in ("raw", "ema", "swa") if name == "raw" or cli.config[name]]
     weights = [w for w in (load_weights(folder, name) for name in names) if w is not None]
     labels = {split: loader.labels.cpu() for split, loader in loaders.items()}
@@ -93,12 +89,25 @@ def evaluate(
     return labels, logits, scores
 
 
+def write_predictions(path: Path, labels: dict[str, Tensor], logits: Logits) -> None:
+    """Arrays `{split}_labels` (N,) and `{split}_{weights}` (N, 10): logits, for paired tests."""
+    arrays = {f"{split}_labels": x.numpy() for split, x in labels.items()}
+    for split, by_weights in logits.items():
+        arrays |= {f"{split}_{name}": x.numpy() for name, x in by_weights.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
 def make_record(
-    cli: ExperimentCLI, folder: Path, scores: dict[str, dict[str, Score]], seconds: float
+    cli: ExperimentCLI,
+    folder: Path,
+    code: tuple[str, bool],
+    scores: dict[str, dict[str, Score]],
+    seconds: float,
 ) -> Record:
     """Put together what the run knows about itself."""
     trainer, data = cli.trainer, cli.datamodule
-    commit, dirty = git_state()
+    commit, dirty = code
     on_validation = scores.get("val", {})
     config = yaml.safe_load(cli.resolved)
     assert data.source is not None
@@ -157,7 +166,7 @@ def show(record: Record, folder: Path) -> None:
         title=f"{record.arch}: {record.parameters:,} parameters, {record.epochs} epochs on {source}"
         f"{' (--quick)' if record.quick else ''}, {record.training_seconds:.0f} s"
     )
-    for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "checkpoint"):
+    for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "epoch"):
         table.add_column(column, justify="left" if column in ("split", "weights") else "right")
     for split, by_weights in record.scores.items():
         for name, x in by_weights.items():
@@ -168,7 +177,7 @@ def show(record: Record, folder: Path) -> None:
                 f"{x.nll:.4f}",
                 f"{x.ece:.4f}",
                 f"{x.images:,}",
-                f"{x.checkpoint}, epoch {x.epoch}",
+                str(x.epoch),
             )
     console = Console()
     console.print(table)

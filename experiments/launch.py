@@ -13,7 +13,6 @@ import yaml
 from lightning_modules import ARCHITECTURES
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-QUICK = CONFIGS / "quick.yaml"
 
 
 def fail(message: str) -> NoReturn:
@@ -29,6 +28,7 @@ class Launch:
     arch: str
     folder: Path  # where everything of the run is written
     checkpoint: Path | None  # what is resumed
+    quick: bool  # a small network for a short time
     arguments: list[str]  # for the full parser: what the user gave, behind what it stands on
 
     @property
@@ -52,7 +52,7 @@ def read_launch(argv: list[str]) -> Launch:
     parser.add_argument("--name")
     parser.add_argument("--output", type=Path, default=Path("runs"))
     parser.add_argument("--ckpt_path")
-    parser.add_argument("--quick", nargs="?", const="true", default="false")
+    parser.add_argument("--quick", action="store_true")
     flags, _ = parser.parse_known_args(argv)
     arch = flags.arch or _arch_of(flags.config)
     known = list(ARCHITECTURES)
@@ -66,8 +66,6 @@ def read_launch(argv: list[str]) -> Launch:
         fail(f"--arch {arch} is unknown{near(arch, known)}: name one of {', '.join(known)}")
 
     arguments = list(argv)
-    if flags.quick == "true":
-        arguments = ["--config", str(QUICK), *arguments]
     checkpoint = None
     if flags.ckpt_path == "last":
         folder = flags.output / flags.name if flags.name else _latest_run(flags.output, arch)
@@ -86,7 +84,7 @@ def read_launch(argv: list[str]) -> Launch:
                 fail(f"--ckpt_path {checkpoint} is not a file")
         if any((folder / name).exists() for name in ("last.ckpt", "result.json")):
             fail(f"{folder} holds a run: choose another --name, or resume it with --ckpt_path last")
-    return Launch(arch, folder, checkpoint, arguments)
+    return Launch(arch, folder, checkpoint, flags.quick, arguments)
 
 
 def _arch_of(config: Path | None) -> str | None:
@@ -102,7 +100,11 @@ def _arch_of(config: Path | None) -> str | None:
 
 def _latest_run(output: Path, arch: str) -> Path:
     """The unfinished run of an architecture whose checkpoint is the newest."""
-    found = [path for path in output.glob("*/last.ckpt") if _arch_of(path.with_name("config.yaml")) == arch]
+    found = [
+        path
+        for path in output.glob("*/last.ckpt")
+        if _arch_of(path.with_name("config.yaml")) == arch
+    ]
     unfinished = [path for path in found if not path.with_name("result.json").exists()]
     if not unfinished:
         fail(f"--ckpt_path last: {output} holds no unfinished run of {arch}; name one with --name")

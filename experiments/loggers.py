@@ -4,6 +4,7 @@ import csv
 import importlib.util
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -46,11 +47,11 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
             raise MisconfigurationException("--wandb online needs the package wandb: install it")
         rank_zero_warn("wandb is not installed: the curves go to metrics.csv alone.")
         return None
-    import wandb
+    import wandb  # noqa: PLC0415  a machine may be without it
 
     identity = folder / "wandb_id.txt"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(uuid4().hex[:8])
     logger = WandbLogger(
         project="sub5m",
         name=folder.name,
@@ -73,7 +74,7 @@ def log_media(
     logger: WandbLogger, grid: Path, logits: Tensor, labels: Tensor, classes: tuple[str, ...]
 ) -> None:
     """Send the grid of augmented images and the confusion matrix of one split's logits to W&B."""
-    import wandb
+    import wandb  # noqa: PLC0415  a machine may be without it
 
     predictions = logits.argmax(dim=1)
     logger.experiment.log(

@@ -25,7 +25,7 @@ def plot_confusion(logits: Tensor, labels: Tensor, classes: tuple[str, ...], pat
 
 
 def plot_curves(metrics: Path, path: Path) -> None:
-    """Accuracy, loss and learning rate over epochs, from a run's metrics.csv."""
+    """Accuracy, loss and learning rate over optimizer steps, from a run's metrics.csv."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted({name for row in rows for name, value in row.items() if value})
@@ -38,9 +38,9 @@ def plot_curves(metrics: Path, path: Path) -> None:
     axes = figure.subplots(1, len(panels))
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
-            points = [(float(row["epoch"]), float(row[key])) for row in rows if row[key]]
+            points = [(int(row["step"]), float(row[key])) for row in rows if row[key]]
             axis.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 30 else "")
-        axis.set(xlabel="epoch", ylabel=title)
+        axis.set(xlabel="step", ylabel=title)
         axis.grid(alpha=0.3)
         if keys:
             axis.legend()

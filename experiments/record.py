@@ -107,6 +107,8 @@ def describe_device(device: torch.device) -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         name = models[0].partition(":")[2].strip() if models else name
     return f"{name} ({torch.get_num_threads()} of {os.cpu_count()} CPUs)"

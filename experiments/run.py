@@ -13,8 +13,8 @@ from experiments.launch import read_launch
 def main() -> None:
     launch = read_launch(sys.argv[1:])
     # After the launch, whose mistakes are answered before torch is imported, which takes seconds.
-    from experiments.cli import ExperimentCLI
-    from experiments.experiment import run_experiment
+    from experiments.cli import ExperimentCLI  # noqa: PLC0415
+    from experiments.experiment import run_experiment  # noqa: PLC0415
 
     run_experiment(ExperimentCLI(launch))
 

@@ -1,16 +1,17 @@
-"""Lightning's Trainer with the one default of ours: a precision that suits the machine."""
+"""Lightning's Trainer, with a precision that suits the machine and checkpoints that are whole."""
 
+import os
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 
-Precision = Literal[
-    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
-]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 
 
-def resolve_precision(precision: Precision, accelerator: str) -> str:
+def resolve_precision(precision: Precision, accelerator: str) -> Any:
     """`auto` is bf16-mixed on a GPU that computes in it, else 16-mixed, and 32-true on a CPU."""
     if precision != "auto":
         return precision
@@ -19,17 +20,42 @@ def resolve_precision(precision: Precision, accelerator: str) -> str:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a killed run leaves a whole one.
+
+    Lightning's own moves it there from the system's temporary folder: a copy, which can be cut off,
+    where that lies on another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        partial = f"{path}.partial"
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        os.replace(partial, path)
+
+
 class Trainer(LightningTrainer):
     """Lightning's Trainer, all of whose arguments are flags."""
 
+    callbacks: list[Callback]
+
     def __init__(
-        self, precision: Precision = "auto", accelerator: str = "auto", **kwargs: Any
+        self,
+        precision: Precision = "auto",
+        accelerator: str = "auto",
+        plugins: list[Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
             precision: number format of training; auto chooses by the machine.
             accelerator: cpu, gpu or auto.
+            plugins: Lightning plugins, beside ours that writes checkpoints.
         """
         super().__init__(
-            precision=resolve_precision(precision, accelerator), accelerator=accelerator, **kwargs
+            precision=resolve_precision(precision, accelerator),
+            accelerator=accelerator,
+            plugins=[WholeFiles(), *(plugins or [])],
+            **kwargs,
         )

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -146,8 +147,8 @@ class ImageClassifier(LightningModule):
     def evaluate(self, network: nn.Module, batch: Batch, suffix: str) -> None:
         """Add one validation batch to the loss and accuracy of `network`.
 
-        They are logged at the epoch's end as `val/loss{suffix}` and `val/acc{suffix}`: callbacks that
-        average weights bring theirs beside the module's own. The loss is without label smoothing.
+        They are logged at the epoch's end as `val/loss{suffix}` and `val/acc{suffix}`: callbacks
+        that average weights bring theirs beside the module's own. The loss has no label smoothing.
         """
         images, labels = batch
         logits = network(images.contiguous(memory_format=self.memory_format)).float()
@@ -190,12 +191,29 @@ class ImageClassifier(LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["architecture"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network: MisconfigurationException, in one line."""
+        ours, theirs = type(self).__name__, checkpoint.get("architecture")
+        if theirs != ours:
+            raise MisconfigurationException(f"the checkpoint is of {theirs}, the network is {ours}")
+        shapes = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if found != shapes:
+            name = min(n for n in shapes.keys() | found.keys() if shapes.get(n) != found.get(n))
+            raise MisconfigurationException(
+                f"the checkpoint is of a {theirs} with other hyper-parameters: {name} has shape "
+                f"{found.get(name)} there and {shapes.get(name)} here"
+            )
+
     def fitting_widths(self, budget: int) -> str | None:
-        """The largest whole `grows` below the present one whose parameters fit `budget`, in words."""
-        arguments = {k: v for k, v in self.hparams.items() if k != "_instantiator"}
+        """The largest whole `grows`, up to the present one, that fits a budget, in words."""
+        arguments = dict(self.hparams) | {"compile": False}
         for value in range(int(arguments[self.grows]), 0, -1):
             with torch.device("meta"):
-                smaller = type(self)(**arguments | {self.grows: value, "compile": False})
+                smaller = type(self)(**arguments | {self.grows: value})
             count = count_parameters(smaller.network)
             if count <= budget:
                 return f"{self.grows} <= {value} fits ({count:,})"

@@ -41,7 +41,7 @@ def _warmup(step: int, warmup_steps: float, start: float) -> float:
 
 
 def cosine(step: int, total_steps: int, warmup_steps: float, warmup_start: float) -> float:
-    """Cosine annealing to zero without restarts (Loshchilov & Hutter 2017), after a linear warm-up."""
+    """Cosine annealing to zero (Loshchilov & Hutter 2017), after a linear warm-up."""
     if step < warmup_steps:
         return _warmup(step, warmup_steps, warmup_start)
     progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
@@ -49,7 +49,7 @@ def cosine(step: int, total_steps: int, warmup_steps: float, warmup_start: float
 
 
 def onecycle(step: int, total_steps: int, rising: float) -> float:
-    """The rates of `torch.optim.lr_scheduler.OneCycleLR`, cosine in both phases (Smith & Topin 2018).
+    """The rates of torch's OneCycleLR, cosine in both phases (Smith & Topin 2018).
 
     The momentum stays where it is: both papers state one value.
     """
@@ -65,8 +65,8 @@ def warmup_onecycle(
 ) -> float:
     """SAMResNet's schedule: a linear warm-up laid over the first steps of a OneCycle schedule.
 
-    The cycle's clock runs from the first step, as in the authors' code, so that it peaks at `rising`
-    of all training and the rate falls back to the cycle's where the warm-up ends.
+    The cycle's clock runs from the first step, as in the authors' code: it peaks at `rising` of all
+    training, and the rate falls back to the cycle's where the warm-up ends.
     """
     if step < warmup_steps:
         return _warmup(step, warmup_steps, warmup_start)

@@ -43,7 +43,7 @@ def test_swa_has_its_best_checkpoint_though_it_starts_late(
     fit(graded(), SWA(start=0.5), best, max_epochs=4, check_val_every_n_epoch=every)
     checkpoint = saved(tmp_path / "best_swa.ckpt")
     assert checkpoint["epoch"] == best_epoch
-    assert checkpoint["callbacks"]["SWA"]["models"] == models
+    assert checkpoint["callbacks"]["SWA"]["updates"] == models
     assert best.best_model_score == pytest.approx(0.3 if every == 1 else 0.1)
 
 
@@ -102,3 +102,10 @@ def test_validating_every_second_epoch_is_no_reason_to_refuse(fit, graded, tmp_p
 def test_a_metric_that_never_came_is_warned_of(fit, tiny, tmp_path):
     with pytest.warns(UserWarning, match=r"best_swa\.ckpt was not written: no val/acc_swa"):
         fit(tiny(), BestCheckpoint(str(tmp_path), "_swa"))
+
+
+def test_a_run_that_starts_over_replaces_the_file(fit, graded, tmp_path):
+    for max_epochs in (4, 1):
+        fit(graded(), BestCheckpoint(str(tmp_path)), max_epochs=max_epochs)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+    assert saved(tmp_path / "best.ckpt")["epoch"] == 0

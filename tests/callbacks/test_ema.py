@@ -115,6 +115,13 @@ def test_a_network_compiled_in_place_in_channels_last_keeps_keys_and_format(fit,
     assert average["0.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_network_without_buffers_is_averaged_too(fit, tiny):
+    module, ema = tiny(), EMA()
+    module.network[1] = torch.nn.Identity()
+    fit(module, ema)
+    assert ema.updates == 14
+
+
 def test_it_averages_what_lookahead_leaves(fit, tiny):
     module, ema = tiny(), EMA(decay=0.0, warmup=False)
     fit(module, Lookahead(k=7), ema, max_epochs=1)

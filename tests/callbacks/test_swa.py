@@ -69,7 +69,7 @@ def test_the_average_is_the_mean_of_the_weights_at_epoch_ends_the_last_too(
 ):
     swa, record = SWA(lr=0.05, **options), WeightsAtEpochEnds()
     fit(tiny(), swa, record, max_epochs=max_epochs, accumulate_grad_batches=accumulate)
-    assert swa.state_dict()["models"] == len(averaged)
+    assert swa.state_dict()["updates"] == len(averaged)
     models = zip(*(record.weights[epoch] for epoch in averaged), strict=True)
     for p, weights in zip(swa.network.parameters(), models, strict=True):
         torch.testing.assert_close(p, torch.stack(weights).mean(dim=0))
