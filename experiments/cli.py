@@ -1,7 +1,6 @@
 """The command line: flags and presets in, a trainer, a network and its data out."""
 
 import logging
-import pickle
 import re
 import warnings
 from typing import Any, ClassVar, NoReturn
@@ -67,11 +66,13 @@ class Parser(LightningArgumentParser):
     def clear(self, message: str) -> str:
         """The reason within jsonargparse's report on a switch, and the flag in full."""
         message = " ".join(message.split())
+        if switch := re.match(r'Parser key "(\w+)": .* dot import path string: (.+?) Given', message):
+            return f"--{switch[1]} must be true or false, got {switch[2]}"
         if reason := re.search(r"Expected a <class 'bool'> - (.+?) Given value", message):
             message = reason[1]
-        argument = re.match(r"Option '(\w+)'|(\w+) must ", message)
+        argument = re.match(r"Option '(\w+)'|Parser key \"(\w+)\"|(\w+) must ", message)
         if argument:
-            name = argument[1] or argument[2]
+            name = argument[argument.lastindex or 0]
             flags = {text.partition("=")[0] for text in self.given}
             given = [flag for flag in flags if flag.endswith(f".{name}")]
             message = f"{given[0]}: {message}" if len(given) == 1 else message
@@ -168,10 +169,13 @@ class ExperimentCLI(LightningCLI):
         folder.mkdir(parents=True, exist_ok=True)
         keep_steps = 0
         if self.launch.checkpoint is not None:
+            path = self.launch.checkpoint
             try:
-                checkpoint = torch.load(self.launch.checkpoint, "cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                fail(f"--ckpt_path {self.launch.checkpoint} is not a checkpoint: {error}")
+                checkpoint = torch.load(path, "cpu", weights_only=True)
+            except Exception as error:  # unpickling raises anything, by the bytes that it meets
+                fail(f"--ckpt_path {path} is not a checkpoint: {error or type(error).__name__}")
+            if not isinstance(checkpoint, dict):
+                fail(f"--ckpt_path {path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
             self.model.on_load_checkpoint(checkpoint)
             keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
         loggers = [

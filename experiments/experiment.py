@@ -77,10 +77,13 @@ def evaluate(
     loaders = {split: loader for split, loader in loaders.items() if loader}
     names = [name for name in ("raw", "ema", "swa") if name == "raw" or cli.config[name]]
     weights = [w for w in (load_weights(folder, name) for name in names) if w is not None]
-    labels = {split: loader.labels.cpu() for split, loader in loaders.items()}
     logits = {
         split: {w.name: predict(cli.trainer, cli.model, w, loader) for w in weights}
         for split, loader in loaders.items()
+    }
+    # --trainer.limit_predict_batches may have left some out.
+    labels = {
+        split: loader.labels[: len(logits[split]["raw"])].cpu() for split, loader in loaders.items()
     }
     scores = {
         split: {w.name: score(logits[split][w.name], labels[split], w) for w in weights}
