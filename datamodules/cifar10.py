@@ -237,6 +237,12 @@ class CIFAR10DataModule(LightningDataModule):
                 f"data.batch_size must be at most the {len(images):,} training images, "
                 f"got {hparams['batch_size']}"
             )
+        max_epochs = self.trainer.max_epochs if self.trainer else None
+        if hparams["mixup_ramp"] and max_epochs == -1:
+            raise MisconfigurationException(
+                "trainer.max_epochs must be 1 or more for data.mixup_ramp, which follows the share "
+                "of epochs done, got -1"
+            )
         loader = TrainLoader(
             images,
             labels,
@@ -246,10 +252,12 @@ class CIFAR10DataModule(LightningDataModule):
             self.std.to(images.device),
             self.augmentation,
             self.mixing,
-            max_epochs=self.trainer.max_epochs if self.trainer and self.trainer.max_epochs else 1,
+            max_epochs=max_epochs or 1,
         )
-        loader.set_epoch(self._position.get("epoch", 0))
-        loader.start = self._position.get("batch", 0)
+        # For the run that resumes alone: whoever asks for a loader afterwards gets whole epochs.
+        position, self._position = self._position, {}
+        loader.set_epoch(position.get("epoch", 0))
+        loader.start = position.get("batch", 0)
         return loader
 
     def _eval_loader(self, split: str) -> EvalLoader:
@@ -267,8 +275,12 @@ class CIFAR10DataModule(LightningDataModule):
         """Where the run stands: the epoch, and how many of its batches were trained on."""
         if self.trainer is None:
             return {}
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()["current"]
-        return {"epoch": self.trainer.current_epoch, "batch": batches["processed"]}
+        loop = self.trainer.fit_loop
+        epochs = loop.epoch_progress.state_dict()["current"]
+        batches = loop.epoch_loop.batch_progress.state_dict()["current"]
+        # Between two epochs Lightning still counts the batches of the one that ended.
+        within = epochs["started"] > epochs["processed"]
+        return {"epoch": epochs["processed"], "batch": batches["processed"] if within else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = state_dict

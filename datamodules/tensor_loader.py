@@ -73,7 +73,9 @@ class TrainLoader:
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose batches the next iteration gives."""
+        """Choose the epoch whose batches the next iteration gives; another one starts whole."""
+        if epoch != self.epoch:
+            self.start = 0
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -66,7 +66,7 @@ class Parser(LightningArgumentParser):
     def clear(self, message: str) -> str:
         """The reason within jsonargparse's report on a switch, and the flag in full."""
         message = " ".join(message.split())
-        if switch := re.match(r'Parser key "(\w+)": .* dot import path string: (.+?) Given', message):
+        if switch := re.match(r'Parser key "(\w+)": .* import path string: (.+?) Given', message):
             return f"--{switch[1]} must be true or false, got {switch[2]}"
         if reason := re.search(r"Expected a <class 'bool'> - (.+?) Given value", message):
             message = reason[1]
@@ -164,27 +164,30 @@ class ExperimentCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self.launch.folder
-        # Nothing is written for a run that has no data.
+        # Nothing is written for a run that has no data, or that cannot be resumed.
         self.datamodule.prepare_data()
-        folder.mkdir(parents=True, exist_ok=True)
         keep_steps = 0
         if self.launch.checkpoint is not None:
             path = self.launch.checkpoint
             try:
                 checkpoint = torch.load(path, "cpu", weights_only=True)
-            except Exception as error:  # unpickling raises anything, by the bytes that it meets
-                fail(f"--ckpt_path {path} is not a checkpoint: {error or type(error).__name__}")
+            except Exception as error:  # which one depends on the bytes that unpickling meets
+                fail(f"--ckpt_path {path} is not a checkpoint ({type(error).__name__})")
             if not isinstance(checkpoint, dict):
-                fail(f"--ckpt_path {path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
+                fail(f"--ckpt_path {path} is not a checkpoint but a {type(checkpoint).__name__}")
             self.model.on_load_checkpoint(checkpoint)
             keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
+        folder.mkdir(parents=True, exist_ok=True)
         loggers = [
             csv_logger(folder, keep_steps),
             wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
         ]
         callbacks = [*(self.config_init.trainer.callbacks or []), *self._callbacks()]
         trainer = super().instantiate_trainer(
-            default_root_dir=str(folder), logger=[x for x in loggers if x], callbacks=callbacks
+            default_root_dir=str(folder),
+            logger=[x for x in loggers if x],
+            callbacks=callbacks,
+            max_time=None,  # our Timer's, which ends a run between two epochs
         )
         assert isinstance(trainer, Trainer)
         return trainer
@@ -199,13 +202,15 @@ class ExperimentCLI(LightningCLI):
         validated = [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
         best = [BestCheckpoint(str(folder), suffix) for suffix in validated]
         # Every epoch, and behind the best ones, so that it holds their state.
-        last = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
+        last = ModelCheckpoint(
+            folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
         return [
             RandomState(),
             *switched,
             LearningRateMonitor(logging_interval="step"),
-            Timer(),
-            RichProgressBar(),
+            Timer(self.config_init.trainer.max_time, interval="epoch"),
+            *([] if self.config.trainer.enable_progress_bar is False else [RichProgressBar()]),
             *(best if self.config.data.val_fraction else []),
             last,
         ]
@@ -216,6 +221,8 @@ class ExperimentCLI(LightningCLI):
                 f"trainer.devices x trainer.num_nodes must be 1, got {self.trainer.world_size}: "
                 "the loader does not shard yet"
             )
+        if (limit := self.config.trainer.limit_predict_batches) is not None:
+            fail(f"--trainer.limit_predict_batches {limit} is refused: every image is evaluated")
         if self.config.data.val_fraction:
             return
         for callback in self.trainer.callbacks:

@@ -54,9 +54,15 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
         fail(str(error))
     timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
     remaining = timer.time_remaining()
-    if remaining is not None and remaining <= 0:
-        print(f"Out of time: continue with --name {folder.name} --ckpt_path last")
+    unfinished = cli.trainer.current_epoch < (cli.trainer.max_epochs or 0)
+    if unfinished and remaining is not None and remaining <= 0:
+        print(
+            f"Out of time: continue with --name {folder.name} --ckpt_path last and a longer "
+            "--trainer.max_time, which counts from the first epoch"
+        )
         return None
+    if not (folder / "last.ckpt").exists():
+        fail("no epoch has ended, so that there is nothing to evaluate: see the --trainer flags")
 
     labels, logits, scores = evaluate(cli, folder)
     record = make_record(cli, folder, code, scores, timer.time_elapsed("train"))

@@ -1,15 +1,19 @@
 """A run that has finished, opened again: its record, its network with its weights, its images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import CIFAR10DataModule
 from experiments.evaluation import load_weights
-from experiments.record import Record, read_record
+from experiments.record import Evaluation, Record, read_evaluation, read_record
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,17 +28,38 @@ class FinishedRun:
 
         MisconfigurationException, in one line, where the run has no such weights.
         """
-        found = load_weights(self.folder, weights)
+        try:
+            found = load_weights(self.folder, weights)
+        except Exception as error:  # which one depends on the bytes that unpickling meets
+            raise MisconfigurationException(
+                f"the {weights} weights in {self.folder} cannot be read ({type(error).__name__})"
+            ) from None
         if found is None:
             raise MisconfigurationException(f"{self.folder} has no {weights} weights")
         module = ARCHITECTURES[self.record.arch](**self.record.config["model"] | {"compile": False})
-        module.network.load_state_dict(found.state)
+        try:
+            module.network.load_state_dict(found.state)
+        except RuntimeError:
+            raise MisconfigurationException(
+                f"{self.folder / found.checkpoint} does not hold the weights of the "
+                f"{self.record.arch} that {self.record.name} trained"
+            ) from None
         return module.eval()
 
     def data(self, root: str | None = None) -> CIFAR10DataModule:
         """The run's data with its validation split, from another folder where one is given."""
         arguments = dict(self.record.config["data"])
-        return CIFAR10DataModule(**arguments | {"root": root or arguments["root"]})
+        # Where `source` was auto, this machine may decide otherwise than that of the run.
+        given = {"root": root or arguments["root"], "source": self.record.source}
+        return CIFAR10DataModule(**arguments | given)
+
+    def evaluation(self) -> Evaluation | None:
+        """What `evaluate.py` wrote of this run alone; None where it has not.
+
+        MisconfigurationException, in one line, where it is not of this version.
+        """
+        path = self.folder / "evaluation.json"
+        return _read(read_evaluation, path) if path.exists() else None
 
 
 def open_run(folder: Path) -> FinishedRun:
@@ -44,9 +69,13 @@ def open_run(folder: Path) -> FinishedRun:
         raise MisconfigurationException(f"{folder} is not a folder: name the folder of a run")
     if not path.exists():
         raise MisconfigurationException(f"{folder} holds no finished run: there is no {path.name}")
+    return FinishedRun(folder, _read(read_record, path))
+
+
+def _read(reader: Callable[[Path], T], path: Path) -> T:
     try:
-        return FinishedRun(folder, read_record(path))
-    except (TypeError, ValueError, KeyError) as error:
+        return reader(path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MisconfigurationException(
             f"{path} is not a record of this version: {error}"
         ) from None

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -54,7 +54,8 @@ def read_launch(argv: list[str]) -> Launch:
     parser.add_argument("--ckpt_path")
     parser.add_argument("--quick", action="store_true")
     flags, _ = parser.parse_known_args(argv)
-    arch = flags.arch or _arch_of(flags.config)
+    config = _read_config(flags.config) if flags.config else {}
+    arch = flags.arch or config.get("arch")
     known = list(ARCHITECTURES)
     if arch is None:
         if {"-h", "--help"} & set(argv):
@@ -63,7 +64,7 @@ def read_launch(argv: list[str]) -> Launch:
             sys.exit(0)
         fail(f"--arch is missing: name one of {', '.join(known)}")
     if arch not in known:
-        fail(f"--arch {arch} is unknown{near(arch, known)}: name one of {', '.join(known)}")
+        fail(f"--arch {arch} is unknown{near(str(arch), known)}: name one of {', '.join(known)}")
 
     arguments = list(argv)
     checkpoint = None
@@ -87,15 +88,15 @@ def read_launch(argv: list[str]) -> Launch:
     return Launch(arch, folder, checkpoint, flags.quick, arguments)
 
 
-def _arch_of(config: Path | None) -> str | None:
-    """The architecture that a saved config.yaml names."""
-    if config is None or not config.is_file():
-        return None
+def _read_config(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; a file without any ends the process."""
     try:
-        content = yaml.safe_load(config.read_text())
-    except yaml.YAMLError as error:
-        fail(f"--config {config} is not YAML: {error}")
-    return content.get("arch") if isinstance(content, dict) else None
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        fail(f"--config {path} cannot be read: {error}")
+    if not isinstance(content, dict):
+        fail(f"--config {path} must be a mapping as --print_config writes it, got {content!r:.40}")
+    return content
 
 
 def _latest_run(output: Path, arch: str) -> Path:
@@ -103,7 +104,8 @@ def _latest_run(output: Path, arch: str) -> Path:
     found = [
         path
         for path in output.glob("*/last.ckpt")
-        if _arch_of(path.with_name("config.yaml")) == arch
+        if (config := path.with_name("config.yaml")).exists()
+        and _read_config(config).get("arch") == arch
     ]
     unfinished = [path for path in found if not path.with_name("result.json").exists()]
     if not unfinished:

@@ -65,7 +65,8 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
         logger.experiment.config.update(config, allow_val_change=True)
     except wandb.Error as error:
         raise MisconfigurationException(
-            f"--wandb online: {error}. Log in with `wandb login`, or use --wandb offline"
+            f"--wandb online: {str(error).rstrip('.')}. Log in with `wandb login`, or use --wandb "
+            "offline"
         ) from error
     return logger
 

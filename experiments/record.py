@@ -59,7 +59,58 @@ class Record:
     scores: dict[str, dict[str, Score]]  # split ("val", "test") -> weights ("raw", "ema", "swa")
 
 
-def write_record(record: Record, path: Path) -> None:
+@dataclass(frozen=True)
+class Calibration:
+    """How far predicted probabilities can be believed."""
+
+    nll: float  # mean negative log-likelihood, in nats
+    brier: float  # mean squared distance of the probabilities to the one-hot label, in [0, 2]
+    ece: float  # expected calibration error of the predicted class, L1, 15 bins
+    classwise_ece: float  # the same of each class's probability, averaged over classes
+
+
+@dataclass(frozen=True)
+class StrategyScore:
+    """How one strategy answers one split."""
+
+    accuracy: float  # share of images, in [0, 1]
+    gain: float  # accuracy minus the baseline's
+    gain_low: float  # from here, ...
+    gain_high: float  # ... to here: 95% interval of the gain, paired bootstrap over images
+    images: int  # number of images
+    as_it_is: Calibration  # with the strategy's own temperature
+    fitted: Calibration | None  # with the fitted one; None without validation
+
+
+@dataclass(frozen=True)
+class StrategyResult:
+    """One way of predicting, and what came of it."""
+
+    strategy: dict[str, Any]  # the fields of `experiments.strategies.Strategy`
+    temperature: float | None  # fitted on validation, on top of the strategy's own
+    seconds: float  # for 1,000 images that lie on the device, in the run's evaluation batches
+    scores: dict[str, StrategyScore]  # split ("val", "test") -> score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every strategy with the networks of one run, or of several runs together."""
+
+    runs: list[str]  # the folders' names
+    command: str  # that evaluated
+    source: Literal["cifar10", "synthetic"]  # which images
+    commit: str  # of the code that evaluated, as in `Record`
+    dirty: bool
+    versions: dict[str, str]
+    device: str  # the machine that evaluated
+    precision: str  # of prediction
+    finished: str  # UTC, ISO 8601
+    baseline: str  # the strategy that gains are measured against
+    chosen: str | None  # the strategy with the best validation accuracy; None without validation
+    strategies: dict[str, StrategyResult]  # by name
+
+
+def write_record(record: Record | Evaluation, path: Path) -> None:
     """Write it whole or not at all."""
     write_atomically(path, json.dumps(asdict(record), indent=2) + "\n")
 
@@ -79,6 +130,18 @@ def read_record(path: Path) -> Record:
         for split, scores in fields["scores"].items()
     }
     return Record(**fields)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation that `write_record` wrote; TypeError where a field is missing or unknown."""
+    fields = json.loads(path.read_text())
+    for name, result in fields["strategies"].items():
+        for split, score in result["scores"].items():
+            score["as_it_is"] = Calibration(**score["as_it_is"])
+            score["fitted"] = score["fitted"] and Calibration(**score["fitted"])
+            result["scores"][split] = StrategyScore(**score)
+        fields["strategies"][name] = StrategyResult(**result)
+    return Evaluation(**fields)
 
 
 def git_state() -> tuple[str, bool]:

@@ -1,0 +1,70 @@
+"""Take a finished run's network to where there is no training: safetensors, torch.export, ONNX.
+
+python experiments/export.py runs/NAME --verify
+python experiments/export.py runs/NAME --weights ema --dtype float16 --output exported
+python experiments/export.py runs/NAME --push user/name
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from experiments.launch import fail
+
+PACKAGES = ("huggingface_hub", "safetensors", "onnx", "onnxruntime", "onnxscript")
+
+
+def read_arguments(argv: list[str]) -> argparse.Namespace:
+    """The flags; a mistake in them, or a package that is missing, ends the process."""
+    parser = argparse.ArgumentParser(
+        description="Export a finished run's network: model.safetensors with config.json, "
+        "model.pt2 (torch.export), model.onnx, and a model card.",
+        allow_abbrev=False,
+    )
+    parser.error = fail  # type: ignore[method-assign]
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
+    parser.add_argument(
+        "--weights",
+        choices=("raw", "ema", "swa"),
+        help="which weights; by default those that were best on validation",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="type of the weights, in which the network then computes; ONNX computes with the "
+        "same weights in 32 bits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="load each file back and compare its logits on test images with the run's",
+    )
+    parser.add_argument("--root", help="where CIFAR-10 lies, for --verify; by default as trained")
+    parser.add_argument(
+        "--push", metavar="USER/NAME", help="repository on Hugging Face's Hub to upload it to"
+    )
+    flags = parser.parse_args(argv)
+    flags.output = flags.output or flags.run / "export"
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        fail(f"exporting needs {', '.join(missing)}: pip install -e '.[export]'")
+    if flags.output.exists():
+        fail(f"{flags.output} exists: remove it, or choose another --output")
+    return flags
+
+
+def main() -> None:
+    flags = read_arguments(sys.argv[1:])
+    # Afterwards, because these packages are optional.
+    from experiments.exporting import export  # noqa: PLC0415
+
+    export(
+        flags.run, flags.output, flags.weights, flags.dtype, flags.verify, flags.root, flags.push
+    )
+
+
+if __name__ == "__main__":
+    main()

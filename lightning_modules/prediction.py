@@ -1,0 +1,256 @@
+"""Prediction with trained networks: several views of an image, several networks, a temperature.
+
+Every module here maps normalised images float (N, 3, H, W) to log-probabilities float32 (N, C).
+What it is built around may give logits, or log-probabilities, which are logits too. So modules nest
+in any order, the softmax of what comes out is always the probability, and
+`TemperatureScaled(Ensemble([TTA(a), TTA(b)]))` is a network like `a`. The networks are meant to be
+in evaluation mode.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite, log
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Average = Literal["logits", "probabilities"]
+
+# A view is one of these steps, or several in their order, joined by "+". Shifts are (down, right)
+# in pixels; brightness is a factor.
+SHIFTS = {
+    "up1": (-1, 0), "down1": (1, 0), "left1": (0, -1), "right1": (0, 1),
+    "up2": (-2, 0), "down2": (2, 0), "left2": (0, -2), "right2": (0, 2),
+}  # fmt: skip
+BRIGHTNESS = {"brighter": 1.05, "darker": 0.95}
+STEPS = ("identity", "flip", *SHIFTS, *BRIGHTNESS)
+
+# Views and their weights.
+IDENTITY = {"identity": 1.0}
+FLIP = {"identity": 1.0, "flip": 1.0}
+# SAMResNet's. Its code means "left1" but pads the side that it cut, so that the picture stays where
+# it is, and it changes brightness after normalisation, where clamping to [0, 1] cuts off half of
+# the values.
+SAM_VIEWS = {
+    "identity": 1.5, "flip": 1.0, "up1": 1.0, "left1": 1.0, "brighter": 1.0, "darker": 1.0,
+}  # fmt: skip
+# Those of airbench94 (Jordan 2024): two diagonal shifts, each mirrored too, together weigh as much
+# as the picture in its place.
+SIX_VIEWS = {
+    "identity": 2.0, "up1+left1": 1.0, "down1+right1": 1.0,
+    "flip": 2.0, "up1+left1+flip": 1.0, "down1+right1+flip": 1.0,
+}  # fmt: skip
+
+
+def shift(images: Tensor, down: int, right: int) -> Tensor:
+    """Move each picture (..., H, W) by whole pixels; the edge that it leaves behind is repeated.
+
+    Nothing wraps around. Repeating pixels is the same before and after normalisation, and it is the
+    fill of SAMResNet's code.
+    """
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height, device=images.device) - down).clamp_(0, height - 1)
+    columns = (torch.arange(width, device=images.device) - right).clamp_(0, width - 1)
+    return images.index_select(-2, rows).index_select(-1, columns)
+
+
+def scale_brightness(images: Tensor, factor: float, mean: Tensor, std: Tensor) -> Tensor:
+    """Multiply the pixels behind normalised images (N, C, H, W), and clamp them to [0, 1].
+
+    `mean` and `std` (C,) are those of the normalisation, on the images' device.
+    """
+    mean, std = mean[:, None, None], std[:, None, None]
+    pixels = (images * std + mean) * factor
+    return (pixels.clamp_(0, 1) - mean) / std
+
+
+def see(images: Tensor, view: str, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+    """Normalised images (N, C, H, W) as a view shows them, normalised.
+
+    `mean` and `std` (C,) are only needed by views that change brightness.
+    """
+    for step in view.split("+"):
+        if step == "flip":
+            images = images.flip(-1)
+        elif step in SHIFTS:
+            images = shift(images, *SHIFTS[step])
+        elif step in BRIGHTNESS:
+            assert mean is not None
+            assert std is not None
+            images = scale_brightness(images, BRIGHTNESS[step], mean, std)
+    return images
+
+
+def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities float32 (N, C) of logits or log-probabilities (N, C) of any precision."""
+    return (logits.float() / temperature).log_softmax(dim=1)
+
+
+def average_predictions(predictions: Tensor, weights: Tensor, average: Average) -> Tensor:
+    """Log-probabilities (N, C) of the weighted average of log-probabilities (M, N, C).
+
+    `weights` (M,) are positive and need not add up to 1. Averaging probabilities asks for one
+    predictor that is right, averaging logits for agreement: it is their geometric mean, normalised.
+    """
+    weights = (weights / weights.sum())[:, None, None]
+    if average == "probabilities":
+        return (predictions + weights.log()).logsumexp(dim=0)
+    return (predictions * weights).sum(dim=0).log_softmax(dim=1)
+
+
+def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
+    """Where the greatest probability is below the threshold, bool (N,), by log-probabilities."""
+    return predictions.amax(dim=1) < log(threshold)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that gives logits (N, C) the lowest mean NLL of their labels, int64 (N,).
+
+    L-BFGS on its logarithm, in 64 bits (Guo et al. 2017). It stays within [0.05, 20], which it
+    would leave only where almost every prediction is right or where none is better than chance. Fit
+    it on validation images, never on test images.
+    """
+    # Copies, because what inference mode made cannot be differentiated through.
+    logits, labels = logits.to(torch.float64, copy=True), labels.clone()
+    log_temperature = torch.zeros((), dtype=torch.float64, device=logits.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [log_temperature], max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits / log_temperature.exp(), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return min(max(log_temperature.exp().item(), 0.05), 20.0)
+
+
+def _check_average(average: Average) -> None:
+    if average not in ("logits", "probabilities"):
+        raise ValueError(f"average must be 'logits' or 'probabilities', got {average!r}")
+
+
+def _positive(name: str, weights: Sequence[float]) -> Tensor:
+    if not weights or not all(isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"{name} must weigh more than 0 each, got {list(weights)}")
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+class TTA(nn.Module):
+    """Test-time augmentation: a network's average answer to several views of an image.
+
+    Logits or log-probabilities inside, log-probabilities out. `views` are names with their weights:
+    `FLIP`, `SAM_VIEWS`, `SIX_VIEWS` or a mapping of one's own, such as `{"identity": 2.0,
+    "flip+up2": 1.0}`. Those that change brightness need the `mean` and `std` (C,) of the
+    normalisation. With a `threshold` the augmentation is adaptive: where the first view's greatest
+    probability reaches it, that view's answer stands, and the other views are never computed.
+
+    ValueError for views that do not exist, for weights that are not positive, and for a threshold
+    outside (0, 1).
+    """
+
+    weights: Tensor
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        views: Mapping[str, float] = FLIP,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        average: Average = "logits",
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check_average(average)
+        steps = {step for view in views for step in view.split("+")}
+        if unknown := sorted(steps - set(STEPS)):
+            raise ValueError(
+                f"views must be made of {', '.join(STEPS)}, joined by +, got {unknown[0]!r}"
+            )
+        if steps & set(BRIGHTNESS) and (mean is None or std is None):
+            raise ValueError("mean and std must be given for views that change brightness")
+        if threshold is not None and not 0 < threshold < 1:
+            raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
+        self.network = network
+        self.views = tuple(views)
+        self.average: Average = average
+        self.threshold = threshold
+        # Not persistent: the state of a TTA is that of its network.
+        self.register_buffer("weights", _positive("views", list(views.values())), persistent=False)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def _predict(self, images: Tensor, view: str) -> Tensor:
+        return log_probabilities(self.network(see(images, view, self.mean, self.std)))
+
+    def _average(self, first: Tensor, images: Tensor) -> Tensor:
+        others = [self._predict(images, view) for view in self.views[1:]]
+        return average_predictions(torch.stack([first, *others]), self.weights, self.average)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = self._predict(images, self.views[0])
+        if self.threshold is None:
+            return self._average(first, images)
+        unsure = is_unsure(first, self.threshold)
+        if unsure.any():
+            first[unsure] = self._average(first[unsure], images[unsure])
+        return first
+
+
+class Ensemble(nn.Module):
+    """The weighted average of what several networks answer; all weigh the same unless given.
+
+    Logits or log-probabilities inside, log-probabilities out. ValueError where there is no network,
+    where weights and networks differ in number, and for weights that are not positive.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        average: Average = "logits",
+    ) -> None:
+        super().__init__()
+        _check_average(average)
+        if not networks:
+            raise ValueError("networks must be one or more, got none")
+        weights = [1.0] * len(networks) if weights is None else weights
+        if len(weights) != len(networks):
+            raise ValueError(
+                f"weights must be {len(networks)} numbers, one a network, got {list(weights)}"
+            )
+        self.networks = nn.ModuleList(networks)
+        self.average: Average = average
+        self.register_buffer("weights", _positive("weights", weights), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        predictions = torch.stack([log_probabilities(net(images)) for net in self.networks])
+        return average_predictions(predictions, self.weights, self.average)
+
+
+class TemperatureScaled(nn.Module):
+    """A network whose logits are divided by a temperature, which changes no prediction's class.
+
+    Logits or log-probabilities inside, log-probabilities out. Above 1 it makes a network less sure
+    of itself; SAMResNet takes 1.2, and `fit_temperature` finds the right one. ValueError for a
+    temperature that is not positive.
+    """
+
+    def __init__(self, network: nn.Module, temperature: float = 1.2) -> None:
+        super().__init__()
+        if not (isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        return log_probabilities(self.network(images), self.temperature)

@@ -1,0 +1,128 @@
+"""The command line in this process: importing torch and Lightning again would take seconds."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from io import StringIO
+from itertools import count
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback
+from torch import Tensor
+
+import datamodules.cifar10
+import experiments.experiment
+from datamodules.synthetic import synthetic_cifar10
+from experiments.cli import ExperimentCLI
+from experiments.launch import read_launch
+from experiments.record import Record
+
+TINY = (
+    "--data.source=synthetic",
+    "--data.batch_size=32",
+    "--trainer.accelerator=cpu",
+    "--trainer.limit_train_batches=3",
+    "--trainer.max_epochs=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+    "--wandb=disabled",
+)
+# Where no --arch is among the flags.
+TINY_NETWORK = ("--arch=sam_resnet", "--model.base_width=4", "--model.blocks=[1,1,1]")
+
+
+@cache
+def _few_images(split: str) -> tuple[Tensor, Tensor]:
+    """The synthetic set with 1,800 images to train on, 200 to validate and 300 to test."""
+    return synthetic_cifar10(split, per_class=200 if split == "train" else 30)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left."""
+
+    cli: ExperimentCLI
+    record: Record | None
+    folder: Path
+    output: str
+
+
+Images = Callable[[str], tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="session")
+def few_images() -> Images:
+    return _few_images
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """The arguments of a tiny experiment with these flags, of which later ones win."""
+    where = f"--output={tmp_path_factory.mktemp('output')}"
+    numbers = count()
+
+    def tiny(*flags: str) -> list[str]:
+        network = () if any(flag.startswith("--arch=") for flag in flags) else TINY_NETWORK
+        return [*network, *TINY, where, f"--name=run{next(numbers)}", *flags]
+
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def build(tiny: Callable[..., list[str]]) -> Callable[..., ExperimentCLI]:
+    """Build everything of a tiny experiment by its flags, and train nothing."""
+    return lambda *flags: ExperimentCLI(read_launch(tiny(*flags)))
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Run]:
+    """Do what `run.py` does with these arguments, on few synthetic images or on others.
+
+    Without pictures unless they are asked for: they take as long as all the rest.
+    """
+
+    def command(
+        argv: list[str],
+        images: Images = _few_images,
+        callbacks: Sequence[Callback] = (),
+        pictures: bool = False,
+    ) -> Run:
+        output = StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+            patch.setattr(sys, "argv", ["experiments/run.py", *argv])
+            patch.setattr(datamodules.cifar10, "synthetic_cifar10", images)
+            if not pictures:
+                patch.setattr(experiments.experiment, "write_pictures", lambda *_: None)
+            cli = ExperimentCLI(read_launch(argv))
+            cli.trainer.callbacks.extend(callbacks)
+            record = experiments.experiment.run_experiment(cli)
+        return Run(cli, record, cli.launch.folder, output.getvalue())
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def experiment(tiny: Callable[..., list[str]], command: Callable[..., Run]) -> Callable[..., Run]:
+    """Run a tiny experiment by its flags."""
+    return lambda *flags, **options: command(tiny(*flags), **options)
+
+
+@pytest.fixture
+def refusal(
+    build: Callable[..., ExperimentCLI], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The one line that answers a mistake, after `error: `, where the exit code is 2."""
+
+    def refusal(*flags: str, act: Callable[..., object] = build) -> str:
+        with pytest.raises(SystemExit) as end:
+            act(*flags)
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return refusal

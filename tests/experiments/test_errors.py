@@ -1,0 +1,270 @@
+"""A mistake is answered in one line that names it, with exit code 2 and before any training."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.cli import ExperimentCLI
+from experiments.launch import read_launch
+from lightning_modules.sam_resnet import SAMResNet
+
+ROOT = Path(__file__).parents[2]
+EARLY_STOPPING = (
+    "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
+    "--trainer.callbacks.monitor=val/acc",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(experiment):
+    """A checkpoint of sam_resnet, much smaller than its default."""
+    return experiment("--trainer.max_epochs=1", "--data.val_fraction=0").folder / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--model.base_widht", "--model.base_width"),
+        ("--modle.lr", "--model.lr"),
+        ("--lr", "--model.lr"),
+        ("--trainer.max_epoch", "--trainer.max_epochs"),
+        ("--data.batchsize", "--data.batch_size"),
+        ("--sed", "--seed"),
+    ],
+)
+def test_an_unknown_flag_is_no_abbreviation_and_its_neighbours_are_named(refusal, flag, meant):
+    line = refusal(flag, "3")
+    assert re.match(rf"Unrecognized arguments: {flag} 3 \(did you mean .*{meant}\b", line), line
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--model.lr", "fast", "float"),
+        ("--model.base_width", "3.5", "int"),
+        ("--model.blocks", "[4, 4]", "tuple with 3 elements"),
+        ("--model.se", "perhaps", "bool"),
+        ("--model.schedule", "step", "'cosine', 'onecycle', 'warmup_onecycle'"),
+        ("--data.batch_size", "64.5", "int"),
+        ("--data.source", "imagenet", "'cifar10', 'synthetic', 'auto'"),
+        ("--data.crop_mode", "mirror", "'zero', 'reflect'"),
+        ("--trainer.max_epochs", "many", "int"),
+        ("--trainer.precision", "8", "'auto', '32-true', 'bf16-mixed'"),
+        ("--seed", "x", "int"),
+        ("--wandb", "maybe", "'offline', 'online', 'disabled'"),
+        ("--ema", "fast", "true or false"),
+        ("--ema.decay", "fast", "float"),
+        ("--swa.start", "late", "float"),
+        ("--lookahead.k", "2.5", "int"),
+        ("--budget.limit", "5M", "int"),
+    ],
+)
+def test_a_mistyped_value_is_named_with_its_flag_and_what_would_be_right(
+    refusal, flag, value, expected
+):
+    line = refusal(flag, value)
+    assert flag.removeprefix("--") in line, line
+    assert value in line, line
+    assert expected in line, line
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "answer"),
+    [
+        ("--model.lr", "-1", "lr must be above 0, got -1.0"),
+        ("--model.base_width", "0", "base_width must be 1 or more, got 0"),
+        ("--model.label_smoothing", "1", "label_smoothing must be in [0, 1), got 1.0"),
+        ("--data.val_fraction", "1", "val_fraction must be in [0, 1), got 1.0"),
+        ("--data.batch_size", "0", "batch_size must be 1 or more, got 0"),
+        ("--data.rotation", "400", "rotation must be in [0, 180], got 400.0"),
+        ("--ema.decay", "1.5", "decay must be in [0, 1), got 1.5"),
+        ("--lookahead.k", "0", "k must be 1 or more, got 0"),
+        ("--swa.start", "1.5", "start must be in [0, 1), a share of the epochs, got 1.5"),
+        ("--budget.limit", "0", "limit must be 1 or more, got 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_flag(refusal, flag, value, answer):
+    assert refusal(flag, value) == f"{flag}: {answer}"
+    assert refusal(f"{flag}={value}") == f"{flag}: {answer}"
+
+
+def test_values_that_contradict_each_other_are_both_named(refusal):
+    line = refusal("--model.attention=cbam", "--model.se=false")
+    assert line == (
+        "--model.attention: attention must be 'se', its default, where se is off, got 'cbam'"
+    )
+
+
+def test_an_unknown_option_of_a_callback_is_named_in_full(refusal):
+    assert refusal("--ema.deacy", "0.9") == "--ema.deacy: Option 'deacy' is not accepted"
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("model:\n  widht: 3\n", "Group 'model' does not accept option 'widht'"),
+        ("modle:\n  lr: 3\n", "Option 'modle.lr' is not accepted"),
+        ("model:\n  lr: fast\n", "Parser key \"model.lr\": Expected a <class 'float'>"),
+        ("", "--config .* must be a mapping as --print_config writes it, got None"),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_line(refusal, tmp_path, content, answer):
+    config = tmp_path / "config.yaml"
+    config.write_text(content)
+    assert re.match(answer, refusal(f"--config={config}"))
+
+
+def test_a_batch_larger_than_the_training_set_is_named(refusal, experiment):
+    line = refusal("--data.batch_size=5000", act=experiment)
+    assert line == "data.batch_size must be at most the 1,800 training images, got 5000"
+
+
+def test_an_over_budget_network_is_told_what_would_fit(refusal, experiment):
+    over, fits = (sum(p.numel() for p in SAMResNet(width).parameters()) for width in (66, 65))
+    assert fits <= 5_000_000 < over
+    assert refusal("--arch=sam_resnet", "--model.base_width=66", act=experiment) == (
+        f"{over:,} trainable parameters exceed the budget of 5,000,000 by {over - 5_000_000:,}; "
+        f"base_width <= 65 fits ({fits:,})"
+    )
+
+
+def test_the_budget_can_be_moved(refusal, experiment):
+    line = refusal("--budget.limit=10000", act=experiment)
+    assert "trainable parameters exceed the budget of 10,000 by" in line
+
+
+def test_ema_with_swa_is_refused_with_a_reason(refusal, experiment):
+    line = refusal("--swa=true", act=experiment)  # the preset has EMA on
+    assert line.startswith("EMA and SWA must not be on together: SWA changes the learning rates")
+    assert line.endswith("switch one off (--ema false or --swa false)")
+
+
+def test_an_empty_validation_set_with_a_monitor_on_it_is_refused(refusal):
+    line = refusal("--data.val_fraction=0", *EARLY_STOPPING)
+    assert line == (
+        "EarlyStopping monitors val/acc, but --data.val_fraction 0 leaves no validation images: "
+        "set it above 0 or drop the monitor"
+    )
+
+
+def test_with_validation_images_the_same_monitor_is_fine(build):
+    names = {type(callback).__name__ for callback in build(*EARLY_STOPPING).trainer.callbacks}
+    assert "EarlyStopping" in names
+
+
+def test_validating_on_nothing_while_choosing_by_it_is_refused(refusal, experiment):
+    line = refusal("--trainer.limit_val_batches=0", act=experiment)
+    assert "the validation set must not be empty where best.ckpt is chosen by val/acc" in line
+
+
+def test_leaving_out_images_of_the_evaluation_is_refused(refusal):
+    line = refusal("--trainer.limit_predict_batches=1")
+    assert line == "--trainer.limit_predict_batches 1 is refused: every image is evaluated"
+
+
+def test_more_than_one_device_is_refused(refusal):
+    assert "must be 1, got 2" in refusal("--trainer.devices=2")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--trainer.max_epochs=0", "--trainer.limit_train_batches=0", "--trainer.fast_dev_run=1"],
+)
+def test_a_run_without_one_whole_epoch_has_nothing_to_evaluate(refusal, experiment, flag):
+    assert "no epoch has ended" in refusal(flag, act=experiment)
+
+
+def test_missing_data_says_what_to_do_and_leaves_no_folder(refusal, tmp_path):
+    output = tmp_path / "runs"
+    line = refusal(
+        "--data.source=cifar10",
+        f"--data.root={tmp_path}",
+        "--data.download=false",
+        f"--output={output}",
+    )
+    assert str(tmp_path) in line
+    assert "--data.root" in line
+    assert "--data.source synthetic" in line
+    assert not output.exists()
+
+
+@pytest.mark.real_data
+def test_a_damaged_data_file_is_named(refusal, tmp_path, cifar10_root):
+    folder = tmp_path / "cifar-10-batches-py"
+    shutil.copytree(cifar10_root / folder.name, folder)
+    damaged = folder / "data_batch_3"
+    damaged.chmod(0o644)
+    with damaged.open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"\0\1\2\3")
+    line = refusal("--data.source=cifar10", f"--data.root={tmp_path}", "--data.download=false")
+    assert line.startswith(f"{damaged} is damaged")
+
+
+def test_a_checkpoint_with_other_widths_is_refused(refusal, checkpoint):
+    assert refusal(f"--ckpt_path={checkpoint}", "--model.base_width=5") == (
+        "the checkpoint is of a SAMResNetClassifier with other hyper-parameters: "
+        "network.head.weight has shape (10, 16) there and (10, 20) here"
+    )
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(capsys, checkpoint, tmp_path):
+    argv = ["--arch=resnet", f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'runs'}"]
+    argv += ["--data.source=synthetic", "--wandb=disabled", "--trainer.accelerator=cpu"]
+    with pytest.raises(SystemExit) as end:
+        ExperimentCLI(read_launch(argv))
+    assert end.value.code == 2
+    line = "error: the checkpoint is of SAMResNetClassifier, the network is ResNetClassifier\n"
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\3\4 torn", b"\x80\x04."], ids=["empty", "text", "zip", "pickle"]
+)
+def test_a_file_that_is_no_checkpoint_is_named(refusal, tmp_path, content):
+    path = tmp_path / "file.ckpt"
+    path.write_bytes(content)
+    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint (")
+
+
+def test_a_torn_checkpoint_is_named(refusal, tmp_path, checkpoint):
+    path = tmp_path / "torn.ckpt"
+    whole = checkpoint.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint (")
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (torch.zeros(2), "--ckpt_path {} is not a checkpoint but a Tensor"),
+        ({"weight": torch.zeros(2)}, "the checkpoint is of None, the network is SAMResNetClassif"),
+    ],
+)
+def test_what_torch_saved_for_others_is_no_checkpoint(refusal, tmp_path, content, answer):
+    path = tmp_path / "tensor.ckpt"
+    torch.save(content, path)
+    assert refusal(f"--ckpt_path={path}").startswith(answer.format(path))
+
+
+def test_the_command_ends_with_code_2_and_no_traceback():
+    command = [sys.executable, "experiments/run.py", "--arch", "resnet", "--model.lr", "-1"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: --model.lr: lr must be above 0, got -1.0"
+    assert done.stderr.count("error") == 1
+    assert "Traceback" not in done.stdout + done.stderr

@@ -1,0 +1,186 @@
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from torch import Tensor
+
+from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
+from experiments import exporting
+from experiments.export import main
+from experiments.exporting import compare, in_32_bits, pretrained
+from experiments.finished import FinishedRun, open_run
+from experiments.model_card import model_card
+from lightning_modules.pretrained import PretrainedClassifier
+
+Export = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def run(experiment: Callable[..., object]) -> FinishedRun:
+    """A tiny finished run with an average."""
+    made = experiment("--name=export", "--model.blocks=[1, 1, 1]", "--model.channels_last=true")
+    return open_run(made.folder)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def pixels(run: FinishedRun) -> Tensor:
+    """The run's 300 test images, in [0, 1]."""
+    return synthetic_cifar10("test", per_class=30)[0] / 255
+
+
+@pytest.fixture(scope="module")
+def exported(run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Exports of the run's average by their type, each verified."""
+    folder = tmp_path_factory.mktemp("exported")
+    for dtype in ("float32", "bfloat16"):
+        output = folder / dtype
+        flags = ["--weights=ema", f"--dtype={dtype}", f"--output={output}", "--verify"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["experiments/export.py", str(run.folder), *flags])
+            main()
+    return {path.name: path for path in folder.iterdir()}
+
+
+def load(folder: Path, file: str) -> Callable[[Tensor], Tensor]:
+    if file == "model.safetensors":
+        return PretrainedClassifier.from_pretrained(folder, strict=True)
+    if file == "model.pt2":
+        return torch.export.load(folder / file).module()
+    onnx.checker.check_model(folder / file, full_check=True)
+    session = onnxruntime.InferenceSession(folder / file)
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pt2", "model.onnx"])
+@pytest.mark.parametrize("images", [1, 2, 300])
+@torch.inference_mode()
+def test_every_file_gives_the_runs_logits_of_any_number_of_images(
+    exported: dict[str, Path], run: FinishedRun, pixels: Tensor, file: str, images: int
+) -> None:
+    expected = torch.from_numpy(np.load(run.folder / "predictions.npz")["test_ema"])
+    logits = load(exported["float32"], file)(pixels[:images])
+    torch.testing.assert_close(logits, expected[:images], atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
+    exported: dict[str, Path], run: FinishedRun, pixels: Tensor
+) -> None:
+    halved = PretrainedClassifier.from_pretrained(exported["bfloat16"], strict=True)
+    for name, weight in run.module("ema").network.state_dict().items():
+        found = halved.network.state_dict()[name]
+        assert torch.equal(found, weight.bfloat16() if weight.is_floating_point() else weight)
+    sizes = [(exported[name] / "model.safetensors").stat().st_size for name in sorted(exported)]
+    assert sizes[1] - sizes[0] >= 2 * run.record.parameters
+    assert halved(pixels[:2]).dtype == torch.float32
+    onnx_logits = load(exported["bfloat16"], "model.onnx")(pixels)
+    torch.testing.assert_close(onnx_logits, in_32_bits(halved)(pixels), atol=1e-4, rtol=0)
+
+
+def test_what_is_loaded_is_ready_to_predict_and_knows_its_classes(
+    exported: dict[str, Path],
+) -> None:
+    model = PretrainedClassifier.from_pretrained(exported["float32"], strict=True)
+    assert not model.training
+    assert model.classes == SYNTHETIC_CLASSES
+    config = json.loads((exported["float32"] / "config.json").read_text())
+    assert config["arch"] == "sam_resnet"
+    assert config["hyper_parameters"]["blocks"] == [1, 1, 1]
+
+
+def test_the_card_states_the_records_figures(exported: dict[str, Path], run: FinishedRun) -> None:
+    card = ModelCard.load(exported["bfloat16"] / "README.md")
+    score = run.record.scores["test"]["ema"]
+    figures = f"{score.accuracy:.2%} | {score.nll:.4f} | {score.ece:.4f} | 300"
+    assert f"| test | ema | {figures} |" in card.text
+    assert f"{run.record.parameters:,} parameters" in card.text
+    assert "in bfloat16" in card.text
+    assert run.record.commit in card.text
+
+
+def test_a_card_names_cifar10_only_where_it_was_trained_on(run: FinishedRun) -> None:
+    model = pretrained(run, "raw", "float32")
+    card = ModelCard(model_card(run.record, "raw", model))
+    assert card.data.datasets is None
+    assert card.data.eval_results is None
+    assert "not on CIFAR-10" in card.text
+    card = ModelCard(model_card(replace(run.record, source="cifar10"), "raw", model))
+    assert card.data.datasets == ["cifar10"]
+    accuracy = card.data.eval_results[0].metric_value
+    assert accuracy == pytest.approx(run.record.scores["test"]["raw"].accuracy, abs=5e-5)
+    assert "stand-in" not in card.text
+
+
+def test_files_of_other_weights_do_not_pass(
+    exported: dict[str, Path], run: FinishedRun, pixels: Tensor
+) -> None:
+    images = (255 * pixels[:10]).byte()
+    other = pretrained(run, "raw", "float32")
+    with pytest.raises(SystemExit, match=r"model\.safetensors differs from what was exported"):
+        compare(exported["float32"], other, images, run.module("raw"))
+
+
+@pytest.fixture
+def export(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+    monkeypatch.chdir(tmp_path)
+
+    def export(*flags: str, run: str = str(run.folder)) -> None:
+        monkeypatch.setattr(sys, "argv", ["experiments/export.py", run, "--output=out", *flags])
+        main()
+
+    return export
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"run": "none"}, "none is not a folder: name the folder of a run"),
+        ({"weights": "swa"}, "has no swa weights"),
+        ({"weights": "best"}, "invalid choice: 'best'"),
+        ({"dtype": "int8"}, "invalid choice: 'int8'"),
+        ({"push": "me/mine"}, "--push needs a login on Hugging Face's Hub"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    export: Export,
+    refusal: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(exporting, "get_token", lambda: None)
+    run = {"run": flags["run"]} if "run" in flags else {}
+    given = [f"--{name}={value}" for name, value in flags.items() if name != "run"]
+    assert message in refusal(*given, act=partial(export, **run))
+    assert list(Path().iterdir()) == []
+
+
+def test_what_is_there_is_not_overwritten(export: Export, refusal: Callable[..., str]) -> None:
+    Path("out").mkdir()
+    assert refusal(act=export).startswith("out exists: remove it")
+
+
+def test_without_the_extra_the_packages_are_named(
+    export: Export, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert refusal(act=export) == "exporting needs onnx, onnxscript: pip install -e '.[export]'"
+
+
+def test_a_hub_out_of_reach_is_one_line(
+    tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = partial(HfApi, endpoint="http://127.0.0.1:9", token="none")
+    monkeypatch.setattr(exporting, "HfApi", api)
+    answer = refusal(act=lambda: exporting.push(tmp_path, "me/mine"))
+    assert answer.startswith(f"{tmp_path} is not on the Hub: ")

@@ -1,0 +1,221 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.launch import near, read_launch
+from lightning_modules import ARCHITECTURES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Make run folders in `runs` of the working directory; the oldest first."""
+    monkeypatch.chdir(tmp_path)
+    ages = iter(range(100))
+
+    def make(name, arch="sam_resnet", files=("last.ckpt",)):
+        folder = Path("runs", name)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"arch: {arch}\n")
+        for file in files:
+            (folder / file).touch()
+            os.utime(folder / file, times=(0, next(ages)))
+
+    return make
+
+
+@pytest.fixture
+def mistake(capsys):
+    """The one line that answers a mistaken launch."""
+
+    def mistake(*argv):
+        with pytest.raises(SystemExit) as end:
+            read_launch(list(argv))
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return mistake
+
+
+def test_a_mistyped_architecture_is_answered_before_torch_is_imported():
+    command = [sys.executable, "-X", "importtime", "experiments/run.py", "--arch", "sam_resnt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    imports, answer = [], []
+    for line in done.stderr.splitlines():
+        (imports if line.startswith("import time:") else answer).append(line)
+    assert done.returncode == 2
+    (line,) = answer
+    assert re.match(r"error: --arch sam_resnt is unknown \(did you mean sam_resnet or ", line)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
+    assert "argparse" in imported
+    assert not imported & {"torch", "lightning", "jsonargparse", "matplotlib", "wandb"}
+
+
+@pytest.mark.parametrize(
+    ("name", "matches"),
+    [
+        ("sam_resnt", "sam_resnet or"),
+        ("wideresnet", "wide_resnet or"),
+        ("enhanced_resnet", "enhanced_efficient_resnet or"),
+    ],
+)
+def test_the_nearest_architecture_comes_first(name, matches):
+    assert near(name, list(ARCHITECTURES)).startswith(f" (did you mean {matches} ")
+
+
+def test_a_name_near_none_gets_no_hint(mistake):
+    line = mistake("--arch", "transformer9000")
+    assert line == f"--arch transformer9000 is unknown: name one of {', '.join(ARCHITECTURES)}"
+
+
+def test_without_an_architecture_all_are_named(mistake):
+    assert mistake() == f"--arch is missing: name one of {', '.join(ARCHITECTURES)}"
+
+
+def test_an_architecture_is_not_abbreviated(mistake):
+    assert "--arch is missing" in mistake("--arc", "sam_resnet")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_without_an_architecture_lists_them(flag, capsys):
+    with pytest.raises(SystemExit) as end:
+        read_launch([flag])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ARCHITECTURES)
+    assert "run.py --arch NAME --help" in out
+
+
+def test_a_flag_without_its_value_is_one_line(mistake):
+    assert mistake("--arch") == "argument --arch: expected one argument"
+
+
+def test_a_run_is_named_after_its_architecture_and_the_time():
+    launch = read_launch(["--arch", "sam_resnet"])
+    assert launch.folder.parent == Path("runs")
+    assert re.fullmatch(r"sam_resnet-\d{8}-\d{6}", launch.folder.name)
+    assert launch.checkpoint is None
+    assert not launch.resumes
+    assert not launch.quick
+
+
+def test_what_launch_does_not_know_is_left_to_the_full_parser():
+    argv = ["--arch=resnet", "--name=a", "--output=b", "--quick", "--model.lr", "0.1", "--typo"]
+    launch = read_launch(argv)
+    assert launch.arguments == argv
+    assert launch.folder == Path("b/a")
+    assert launch.quick
+
+
+def test_the_architecture_may_come_from_a_config(tmp_path):
+    config = tmp_path / "saved.yaml"
+    config.write_text("arch: wide_resnet\nmodel:\n  lr: 0.2\n")
+    assert read_launch(["--config", str(config)]).arch == "wide_resnet"
+    assert read_launch(["--config", str(config), "--arch", "resnet"]).arch == "resnet"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: .*No such file"),
+        (b"", "must be a mapping as --print_config writes it, got None"),
+        (b"- sam_resnet\n", r"must be a mapping as --print_config writes it, got \['sam_resnet'\]"),
+        (b"model: [\n", "cannot be read: while parsing"),
+        (b"\xff\xfe\x00", "cannot be read: "),
+        (b"model:\n  lr: 1\n", "--arch is missing"),
+        (b"arch: sam_resnt\n", r"--arch sam_resnt is unknown \(did you mean sam_resnet"),
+        (b"arch: 7\n", "--arch 7 is unknown: name one of"),
+    ],
+)
+def test_a_config_without_settings_or_architecture_is_one_line(tmp_path, mistake, content, reason):
+    config = tmp_path / "wrong.yaml"
+    if content is not None:
+        config.write_bytes(content)
+    line = mistake("--config", str(config))
+    assert re.search(reason, line), line
+    assert line.startswith(("--arch", f"--config {config} "))
+
+
+@pytest.mark.parametrize("file", ["last.ckpt", "result.json"])
+def test_a_folder_that_holds_a_run_is_not_written_over(runs, mistake, file):
+    runs("mine", files=(file,))
+    line = mistake("--arch", "sam_resnet", "--name", "mine")
+    assert line == (
+        "runs/mine holds a run: choose another --name, or resume it with --ckpt_path last"
+    )
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(runs):
+    runs("mine", files=("metrics.csv",))
+    assert read_launch(["--arch", "sam_resnet", "--name", "mine"]).folder == Path("runs/mine")
+
+
+def test_last_is_the_newest_unfinished_run_of_the_architecture(runs):
+    runs("older")
+    runs("newer")
+    runs("another", arch="wide_resnet")
+    runs("finished", files=("last.ckpt", "result.json"))
+    launch = read_launch(["--arch", "sam_resnet", "--ckpt_path", "last"])
+    assert launch.folder == Path("runs/newer")
+    assert launch.checkpoint == Path("runs/newer/last.ckpt")
+    assert launch.resumes
+
+
+def test_last_with_a_name_is_that_run(runs):
+    runs("older")
+    runs("newer")
+    argv = ["--arch", "sam_resnet", "--ckpt_path", "last", "--name", "older", "--model.lr", "1"]
+    launch = read_launch(argv)
+    assert launch.folder == Path("runs/older")
+    # What the run was started with comes first, so that flags given now stand above it.
+    assert launch.arguments == ["--config", "runs/older/config.yaml", *argv]
+
+
+def test_last_needs_no_architecture_where_the_config_names_it(runs):
+    runs("mine", arch="wide_resnet")
+    argv = ["--config", "runs/mine/config.yaml", "--ckpt_path", "last"]
+    assert read_launch(argv).checkpoint == Path("runs/mine/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        ([], "--ckpt_path last: runs holds no unfinished run of resnet; name one with --name"),
+        (
+            ["--name", "none"],
+            "--ckpt_path last: there is no runs/none/last.ckpt to resume from",
+        ),
+        (
+            ["--name", "finished"],
+            "--ckpt_path last: runs/finished has finished, its record is runs/finished/result.json",
+        ),
+    ],
+)
+def test_nothing_to_resume_is_one_line(runs, mistake, flags, answer):
+    runs("another")
+    runs("finished", arch="resnet", files=("last.ckpt", "result.json"))
+    assert mistake("--arch", "resnet", "--ckpt_path", "last", *flags) == answer
+
+
+def test_another_runs_checkpoint_begins_a_new_run(runs):
+    runs("old")
+    argv = ["--arch", "sam_resnet", "--ckpt_path", "runs/old/last.ckpt", "--name", "new"]
+    launch = read_launch(argv)
+    assert launch.folder == Path("runs/new")
+    assert launch.checkpoint == Path("runs/old/last.ckpt")
+    assert not launch.resumes
+    assert launch.arguments == argv
+
+
+@pytest.mark.parametrize("path", ["runs", "nowhere.ckpt"])
+def test_a_checkpoint_that_is_no_file_is_one_line(runs, mistake, path):
+    runs("any")
+    line = mistake("--arch", "sam_resnet", "--ckpt_path", path)
+    assert line == f"--ckpt_path {path} is not a file"

@@ -1,0 +1,185 @@
+import csv
+import os
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
+from experiments.predict import main
+from experiments.record import Evaluation, write_record
+
+Predict = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def run(experiment: Callable[..., object]) -> Path:
+    """The folder of a tiny finished run with an average."""
+    return experiment("--name=predict").folder  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def pixels(run: Path) -> np.ndarray:
+    """The run's 300 test images (N, 32, 32, 3)."""
+    images, _ = synthetic_cifar10("test", per_class=30)
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture
+def predict(
+    run: Path, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Predict:
+    """Call the command with the run, in a folder where set.pkl are the run's test images."""
+    monkeypatch.chdir(tmp_path)
+    Path("set.pkl").write_bytes(pickle.dumps({b"data": pixels}))
+
+    def predict(*flags: str, run: str = str(run)) -> None:
+        monkeypatch.setattr(sys, "argv", ["experiments/predict.py", run, *flags])
+        main()
+
+    return predict
+
+
+@pytest.mark.parametrize(("strategy", "weights"), [("plain", "raw"), ("ema", "ema")])
+def test_a_submission_holds_what_the_run_predicted_of_its_test_images(
+    predict: Predict, run: Path, strategy: str, weights: str
+) -> None:
+    predict("set.pkl", "--strategy", strategy)
+    rows = list(csv.reader(Path("submission.csv").read_text().splitlines()))
+    logits = np.load(run / "predictions.npz")[f"test_{weights}"]
+    assert rows[0] == ["ID", "Labels"]
+    assert rows[1:] == [[str(i), str(label)] for i, label in enumerate(logits.argmax(1))]
+
+
+def test_the_weights_that_validation_selected_are_the_default(
+    predict: Predict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict("set.pkl")
+    assert "predict, plain" in capsys.readouterr().out
+
+
+def test_what_an_evaluation_chose_comes_before_that(
+    predict: Predict, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated = tmp_path / "evaluated"
+    shutil.copytree(run, evaluated)
+    evaluation = Evaluation(
+        runs=["predict"], command="", source="synthetic", commit="", dirty=False, versions={},
+        device="", precision="32-true", finished="", baseline="plain", chosen="ema+flip",
+        strategies={},
+    )  # fmt: skip
+    write_record(evaluation, evaluated / "evaluation.json")
+    predict("set.pkl", run=str(evaluated))
+    assert "predict, ema+flip" in capsys.readouterr().out
+
+
+def test_probabilities_are_the_softmax_of_the_runs_logits(predict: Predict, run: Path) -> None:
+    predict("set.pkl", "--strategy=ema", "--probabilities", "--output=out.csv")
+    rows = list(csv.reader(Path("out.csv").read_text().splitlines()))
+    logits = torch.from_numpy(np.load(run / "predictions.npz")["test_ema"])
+    assert rows[0] == ["ID", "class", *SYNTHETIC_CLASSES]
+    assert [row[1] for row in rows[1:]] == [SYNTHETIC_CLASSES[i] for i in logits.argmax(1)]
+    found = torch.tensor([[float(x) for x in row[2:]] for row in rows[1:]])
+    torch.testing.assert_close(found, logits.softmax(1), atol=1e-5, rtol=0)
+
+
+def test_a_strategy_averages_what_the_runs_networks_answer(predict: Predict, run: Path) -> None:
+    predict("set.pkl", "--strategy=ensemble", "--probabilities")
+    rows = csv.reader(Path("submission.csv").read_text().splitlines()[1:])
+    logits = np.load(run / "predictions.npz")
+    raw, ema = (torch.from_numpy(logits[f"test_{name}"]) for name in ("raw", "ema"))
+    expected = (0.4 * raw.log_softmax(1) + 0.6 * ema.log_softmax(1)).softmax(1)
+    found = torch.tensor([[float(x) for x in row[2:]] for row in rows])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_pictures_are_answered_in_the_terminal(
+    predict: Predict, pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("[bold]").mkdir()  # names are text, not markup
+    Image.fromarray(pixels[0]).save("[bold]/a.png")
+    Image.fromarray(pixels[1]).resize((50, 70)).save("[bold]/b.jpg")
+    predict("[bold]", "--top=1")
+    shown = capsys.readouterr().out
+    assert "[bold]/a.png" in shown
+    assert "1 of 2 images had another size" in shown
+    assert shown.count("%") == 2
+    assert Path("submission.csv").read_text().splitlines()[2].startswith("[bold]/b.jpg,")
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("trace",)
+
+
+def hostile() -> list[str]:
+    Path("hostile.pkl").write_bytes(pickle.dumps({"data": Payload()}))
+    return ["hostile.pkl"]
+
+
+def corrupt() -> list[str]:
+    Path("corrupt.png").write_bytes(b"\x89PNG")
+    return ["corrupt.png"]
+
+
+def wrong_shape() -> list[str]:
+    Path("wrong.pkl").write_bytes(pickle.dumps({"data": np.zeros((4, 3071), np.uint8)}))
+    return ["set.pkl", "wrong.pkl"]
+
+
+def empty() -> list[str]:
+    Path("empty").mkdir()
+    return ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (hostile, "hostile.pkl is neither .+: it asks for posix.mkdir"),
+        (corrupt, "corrupt.png is not a whole picture"),
+        (wrong_shape, r"wrong.pkl holds uint8 \(4, 3071\), not"),
+        (empty, "empty holds no pictures"),
+        (lambda: ["none.pkl"], "none.pkl does not exist"),
+        (lambda: ["set.pkl", "--strategy=swa"], "predict has no swa weights"),
+        (lambda: ["set.pkl", "--strategy=esemble"], r"esemble is unknown \(did you mean ensemble"),
+        (lambda: ["set.pkl", "--top=0"], "--top must be in 1 to 10, got 0"),
+        (lambda: ["set.pkl", "--output=none/out.csv"], "there is no folder none"),
+        (lambda: [], "required: INPUT"),
+    ],
+    ids=[
+        "hostile",
+        "corrupt",
+        "shape",
+        "empty",
+        "missing",
+        "swa",
+        "strategy",
+        "top",
+        "output",
+        "no",
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    predict: Predict,
+    refusal: Callable[..., str],
+    flags: Callable[[], list[str]],
+    message: str,
+) -> None:
+    given = flags()
+    before = sorted(Path().iterdir())
+    assert re.search(message, refusal(*given, act=predict))
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_folder_without_a_finished_run_is_named(
+    predict: Predict, refusal: Callable[..., str]
+) -> None:
+    assert refusal(act=lambda: predict("set.pkl", run="none")).startswith("none is not a folder")
+    assert "holds no finished run" in refusal(act=lambda: predict("set.pkl", run="."))

@@ -1,0 +1,214 @@
+import pytest
+import yaml
+
+from callbacks import EMA, SWA, Lookahead, ParameterBudget
+from experiments.cli import ExperimentCLI
+from experiments.launch import CONFIGS, read_launch
+from lightning_modules import ARCHITECTURES
+from lightning_modules.classifier import count_parameters
+
+
+@pytest.fixture
+def resolve(tmp_path):
+    """Build an experiment by its flags, on an output folder of its own."""
+
+    def resolve(*flags):
+        fixed = (f"--output={tmp_path}", "--data.source=synthetic", "--wandb=disabled")
+        return ExperimentCLI(read_launch([*flags, *fixed, "--trainer.accelerator=cpu"]))
+
+    return resolve
+
+
+def settings(cli):
+    return yaml.safe_load(cli.resolved)
+
+
+def callback(cli, kind):
+    (found,) = [x for x in cli.trainer.callbacks if isinstance(x, kind)]
+    return found
+
+
+def kinds(cli):
+    return {type(x) for x in cli.trainer.callbacks} & {EMA, SWA, Lookahead, ParameterBudget}
+
+
+def test_every_architecture_has_a_preset_and_every_preset_an_architecture():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*ARCHITECTURES, "quick"}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_a_preset_states_is_what_is_built(arch, resolve):
+    cli = resolve(f"--arch={arch}")
+    assert type(cli.model) is ARCHITECTURES[arch]
+    assert count_parameters(cli.model.network) <= 5_000_000
+    preset = yaml.safe_load((CONFIGS / f"{arch}.yaml").read_text())
+    resolved = settings(cli)
+    for group, values in preset.items():
+        assert values.items() <= resolved[group].items(), group
+    assert preset["model"].items() <= dict(cli.model.hparams).items()
+    assert preset["data"].items() <= dict(cli.datamodule.hparams).items()
+    assert cli.trainer.max_epochs == preset["trainer"]["max_epochs"]
+    # What a preset does not name is off, the parameter budget apart.
+    for key in {"lookahead", "ema", "swa"} - preset.keys():
+        assert resolved[key] is False
+    assert resolved["budget"] is True
+
+
+def test_sam_resnets_preset_is_its_papers_recipe(resolve):
+    cli = resolve("--arch=sam_resnet")
+    resolved = settings(cli)
+    model, data = resolved["model"], resolved["data"]
+    assert count_parameters(cli.model.network) == 4_733_610
+    assert (cli.trainer.max_epochs, cli.trainer.gradient_clip_val) == (200, 1.0)
+    assert cli.trainer.gradient_clip_algorithm in (None, "norm")
+    assert (model["lr"], model["momentum"], model["nesterov"]) == (0.1, 0.9, True)
+    assert (model["weight_decay"], model["decay_norm_bias"]) == (5e-4, True)
+    assert (model["schedule"], model["rising"]) == ("warmup_onecycle", 0.4)
+    assert model["warmup"] * 200 == 10
+    assert (model["warmup_lr"], model["label_smoothing"]) == (0.001, 0.0)
+    assert (data["batch_size"], data["val_fraction"]) == (128, 0.1)
+    assert (data["crop_padding"], data["crop_mode"], data["flip"]) == (4, "zero", 0.5)
+    assert (data["mixup_alpha"], data["mixup_p"], data["mixup_ramp"]) == (0.3, 1.0, True)
+    assert (data["cutout"], data["cutmix_alpha"], data["rotation"]) == (16, 0.0, 0.0)
+    assert kinds(cli) == {ParameterBudget, Lookahead, EMA}
+    lookahead = callback(cli, Lookahead)
+    assert (lookahead.k, lookahead.alpha) == (5, 0.5)
+    assert callback(cli, EMA).decay == 0.999
+
+
+def test_resnets_preset_is_sam_resnets_without_what_its_paper_adds_to_it(resolve):
+    added = {"se", "se_reduction", "attention", "mixup_alpha", "mixup_ramp"}
+    ours, theirs = settings(resolve("--arch=resnet")), settings(resolve("--arch=sam_resnet"))
+    for group in ("trainer", "model", "data", "lookahead"):
+        left = {k: v for k, v in ours[group].items() if k not in added}
+        assert left == {k: v for k, v in theirs[group].items() if k not in added}, group
+    assert ours["data"]["mixup_alpha"] == 0
+    assert ours["ema"] is False
+
+
+def test_enhanced_efficient_resnets_preset_is_its_papers_recipe(resolve):
+    cli = resolve("--arch=enhanced_efficient_resnet")
+    resolved = settings(cli)
+    model, data = resolved["model"], resolved["data"]
+    assert count_parameters(cli.model.network) == 4_913_705
+    assert (cli.trainer.max_epochs, cli.trainer.gradient_clip_val) == (500, 1.0)
+    assert (model["lr"], model["momentum"], model["nesterov"]) == (0.1, 0.9, False)
+    assert (model["weight_decay"], model["decay_norm_bias"]) == (5e-4, True)
+    assert (model["schedule"], model["warmup"]) == ("cosine", 0.0)
+    assert (model["label_smoothing"], model["dropout"]) == (0.1, 0.3)
+    assert (data["batch_size"], data["val_fraction"]) == (128, 0.1)
+    assert (data["crop_padding"], data["crop_mode"], data["flip"]) == (4, "reflect", 0.5)
+    assert (data["rotation"], data["mixup_p"], data["cutmix_p"]) == (15.0, 0.3, 0.3)
+    switched_on = ("brightness", "contrast", "saturation", "hue", "perspective", "perspective_p")
+    assert all(data[name] > 0 for name in (*switched_on, "mixup_alpha", "cutmix_alpha"))
+    assert (data["cutout"], data["mixup_ramp"]) == (0, False)
+    assert kinds(cli) == {ParameterBudget, EMA}
+    assert callback(cli, EMA).decay == 0.999
+
+
+def test_flags_stand_above_configs_and_these_above_the_preset(resolve, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("model: {lr: 0.2, momentum: 0.8}\ndata: {cutout: 8}\nema: {decay: 0.9}\n")
+    second.write_text("model: {momentum: 0.7}\n")
+    flags = (f"--config={first}", f"--config={second}", "--data.cutout=4")
+    resolved = settings(resolve("--arch=sam_resnet", *flags))
+    model, data = resolved["model"], resolved["data"]
+    assert (model["lr"], model["momentum"], data["cutout"]) == (0.2, 0.7, 4)
+    assert resolved["ema"] == {"decay": 0.9, "warmup": True}
+    assert (model["nesterov"], data["mixup_alpha"]) == (True, 0.3)  # the preset's
+
+
+def test_the_seed_reaches_the_data_too(resolve):
+    resolved = settings(resolve("--arch=resnet", "--seed=7"))
+    assert (resolved["seed"], resolved["data"]["seed"], resolved["seed_everything"]) == (7, 7, 7)
+    assert resolved["data"]["split_seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--ema=false"], {ParameterBudget, Lookahead}),
+        (["--lookahead=false", "--budget=false"], {EMA}),
+        (["--ema=false", "--swa=true"], {ParameterBudget, Lookahead, SWA}),
+        (["--swa.start=0.5", "--ema=false"], {ParameterBudget, Lookahead, SWA}),
+        (["--ema=false", "--ema.decay=0.9"], {ParameterBudget, Lookahead, EMA}),
+    ],
+)
+def test_callbacks_are_switched_by_flags(flags, expected, resolve):
+    assert kinds(resolve("--arch=sam_resnet", *flags)) == expected
+
+
+def test_callbacks_are_tuned_by_flags(resolve):
+    cli = resolve("--arch=sam_resnet", "--ema=false", "--swa.start=0.5", "--lookahead.alpha=0.8")
+    assert (callback(cli, SWA).start, callback(cli, SWA).lr) == (0.5, None)
+    # What the preset says of the other arguments stays.
+    assert (callback(cli, Lookahead).alpha, callback(cli, Lookahead).k) == (0.8, 5)
+    assert callback(resolve("--arch=sam_resnet", "--ema.warmup=false"), EMA).decay == 0.999
+
+
+@pytest.mark.parametrize(("flag", "decay"), [("--ema=true", 0.999), ("--ema.decay=0.9", 0.9)])
+def test_a_callback_that_the_preset_lacks_can_be_switched_on(flag, decay, resolve):
+    cli = resolve("--arch=resnet", flag)
+    assert callback(cli, EMA).decay == decay
+    order = [type(x) for x in cli.trainer.callbacks]
+    assert order.index(Lookahead) < order.index(EMA)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_quick_is_small_and_short_and_otherwise_the_preset(arch, resolve):
+    quick, full = resolve(f"--arch={arch}", "--quick"), resolve(f"--arch={arch}")
+    small = ARCHITECTURES[arch].quick
+    assert small.items() <= dict(quick.model.hparams).items()
+    assert count_parameters(quick.model.network) < count_parameters(full.model.network) / 4
+    assert settings(quick)["model"] == settings(full)["model"] | small
+    assert quick.trainer.max_epochs == 4
+    assert kinds(quick) == kinds(full)
+    assert settings(quick)["quick"] is True
+
+
+def test_flags_stand_above_quick(resolve):
+    cli = resolve("--quick", "--arch=sam_resnet", "--model.base_width=4", "--trainer.max_epochs=2")
+    assert (cli.model.hparams["base_width"], cli.trainer.max_epochs) == (4, 2)
+
+
+def test_quick_takes_the_stand_in_where_there_is_no_cifar10(tmp_path):
+    argv = ["--arch=resnet", "--quick", f"--output={tmp_path / 'runs'}", "--wandb=disabled"]
+    argv += [f"--data.root={tmp_path}", "--data.download=false", "--trainer.accelerator=cpu"]
+    assert ExperimentCLI(read_launch(argv)).datamodule.source == "synthetic"
+
+
+@pytest.mark.parametrize("flags", [[], ["--ema=false", "--swa.start=0.5", "--quick"]])
+def test_what_print_config_prints_is_a_config(flags, resolve, tmp_path, capsys):
+    flags = ["--arch=sam_resnet", "--model.lr=0.3", *flags]
+    with pytest.raises(SystemExit) as end:
+        resolve(*flags, "--print_config")
+    assert end.value.code in (None, 0)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    again, direct = settings(resolve(f"--config={printed}")), settings(resolve(*flags))
+    assert again == direct
+    assert again["model"]["lr"] == 0.3
+
+
+def test_what_a_run_writes_is_a_config_that_changes_nothing(resolve, tmp_path):
+    cli = resolve("--arch=wide_resnet", "--swa.start=0.6", "--data.cutout=4", "--seed=3")
+    written = tmp_path / "config.yaml"
+    written.write_text(cli.resolved)
+    assert settings(resolve(f"--config={written}")) == settings(cli)
+
+
+@pytest.mark.parametrize(
+    ("arch", "flags"),
+    [
+        ("sam_resnet", ["--model.base_width", "--model.attention {se,cbam}", "--model.lr"]),
+        ("wide_resnet", ["--model.depth", "--model.widen_factor", "--data.cutmix_alpha"]),
+    ],
+)
+def test_help_lists_an_architectures_flags_with_their_meaning(arch, flags, resolve, capsys):
+    with pytest.raises(SystemExit) as end:
+        resolve(f"--arch={arch}", "--help")
+    assert end.value.code in (None, 0)
+    text = capsys.readouterr().out
+    for flag in [*flags, "--trainer.max_epochs", "--ema", "--quick", "--ckpt_path"]:
+        assert flag in text, flag
+    assert "peak learning rate of SGD" in text

@@ -1,0 +1,122 @@
+import json
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+
+from experiments import record
+from experiments.record import (
+    Record,
+    Score,
+    describe_device,
+    git_state,
+    read_record,
+    versions,
+    write_atomically,
+    write_record,
+)
+
+SCORE = Score(0.1 + 0.2, nll=1 / 3, ece=0.0, images=5_000, checkpoint="best.ckpt", epoch=3)
+RECORD = Record(
+    arch="sam_resnet",
+    name="a",
+    command=["python experiments/run.py --arch sam_resnet"],
+    config={"model": {"lr": 1e-5, "blocks": [4, 4, 3]}, "ema": False, "ckpt_path": None},
+    quick=False,
+    source="synthetic",
+    commit="0" * 40,
+    dirty=True,
+    versions={"python": "3.11"},
+    device="cpu",
+    precision="32-true",
+    seed=0,
+    parameters=4_733_610,
+    operations_per_image=10**9,
+    epochs=3,
+    steps=9,
+    train_images=1_152,
+    training_seconds=1.5,
+    finished="2024-01-01T00:00:00+00:00",
+    selected="ema",
+    scores={"val": {"raw": SCORE, "ema": replace(SCORE, accuracy=0.5)}, "test": {"raw": SCORE}},
+)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with one commit of one file, as the place where the code lies."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "One.")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    return git
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    write_record(RECORD, tmp_path / "result.json")
+    assert read_record(tmp_path / "result.json") == RECORD
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_a_record_with_other_fields_is_refused(tmp_path, change):
+    path = tmp_path / "result.json"
+    write_record(RECORD, path)
+    fields = json.loads(path.read_text())
+    if change == "missing":
+        del fields["seed"]
+    else:
+        fields["sead"] = 1
+    path.write_text(json.dumps(fields))
+    with pytest.raises(TypeError, match=r"seed|sead"):
+        read_record(path)
+
+
+def test_a_write_that_is_cut_off_leaves_the_file_before_it(tmp_path):
+    path = tmp_path / "config.yaml"
+    write_atomically(path, "seed: 1\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "seed: 2\n" + "x" * 100_000 + "\ud800")
+    assert path.read_text() == "seed: 1\n"
+
+
+def test_a_clean_checkout_is_its_commit(repository, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "result.json").touch()  # untracked files are not the code
+    assert git_state() == (repository("rev-parse", "HEAD"), False)
+
+
+@pytest.mark.parametrize("stage", [False, True])
+def test_a_changed_file_makes_it_dirty(repository, tmp_path, stage):
+    (tmp_path / "code.py").write_text("x = 2\n")
+    if stage:
+        repository("add", ".")
+    assert git_state() == (repository("rev-parse", "HEAD"), True)
+
+
+def test_outside_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state() == ("unknown", True)
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_state() == ("unknown", True)
+
+
+def test_versions_are_those_that_are_installed():
+    assert versions()["torch"] == torch.__version__
+    assert versions().keys() == {"python", "torch", "torchvision", "lightning", "torchmetrics"}
+
+
+def test_the_cpu_is_described_with_its_threads():
+    assert f"({torch.get_num_threads()} of " in describe_device(torch.device("cpu"))

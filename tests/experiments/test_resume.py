@@ -1,0 +1,220 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from experiments.record import read_record
+
+ROOT = Path(__file__).parents[2]
+SWA = ("--ema=false", "--swa.start=0.4", "--swa.lr=0.05")
+# Flags, and the epoch of three that the run is interrupted in.
+RECIPES = {
+    "one cycle, clipping, MixUp, Lookahead and EMA": ((), 1),
+    "dropout, MixUp or CutMix and EMA": (
+        ("--arch=enhanced_efficient_resnet", "--model.base_width=4"),
+        2,
+    ),
+    "before SWA": (SWA, 1),
+    "within SWA": ((*SWA, "--swa.schedule=cyclic"), 2),
+}
+# The command in a process of its own, on the few synthetic images of `few_images`.
+PROGRAM = """
+import datamodules.cifar10
+from datamodules.synthetic import synthetic_cifar10
+
+datamodules.cifar10.synthetic_cifar10 = lambda split: synthetic_cifar10(
+    split, per_class=200 if split == "train" else 30
+)
+from experiments.run import main
+
+main()
+"""
+
+
+class Interrupt(Callback):
+    """Ends the process, as far as a test can stand it, in an epoch's second step."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
+            raise InterruptedError
+
+
+@pytest.fixture(scope="module")
+def undisturbed(experiment):
+    """Three epochs of a recipe, trained once however many tests ask for them."""
+    runs = {}
+
+    def undisturbed(flags=()):
+        if flags not in runs:
+            runs[flags] = experiment(*flags, "--trainer.max_epochs=3")
+        return runs[flags]
+
+    return undisturbed
+
+
+@pytest.fixture
+def resume(command):
+    """Resume the run in a folder with nothing but its name."""
+
+    def resume(folder, *flags):
+        argv = [f"--config={folder / 'config.yaml'}", f"--output={folder.parent}"]
+        return command([*argv, f"--name={folder.name}", "--ckpt_path=last", *flags])
+
+    return resume
+
+
+def portable(value, folder):
+    """Nested containers without the folder's name, and with tensors as bytes, which compare."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {portable(k, folder): portable(v, folder) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(x, folder) for x in value]
+    return value.replace(str(folder), "") if isinstance(value, str) else value
+
+
+def state(folder, name):
+    """Everything in a checkpoint except times and what only display uses."""
+    checkpoint = torch.load(folder / name, weights_only=True)
+    del checkpoint["callbacks"]["Timer"]
+    for callback in checkpoint["callbacks"].values():
+        callback.pop("current_score", None)
+    return portable(checkpoint, folder)
+
+
+def curves(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = csv.DictReader(file)
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+
+def assert_same(folder, expected):
+    """Both runs ended in the same state, by the same way, and answer every image the same."""
+    checkpoints = {path.name for path in expected.glob("*.ckpt")}
+    assert {path.name for path in folder.glob("*.ckpt")} == checkpoints
+    for name in checkpoints:
+        ours, theirs = state(folder, name), state(expected, name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert ours[key] == theirs[key], f"{key} of {name}"
+    assert curves(folder) == curves(expected)
+    with (
+        np.load(folder / "predictions.npz") as ours,
+        np.load(expected / "predictions.npz") as theirs,
+    ):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert np.array_equal(ours[key], theirs[key]), key
+    ours, theirs = read_record(folder / "result.json"), read_record(expected / "result.json")
+    assert ours.scores == theirs.scores
+    assert (ours.epochs, ours.steps) == (theirs.epochs, theirs.steps) == (3, 9)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
+    recipe, undisturbed, tiny, command, resume
+):
+    flags, epoch = RECIPES[recipe]
+    expected = undisturbed(flags).folder
+    name = recipe.replace(" ", "-")
+    argv = tiny(*flags, "--trainer.max_epochs=3", f"--name={name}")
+    with pytest.raises(InterruptedError):
+        command(argv, callbacks=[Interrupt(epoch)])
+    folder = expected.parent / name
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3 * epoch
+    assert not (folder / "result.json").exists()
+
+    run = resume(folder)
+    assert_same(folder, expected)
+    assert len(run.record.command) == 2
+    assert "--ckpt_path=last" in run.record.command[1]
+
+
+def test_what_is_compared_covers_what_training_depends_on(undisturbed):
+    """A comparison of states says nothing about a state that the checkpoint lacks."""
+    folder = undisturbed().folder
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 9
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 9
+    (optimizer,) = checkpoint["optimizer_states"]
+    assert all(state["momentum_buffer"].any() for state in optimizer["state"].values())
+    callbacks = checkpoint["callbacks"]
+    assert callbacks["EMA"]["updates"] == callbacks["Lookahead"]["steps"] == 9
+    network = checkpoint["state_dict"]["network.head.weight"]
+    for average in (callbacks["EMA"]["average"], callbacks["Lookahead"]["slow"]):
+        assert not torch.equal(average["head.weight"], network)
+    assert callbacks["RandomState"].keys() == {"python", "numpy", "torch", "cuda"}
+
+
+def test_a_killed_process_is_continued_bit_for_bit(undisturbed, tiny, resume):
+    expected = undisturbed().folder
+    argv = tiny("--trainer.max_epochs=3", "--name=killed")
+    folder = expected.parent / "killed"
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *argv], cwd=ROOT) as process:
+        # The first epoch's loss is logged when its checkpoint has been written.
+        while not (folder / "metrics.csv").exists() or not any(
+            "train/loss" in row for row in curves(folder)
+        ):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "result.json").exists()
+    resume(folder)
+    assert_same(folder, expected)
+
+
+def test_a_run_that_was_interrupted_while_it_was_evaluated_goes_on_there(
+    undisturbed, tiny, command, resume, few_images
+):
+    expected = undisturbed().folder
+
+    def images(split):
+        if split == "test":
+            raise InterruptedError
+        return few_images(split)
+
+    argv = tiny("--trainer.max_epochs=3", "--name=unevaluated")
+    with pytest.raises(InterruptedError):
+        command(argv, images=images)
+    folder = expected.parent / "unevaluated"
+    resume(folder)
+    assert_same(folder, expected)
+
+
+def test_a_run_that_is_out_of_time_is_continued_with_more_of_it(undisturbed, tiny, command, resume):
+    expected = undisturbed().folder
+
+    class Slow(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            time.sleep(1)
+
+    argv = tiny("--trainer.max_epochs=3", "--name=late", "--trainer.max_time=00:00:00:01")
+    run = command(argv, callbacks=[Slow()])
+    assert run.record is None
+    assert "Out of time: continue with --name late --ckpt_path last" in run.output
+    names = {path.name for path in run.folder.iterdir()}
+    assert not names & {"result.json", "predictions.npz", "confusion.png"}
+    assert torch.load(run.folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    resume(run.folder, "--trainer.max_time=00:01:00:00")
+    assert_same(run.folder, expected)
+
+
+def test_another_runs_checkpoint_is_continued_in_a_new_folder(undisturbed, experiment):
+    other = undisturbed()
+    run = experiment("--trainer.max_epochs=4", f"--ckpt_path={other.folder / 'last.ckpt'}")
+    assert run.folder != other.folder
+    assert (run.record.epochs, run.record.steps) == (4, 12)
+    assert [row["step"] for row in curves(run.folder) if "lr-SGD" in row] == [9, 10, 11]

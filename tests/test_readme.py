@@ -1,0 +1,61 @@
+"""The README's commands are accepted as printed, and its figures are those of the records."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.cli import ExperimentCLI
+from experiments.launch import read_launch
+from experiments.record import read_record
+from lightning_modules import ARCHITECTURES
+from lightning_modules.classifier import count_parameters
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RECORDS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+COMMANDS = re.findall(r"python experiments/run\.py (.+)", "".join(README.split("`")))
+
+
+def test_the_table_of_architectures_is_the_registry_with_its_counts() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", README, flags=re.MULTILINE))
+    assert set(rows) == set(ARCHITECTURES)
+    for name, count in rows.items():
+        with torch.device("meta"):
+            module = ARCHITECTURES[name]()  # type: ignore[call-arg]
+        assert f"{count_parameters(module.network):,}" == count
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_a_printed_command_is_accepted(command: str, monkeypatch, tmp_path) -> None:
+    # Only the parsing: what it would train is tested elsewhere.
+    monkeypatch.setattr(ExperimentCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(ExperimentCLI, "after_instantiate_classes", lambda self: None)
+    arguments = shlex.split(command)
+    if {"--help", "--print_config"} & set(arguments):
+        with pytest.raises(SystemExit) as exit_:
+            ExperimentCLI(read_launch(arguments))
+        assert not exit_.value.code
+    elif "--ckpt_path" not in arguments:
+        ExperimentCLI(read_launch([*arguments, "--output", str(tmp_path)]))
+
+
+def test_there_are_commands_and_records_to_check() -> None:
+    assert len(COMMANDS) > 5
+    assert RECORDS
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_readme_quotes_a_record_to_the_letter(path: Path) -> None:
+    record = read_record(path)
+    assert record.source == "cifar10"
+    assert not record.quick
+    assert not record.dirty
+    [row] = [line for line in README.splitlines() if f"({path.relative_to(ROOT)})" in line]
+    assert record.command[0] in README
+    for scores in record.scores.values():
+        for weights in ("raw", "ema"):
+            assert f"{scores[weights].accuracy:.2%}" in row
+    assert f"{record.parameters:,}" in row
