@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 
 from experiments.record import read_record
@@ -65,11 +66,12 @@ def undisturbed(experiment):
 
 @pytest.fixture
 def resume(command):
-    """Resume the run in a folder with nothing but its name."""
+    """Resume the run in a folder with its architecture and its name alone."""
 
     def resume(folder, *flags):
-        argv = [f"--config={folder / 'config.yaml'}", f"--output={folder.parent}"]
-        return command([*argv, f"--name={folder.name}", "--ckpt_path=last", *flags])
+        arch = yaml.safe_load((folder / "config.yaml").read_text())["arch"]
+        argv = [f"--arch={arch}", f"--output={folder.parent}", f"--name={folder.name}"]
+        return command([*argv, "--ckpt_path=last", *flags])
 
     return resume
 
