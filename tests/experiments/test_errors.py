@@ -135,8 +135,8 @@ def test_an_over_budget_network_is_told_what_would_fit(refusal, experiment):
 
 
 def test_the_budget_can_be_moved(refusal, experiment):
-    line = refusal("--budget.limit=10000", act=experiment)
-    assert "trainable parameters exceed the budget of 10,000 by" in line
+    line = refusal("--budget.limit=1000", act=experiment)
+    assert "trainable parameters exceed the budget of 1,000 by" in line
 
 
 def test_ema_with_swa_is_refused_with_a_reason(refusal, experiment):

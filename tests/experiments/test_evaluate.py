@@ -26,6 +26,15 @@ from experiments.record import Evaluation, read_evaluation, write_record
 from experiments.strategies import FIGURE_1, STRATEGIES, strategies_for
 from lightning_modules.prediction import fit_temperature
 
+# Small, and trained for long enough that its probabilities mean something.
+LEARNING = (
+    "--model.blocks=[1,1,1]",
+    "--data.cutout=0",
+    "--data.mixup_alpha=0",
+    "--data.eval_batch_size=50",
+    "--trainer.limit_train_batches=40",
+)
+
 
 @cache
 def few_images(split: str) -> tuple[Tensor, Tensor]:
@@ -66,9 +75,8 @@ class Evaluated:
 @pytest.fixture(scope="session")
 def evaluated(experiment: Callable[..., Any]) -> Evaluated:
     """A run with raw and EMA weights, evaluated together with one that has no EMA."""
-    shallow = ("--model.blocks=[1,1,1]", "--data.eval_batch_size=50")
-    folder = experiment(*shallow).folder
-    without_ema = experiment(*shallow, "--ema=false", "--seed=1").folder
+    folder = experiment(*LEARNING).folder
+    without_ema = experiment(*LEARNING, "--ema=false", "--seed=1").folder
     printed = evaluate(folder, without_ema).partition("└")[0]
     return Evaluated(folder, without_ema, printed, read_evaluation(folder / "evaluation.json"))
 
@@ -120,6 +128,8 @@ def test_the_temperature_is_fitted_on_validation(evaluated: Evaluated) -> None:
     logits, labels = torch.from_numpy(arrays["val_raw"]), torch.from_numpy(arrays["val_labels"])
     plain = evaluated.evaluation.strategies["plain"]
     assert plain.temperature == pytest.approx(fit_temperature(logits, labels), rel=1e-4)
+    logits, labels = torch.from_numpy(arrays["test_raw"]), torch.from_numpy(arrays["test_labels"])
+    assert plain.temperature != pytest.approx(fit_temperature(logits, labels), rel=1e-3)
     for result in evaluated.evaluation.strategies.values():
         x = result.scores["val"]
         assert x.fitted
@@ -250,7 +260,7 @@ def break_checkpoints(folder: Path) -> None:
 
 
 def of_another_width(record: dict[str, Any]) -> None:
-    record["config"]["model"]["base_width"] = 8
+    record["config"]["model"]["base_width"] = 6
 
 
 def of_another_split(record: dict[str, Any]) -> None:
