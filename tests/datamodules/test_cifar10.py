@@ -319,13 +319,15 @@ def test_absent_data_is_fetched_verified_and_loaded(miniature, announced):
     assert len(data.test_dataloader().images) == 10
 
 
-def test_data_that_is_there_is_not_fetched_again(miniature, monkeypatch):
+def test_data_that_is_there_is_not_fetched_again(miniature, monkeypatch, announced):
     find_cifar10(miniature, download=True)
+    announced.clear()
     monkeypatch.setattr(CIFAR10, "url", UNREACHABLE)
     for archive in miniature.glob("*.tar.gz"):
         archive.unlink()
     find_cifar10(miniature, download=True)
     find_cifar10(miniature, download=False)
+    assert announced.text == ""
 
 
 def test_a_single_missing_file_is_fetched_or_named(miniature):
