@@ -39,6 +39,7 @@ QUIETED = (
     "Checkpoint directory .* exists and is not empty",
     "The number of training batches .* is smaller than the logging interval",
     "Total length of `EvalLoader` across ranks is zero",  # val_fraction 0
+    "You're resuming from a checkpoint that ended before the epoch",  # the data module resumes
     "The '.*_dataloader' does not have many workers",  # no loader of ours has any
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
 )
