@@ -1,5 +1,6 @@
 """One experiment from the first step to its record: fit, evaluate, write, show."""
 
+import csv
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -31,6 +32,9 @@ from experiments.record import (
     write_record,
 )
 from lightning_modules.classifier import ImageClassifier, count_parameters
+
+#: what it is called where targets are hard, and under mixing
+TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
 
 Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
 
@@ -142,7 +146,15 @@ def make_record(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         selected=max(on_validation, key=lambda name: on_validation[name].accuracy, default=None),
         scores=scores,
+        train_accuracy=last_train_accuracy(folder / "metrics.csv"),
     )
+
+
+def last_train_accuracy(metrics: Path) -> float:
+    """The training accuracy that was logged last, also where an earlier launch logged it."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
 
 
 def operations_per_image(module: ImageClassifier) -> int:

@@ -57,6 +57,9 @@ class Record:
     finished: str  # UTC, ISO 8601
     selected: str | None  # the weights with the best validation accuracy; None without validation
     scores: dict[str, dict[str, Score]]  # split ("val", "test") -> weights ("raw", "ema", "swa")
+    # of the last epoch's batches as they were augmented, under mixing against the soft target; None
+    # in records of before it was kept
+    train_accuracy: float | None = None
 
 
 @dataclass(frozen=True)

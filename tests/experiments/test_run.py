@@ -107,6 +107,11 @@ def test_the_record_says_what_was_run(run):
     assert datetime.fromisoformat(record.finished).utcoffset().total_seconds() == 0
 
 
+def test_the_training_accuracy_is_the_last_epochs_as_training_saw_it(run):
+    assert run.record.train_accuracy == column(run, "train/acc_soft")[-1]
+    assert 0 < run.record.train_accuracy < 1
+
+
 @pytest.mark.parametrize("name", ["run", "averaged"])
 def test_every_score_follows_from_the_predictions(name, request):
     run = request.getfixturevalue(name)
