@@ -15,7 +15,7 @@ from torchvision.datasets.utils import calculate_md5
 from datamodules.augmentation import Augmentation
 from datamodules.mixing import Mixing
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
-from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed
+from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -115,9 +115,10 @@ class CIFAR10DataModule(LightningDataModule):
             root: folder that holds cifar-10-batches-py (default: $CIFAR10_ROOT, else data).
             source: CIFAR-10, its procedural stand-in, or auto: the stand-in where there is none.
             download: fetch CIFAR-10 where it is absent.
-            batch_size: training images per step.
-            eval_batch_size: images per step of evaluation; on two CPU cores 1,000 are up to 4 times
-                slower than 250.
+            batch_size: training images per step, on all devices together, whose number must divide
+                it: the learning rate stays right whatever their number.
+            eval_batch_size: images per step of evaluation, on each device; on two CPU cores 1,000
+                are up to 4 times slower than 250.
             val_fraction: share of the 50,000 training images held out, the same of each class.
             split_seed: which images are held out; independent of seed.
             seed: order, augmentation and mixing of the training images.
@@ -145,6 +146,8 @@ class CIFAR10DataModule(LightningDataModule):
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
         self.save_hyperparameters()
+        # Nodes share the file system that the run's folder lies on: one process fetches for all.
+        self.prepare_data_per_node = False
         self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
         self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
         self.augmentation = Augmentation(
@@ -202,12 +205,15 @@ class CIFAR10DataModule(LightningDataModule):
         self.source = "synthetic"
 
     def setup(self, stage: str) -> None:
-        """Decode the training images for "fit" and "validate", the test images for "test"."""
-        if self.trainer is not None and self.trainer.world_size > 1:
-            raise MisconfigurationException(
-                f"trainer.devices x num_nodes must be 1, got {self.trainer.world_size} processes: "
-                "the loader does not shard yet"
-            )
+        """Decode the training images for "fit" and "validate", the test images for "test".
+
+        Of several processes all take the images that rank 0 has prepared.
+        """
+        if self.trainer is not None:
+            source = self.trainer.strategy.broadcast(self.source)
+            if self.source is None and source == "cifar10":
+                find_cifar10(self.root, download=False)
+            self.source = source
         if stage in ("fit", "validate") and "train" not in self._splits:
             images, labels = self._load("train")
             train, val = stratified_split(
@@ -228,6 +234,12 @@ class CIFAR10DataModule(LightningDataModule):
         images, labels = self._splits[split]
         self._splits[split] = images.to(device), labels.to(device)
         return self._splits[split]
+
+    def _place(self) -> dict[str, int]:
+        """Which of how many processes this one is."""
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def train_dataloader(self) -> TrainLoader:
         hparams = self.hparams
@@ -253,6 +265,7 @@ class CIFAR10DataModule(LightningDataModule):
             self.augmentation,
             self.mixing,
             max_epochs=max_epochs or 1,
+            **self._place(),
         )
         # For the run that resumes alone: whoever asks for a loader afterwards gets whole epochs.
         position, self._position = self._position, {}
@@ -261,7 +274,14 @@ class CIFAR10DataModule(LightningDataModule):
         return loader
 
     def _eval_loader(self, split: str) -> EvalLoader:
-        images, labels = self._on_device(split)
+        """Of several processes each gets a shard of its own; together they are every image once."""
+        whole, place = self._on_device(split), self._place()
+        if 0 < len(whole[0]) < place["world_size"]:
+            raise MisconfigurationException(
+                f"data.val_fraction leaves {len(whole[0])} images to validate, fewer than the "
+                f"{place['world_size']} devices"
+            )
+        images, labels = (shard(x, **place) for x in whole)
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         return EvalLoader(images, labels, self.hparams["eval_batch_size"], mean, std)
 

@@ -5,44 +5,80 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from datamodules.corruptions import SEVERITIES, SIDE
+from datamodules.corruptions import CORRUPTIONS, SEVERITIES
 
 
-def read_cifar10_c(folder: Path, name: str, severity: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 (10000, 3, 32, 32) and labels int64 (10000,) of the published CIFAR-10-C.
+class CIFAR10C:
+    """The folder of the published CIFAR-10-C (Hendrycks and Dietterich, 2019).
 
-    A file holds a corruption's five severities one after the other. MisconfigurationException where
-    a file is missing or holds something else.
+    A file a corruption, which holds the test set at each of the five severities, one after the
+    other. All files are checked at once, against the `labels` int64 (N,) of the test set that they
+    are of: MisconfigurationException where one is missing or holds something else.
     """
-    images, labels = _read_arrays(folder / f"{name}.npy", folder / "labels.npy")
-    count = len(images) // len(SEVERITIES)
-    part = slice((severity - 1) * count, severity * count)
-    return images[part], labels[part]
+
+    def __init__(self, folder: Path, labels: Tensor) -> None:
+        self.arrays = {name: _open_images(folder / f"{name}.npy") for name in CORRUPTIONS}
+        self.count = len(labels)
+        for name, array in self.arrays.items():
+            if len(array) != len(SEVERITIES) * self.count:
+                raise MisconfigurationException(
+                    f"{folder / name}.npy must hold {len(SEVERITIES)} x {self.count:,} images, "
+                    f"got {len(array):,}"
+                )
+        if not torch.equal(_read_labels(folder / "labels.npy"), labels.repeat(len(SEVERITIES))):
+            raise MisconfigurationException(
+                f"{folder}/labels.npy must hold the labels of the test set {len(SEVERITIES)} times"
+            )
+
+    def images(self, name: str, severity: int) -> Tensor:
+        """The test set under a corruption of severity 1 to 5, uint8 (N, 3, 32, 32)."""
+        part = slice((severity - 1) * self.count, severity * self.count)
+        return _as_tensor(self.arrays[name][part])
 
 
-def read_cifar10_1(folder: Path, version: str = "v6") -> tuple[Tensor, Tensor]:
+def read_cifar10_1(folder: Path) -> tuple[Tensor, Tensor]:
     """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of CIFAR-10.1 (Recht et al., 2018).
 
-    Version v6 is the class-balanced one, of 2,000 images. Errors as in `read_cifar10_c`.
+    Of version v6, the class-balanced one of 2,000 images. MisconfigurationException where a file is
+    missing or holds something else.
     """
-    names = (f"cifar10.1_{version}_{part}.npy" for part in ("data", "labels"))
-    return _read_arrays(*(folder / name for name in names))
-
-
-def _read_arrays(images_file: Path, labels_file: Path) -> tuple[Tensor, Tensor]:
-    try:
-        images, labels = (np.load(file, mmap_mode="r") for file in (images_file, labels_file))
-    except (OSError, ValueError) as error:
+    images = _open_images(folder / "cifar10.1_v6_data.npy")
+    labels = _read_labels(folder / "cifar10.1_v6_labels.npy")
+    if len(images) != len(labels):
         raise MisconfigurationException(
-            f"{images_file.parent} is not as published: {error}"
-        ) from None
-    right = images.dtype == np.uint8 and images.shape[1:] == (SIDE, SIDE, 3)
-    if not right or labels.shape != images.shape[:1]:
-        raise MisconfigurationException(
-            f"{images_file} holds {images.dtype} {images.shape} with {labels.shape} labels, "
-            "not uint8 (N, 32, 32, 3) with N"
+            f"{folder} must hold a label for each image, got {len(images):,} images and "
+            f"{len(labels):,} labels"
         )
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
-    return pixels, torch.from_numpy(labels.astype(np.int64))
+    return _as_tensor(images), labels
+
+
+def _open_images(file: Path) -> np.ndarray:
+    array = _open(file)
+    if array.dtype != np.uint8 or array.shape[1:] != (32, 32, 3):
+        raise MisconfigurationException(
+            f"{file} must hold uint8 (N, 32, 32, 3), got {array.dtype} {array.shape}"
+        )
+    return array
+
+
+def _read_labels(file: Path) -> Tensor:
+    array = _open(file)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not np.isin(array, range(10)).all():
+        raise MisconfigurationException(
+            f"{file} must hold labels from 0 to 9, got {array.dtype} {array.shape}"
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _open(file: Path) -> np.ndarray:
+    try:
+        return open_memmap(file, mode="r")  # which unpickles nothing
+    except (OSError, ValueError) as error:
+        raise MisconfigurationException(f"{file} is not an array as published: {error}") from None
+
+
+def _as_tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()

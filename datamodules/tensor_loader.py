@@ -20,6 +20,15 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def shard(items: Tensor, rank: int, world_size: int) -> Tensor:
+    """The part of `items` (N, ...) that process `rank` of `world_size` works on, as a view.
+
+    Shards are contiguous and share nothing; together, in the order of ranks, they are the whole. As
+    many as N is above a multiple of `world_size` are longer by one: the first ones.
+    """
+    return items.tensor_split(world_size)[rank]
+
+
 class EvalLoader:
     """Batches in order: normalised images float32 (B, 3, H, W) and labels int64 (B,)."""
 
@@ -46,6 +55,11 @@ class TrainLoader:
     the next, so that precision, validation or a restart cannot shift what follows, and iterating an
     epoch again gives the same batches. Targets are int64 labels (B,), or float32 (B, classes) where
     `mixing` is active.
+
+    Of several processes each gets its shard of every batch, which is then a function of its rank as
+    well: `batch_size` is that of the whole, whose images do not depend on the number of processes.
+    Each shard is augmented and mixed by draws of its own.
+    ValueError where `batch_size` is no multiple of `world_size`.
     """
 
     def __init__(
@@ -59,13 +73,20 @@ class TrainLoader:
         augmentation: Augmentation,
         mixing: Mixing,
         max_epochs: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        if batch_size % world_size:
+            raise ValueError(
+                f"batch_size must be a multiple of world_size {world_size}, got {batch_size}"
+            )
         self.images, self.labels = images, labels
         self.batch_size = batch_size
         self.seed = seed
         self.mean, self.std = mean, std
         self.augmentation, self.mixing = augmentation, mixing
         self.max_epochs = max_epochs
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start = 0
         self.generator = torch.Generator(images.device)
@@ -90,10 +111,11 @@ class TrainLoader:
         order = torch.randperm(len(self.images), generator=shuffle).to(self.images.device)
         for position in range(start, len(self)):
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield self._batch(batch, position)
+            yield self._batch(shard(batch, self.rank, self.world_size), position)
 
     def _batch(self, indices: Tensor, position: int) -> Batch:
-        seed = derive_seed(self.seed, self.epoch, position)
+        own = (self.rank,) if self.rank else ()
+        seed = derive_seed(self.seed, self.epoch, position, *own)
         self.generator.manual_seed(seed)
         # index_select: 1,024 images take 0.1 ms on a core, against 1.9 ms by indexing.
         images = self.augmentation(self.images.index_select(0, indices), self.generator)

@@ -10,19 +10,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.launch import fail
+from experiments.launch import ArgumentParser, fail
 
 PACKAGES = ("huggingface_hub", "safetensors", "onnx", "onnxruntime", "onnxscript")
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags; a mistake in them, or a package that is missing, ends the process."""
-    parser = argparse.ArgumentParser(
-        description="Export a finished run's network: model.safetensors with config.json, "
-        "model.pt2 (torch.export), model.onnx, and a model card.",
-        allow_abbrev=False,
+    parser = ArgumentParser(
+        "Export a finished run's network: model.safetensors with config.json, model.pt2 "
+        "(torch.export), model.onnx, and a model card."
     )
-    parser.error = fail  # type: ignore[method-assign]
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
     parser.add_argument(

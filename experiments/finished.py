@@ -1,15 +1,27 @@
 """A run that has finished, opened again: its record, its network with its weights, its images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
+from lightning.fabric import Fabric
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from datamodules import CIFAR10DataModule
+from datamodules.tensor_loader import EvalLoader
 from experiments.evaluation import load_weights
-from experiments.record import Evaluation, Record, read_evaluation, read_record
+from experiments.record import (
+    Evaluation,
+    Record,
+    Shift,
+    read_evaluation,
+    read_record,
+    read_shift,
+)
+from experiments.trainer import Precision, resolve_precision
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 
@@ -61,6 +73,14 @@ class FinishedRun:
         path = self.folder / "evaluation.json"
         return _read(read_evaluation, path) if path.exists() else None
 
+    def shift(self) -> Shift | None:
+        """What `evaluate.py --shift` wrote of this run; None where it has not.
+
+        MisconfigurationException, in one line, where it is not of this version.
+        """
+        path = self.folder / "shift.json"
+        return _read(read_shift, path) if path.exists() else None
+
 
 def open_run(folder: Path) -> FinishedRun:
     """MisconfigurationException, in one line, where the folder holds no finished run."""
@@ -70,6 +90,36 @@ def open_run(folder: Path) -> FinishedRun:
     if not path.exists():
         raise MisconfigurationException(f"{folder} holds no finished run: there is no {path.name}")
     return FinishedRun(folder, _read(read_record, path))
+
+
+def open_networks(
+    wanted: Mapping[str, tuple[FinishedRun, str]], precision: Precision | None
+) -> tuple[dict[str, nn.Module], torch.device, str]:
+    """Each run with the weights that are wanted of it, as a network, by name; device and precision.
+
+    The networks compute in the given precision, by default in that of their training.
+    """
+    fabrics: dict[Any, Fabric] = {}
+    networks: dict[str, nn.Module] = {}
+    for name, (run, weights) in wanted.items():
+        number_format: Any = precision or run.record.precision
+        if number_format not in fabrics:
+            chosen = resolve_precision(number_format, "auto")
+            fabrics[number_format] = Fabric(devices=1, precision=chosen)
+        networks[name] = fabrics[number_format].setup_module(run.module(weights))
+    # A CPU does not do in fp16 what a GPU does: what was taken may not be what was asked for.
+    taken = {fabric.strategy.precision.precision for fabric in fabrics.values()}
+    return networks, fabrics.popitem()[1].device, ", ".join(sorted(taken))
+
+
+def open_images(run: FinishedRun, root: str | None) -> dict[str, EvalLoader]:
+    """The run's validation images, where it has any, and the test images, as "val" and "test"."""
+    data = run.data(root)
+    data.prepare_data()
+    data.setup("validate")
+    data.setup("test")
+    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    return {split: loader for split, loader in loaders.items() if loader}
 
 
 def _read(reader: Callable[[Path], T], path: Path) -> T:

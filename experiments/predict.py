@@ -26,7 +26,7 @@ from datamodules.submission import (
 )
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.finished import FinishedRun, open_run
-from experiments.launch import fail, near
+from experiments.launch import ArgumentParser, fail, near
 from experiments.record import write_atomically
 from experiments.strategies import PLAIN, STRATEGIES, Strategy
 
@@ -38,10 +38,7 @@ BATCH = 250
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags; a mistake in them ends the process."""
-    parser = argparse.ArgumentParser(
-        description="Classify images with a finished run.", allow_abbrev=False
-    )
-    parser.error = fail  # type: ignore[method-assign]
+    parser = ArgumentParser("Classify images with a finished run.")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument(
         "inputs",

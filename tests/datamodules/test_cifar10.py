@@ -609,12 +609,3 @@ def test_a_ramp_without_an_end_is_refused(stand_in, fit):
         MisconfigurationException, match=r"^trainer\.max_epochs must be .*, got -1$"
     ):
         fit(stand_in(mixup_alpha=0.3, mixup_ramp=True), max_epochs=-1, max_steps=3)
-
-
-def test_more_than_one_process_is_refused(stand_in):
-    data = stand_in()
-    data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
-    with pytest.raises(
-        MisconfigurationException, match=r"^trainer\.devices .* got 2 processes: .*$"
-    ):
-        data.setup("fit")

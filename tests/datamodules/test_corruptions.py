@@ -1,19 +1,14 @@
 import colorsys
 import io
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
-from datamodules.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from datamodules.filters import blur, distance_to, equalise, motion, plasma, zoom_in
-from datamodules.shifted import read_cifar10_1, read_cifar10_c
+from datamodules.corruptions import BENCHMARK, CORRUPTIONS, SEVERITIES, corrupt
 from datamodules.synthetic import synthetic_cifar10
 
 CALM = {  # the same whatever the seed
@@ -53,8 +48,11 @@ def test_a_corruption_is_a_pure_function_of_images_severity_and_seed(
     assert torch.equal(twins[0], twins[1]) == (name in CALM)
 
 
-def test_there_are_the_nineteen_of_cifar10_c() -> None:
+def test_there_are_the_nineteen_of_cifar10_c_and_fifteen_of_them_are_the_benchmark() -> None:
+    apart = {"speckle_noise", "gaussian_blur", "spatter", "saturate"}
     assert len(CORRUPTIONS) == 19
+    assert len(BENCHMARK) == 15
+    assert set(CORRUPTIONS) - set(BENCHMARK) == apart
 
 
 @pytest.mark.parametrize(
@@ -80,25 +78,6 @@ def test_impulse_noise_turns_channels_black_or_white_as_often_as_published() -> 
         assert (noisy == 255).double().mean().item() == pytest.approx(amount / 2, rel=0.15)
 
 
-@pytest.mark.parametrize("sigma", [0.4, 0.7, 1.0])
-def test_blurring_is_torchvisions_inside_and_repeats_the_edge_outside(sigma: float) -> None:
-    images = NOISE / 255
-    radius = int(4 * sigma + 0.5)
-    expected = gaussian_blur(images, [2 * radius + 1] * 2, [sigma, sigma])
-    inside = (..., slice(radius, -radius), slice(radius, -radius))
-    torch.testing.assert_close(blur(images, sigma)[inside], expected[inside])
-    padded = torch.nn.functional.pad(images, (radius,) * 4, mode="replicate")
-    expected = gaussian_blur(padded, [2 * radius + 1] * 2, [sigma, sigma])[inside]
-    torch.testing.assert_close(blur(images, sigma), expected)
-
-
-def test_blurring_with_a_mirror_outside_keeps_the_mean() -> None:
-    images = NOISE / 255
-    blurred = blur(images, 6.4, truncate=3.0, outside="mirror")
-    torch.testing.assert_close(blurred.mean((2, 3)), images.mean((2, 3)))
-    assert not torch.allclose(blur(images, 6.4).mean((2, 3)), images.mean((2, 3)), atol=1e-4)
-
-
 def test_glass_moves_pixels_by_one_and_leaves_two_rows_and_columns() -> None:
     moved = corrupt(NOISE, "glass_blur", 1)  # whose blur is too narrow to be seen
     assert torch.equal(moved[..., :2, :], NOISE[..., :2, :])
@@ -108,28 +87,6 @@ def test_glass_moves_pixels_by_one_and_leaves_two_rows_and_columns() -> None:
     same = torch.stack([(moved == source).all(1) for source in sources])[..., 2:, 2:]
     assert same.any(0).all()
     assert same.float().mean((1, 2, 3)).tolist() == pytest.approx([0.25] * 4, abs=0.02)
-
-
-def test_motion_smears_along_half_a_gaussian() -> None:
-    image = torch.zeros(2, 1, 32, 32)
-    image[:, :, 16, 16] = 1
-    blurred = motion(image, radius=6, sigma=2.0, degrees=torch.tensor([0.0, -90.0]))
-    weights = np.exp(-(np.arange(13) ** 2) / 8)
-    weights /= weights.sum()
-    np.testing.assert_allclose(blurred[0, 0, 16, 4:17].flip(0), weights, atol=1e-6)
-    np.testing.assert_allclose(blurred[1, 0, 16:29, 16], weights, atol=1e-6)
-    assert blurred.sum().item() == pytest.approx(2)
-
-
-@pytest.mark.parametrize("factor", [1.0, 1.1, 1.25, 2.25])
-def test_zooming_stretches_a_ramp_about_its_middle(factor: float) -> None:
-    ramp = torch.arange(32.0).expand(1, 1, 32, 32)
-    zoomed = zoom_in(ramp, factor)
-    assert zoomed.shape == ramp.shape
-    crop = -(-32 // factor)
-    slope = (crop - 1) / (round(crop * factor) - 1)
-    torch.testing.assert_close(zoomed.diff(dim=3), torch.full((1, 1, 32, 31), slope))
-    assert zoomed.mean().item() == pytest.approx(15.5, abs=0.6)
 
 
 @pytest.mark.parametrize("name", ["brightness", "saturate", "contrast"])
@@ -184,15 +141,9 @@ def test_an_elastic_transform_without_strength_is_none() -> None:
     torch.testing.assert_close(still, images, atol=1e-4, rtol=0)
 
 
-def test_fog_is_a_fractal_that_leaves_darkness_dark() -> None:
-    maps = plasma(3, 2.0, torch.Generator().manual_seed(0))
-    assert maps.shape == (3, 1, 32, 32)
-    assert maps.amin((1, 2, 3)).tolist() == [0] * 3
-    assert maps.amax((1, 2, 3)).tolist() == [1] * 3
-    # Near pixels are alike, and less so where the fractal decays more slowly.
-    rough = plasma(3, 1.2, torch.Generator().manual_seed(0))
-    assert maps.diff(dim=3).abs().mean() < 0.5 * rough.diff(dim=3).abs().mean()
+def test_fog_leaves_darkness_dark() -> None:
     assert corrupt(grey(0), "fog", 5).max() == 0
+    assert corrupt(grey(90), "fog", 5).float().std() > 10
 
 
 def test_weather_covers_more_with_severity(images: Tensor) -> None:
@@ -214,17 +165,6 @@ def test_drops_are_turquoise_and_mud_is_brown() -> None:
     assert 0.01 < (mud[:, 0] < 255).float().mean() < 0.3
 
 
-def test_distances_and_equalised_histograms_are_the_hand_computed() -> None:
-    marked = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
-    marked[0, 0, 3, 4] = marked[0, 0, 30, 30] = True
-    rows, columns = np.indices((32, 32))
-    expected = np.minimum(np.hypot(rows - 3, columns - 4), np.hypot(rows - 30, columns - 30))
-    np.testing.assert_allclose(distance_to(marked)[0, 0], expected, rtol=1e-6)
-
-    steps = torch.tensor([10, 20, 30, 40]).repeat_interleave(256).view(1, 1, 32, 32)
-    assert equalise(steps).unique().tolist() == [0, 85, 170, 255]
-
-
 @pytest.mark.parametrize(
     ("images", "name", "severity", "message"),
     [
@@ -239,31 +179,3 @@ def test_what_cannot_be_corrupted_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         corrupt(images, name, severity)
-
-
-def test_the_published_arrays_are_read_by_severity(tmp_path: Path) -> None:
-    pixels = NOISE.permute(0, 2, 3, 1).numpy()
-    np.save(tmp_path / "fog.npy", np.concatenate([np.roll(pixels, s, 0)[:2] for s in range(5)]))
-    np.save(tmp_path / "labels.npy", np.tile(np.array([3, 9], np.uint8), 5))
-    images, labels = read_cifar10_c(tmp_path, "fog", 2)
-    assert torch.equal(images, NOISE.roll(1, 0)[:2])
-    assert labels.dtype == torch.int64
-    assert labels.tolist() == [3, 9]
-
-    np.save(tmp_path / "cifar10.1_v6_data.npy", pixels)
-    np.save(tmp_path / "cifar10.1_v6_labels.npy", np.array([1, 2, 3, 4], np.int32))
-    images, labels = read_cifar10_1(tmp_path)
-    assert torch.equal(images, NOISE)
-    assert labels.tolist() == [1, 2, 3, 4]
-
-
-def test_arrays_that_are_missing_or_wrong_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match=r"not as published: .+fog\.npy"):
-        read_cifar10_c(tmp_path, "fog", 1)
-    np.save(tmp_path / "fog.npy", np.zeros((10, 3072), np.uint8))
-    np.save(tmp_path / "labels.npy", np.zeros(10, np.uint8))
-    with pytest.raises(MisconfigurationException, match=r"holds uint8 \(10, 3072\) with \(10,\)"):
-        read_cifar10_c(tmp_path, "fog", 1)
-    np.save(tmp_path / "labels.npy", np.array([None]), allow_pickle=True)
-    with pytest.raises(MisconfigurationException, match="not as published"):
-        read_cifar10_c(tmp_path, "fog", 1)

@@ -13,6 +13,11 @@ from torch.nn import functional as F
 SIDE = 32
 
 
+def uniform(low: float, high: float, size: tuple[int, ...], generator: Generator) -> Tensor:
+    """Draws of a size, evenly from `low` to `high`."""
+    return torch.rand(size, generator=generator) * (high - low) + low
+
+
 def correlate(images: Tensor, kernel: Tensor, outside: Literal["reflect", "constant"]) -> Tensor:
     """Each channel of images (N, C, H, W) with one kernel (h, w) of odd sides.
 
@@ -91,8 +96,7 @@ def plasma(count: int, decay: float, generator: Generator) -> Tensor:
     step, wobble = SIDE, 100.0
 
     def mean(total: Tensor) -> Tensor:
-        noise = torch.rand(total.shape, generator=generator) * (2 * wobble) - wobble
-        return total / 4 + wobble * noise
+        return total / 4 + wobble * uniform(-wobble, wobble, total.shape, generator)
 
     while step >= 2:
         half = step // 2
