@@ -2,9 +2,18 @@
 
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.ema import EMA
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.lookahead import Lookahead
 from callbacks.parameter_budget import ParameterBudget
 from callbacks.random_state import RandomState
 from callbacks.swa import SWA
 
-__all__ = ["EMA", "SWA", "BestCheckpoint", "Lookahead", "ParameterBudget", "RandomState"]
+__all__ = [
+    "EMA",
+    "SWA",
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "Lookahead",
+    "ParameterBudget",
+    "RandomState",
+]

@@ -50,6 +50,10 @@ class EMA(Callback):
 
     In a checkpoint, `callbacks.EMA.average` is the averaged network's `state_dict`.
 
+    Of several processes each averages BatchNorm's statistics of its own batches. Those of rank 0,
+    which checkpoints hold, are what all of them validate, as DistributedDataParallel has it for the
+    network itself.
+
     Callbacks act on a step in their order in the Trainer: MisconfigurationException where a
     Lookahead stands behind EMA, which would average weights that Lookahead is about to replace.
     """
@@ -108,6 +112,17 @@ class EMA(Callback):
             torch._foreach_copy_(*self._integers)
         self.updates += 1
 
+    def _take_buffers_of_rank_0(self, trainer: Trainer) -> None:
+        if self._average is None or trainer.world_size == 1:
+            return
+        buffers = list(self._average.buffers())
+        received = trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
+        for buffer, value in zip(buffers, received, strict=True):
+            buffer.copy_(value)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_buffers_of_rank_0(trainer)
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -125,6 +140,7 @@ class EMA(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook.remove()
+        self._take_buffers_of_rank_0(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         if self._average is None:

@@ -33,25 +33,46 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def seed_process(rank: int) -> None:
+    """Seed every global generator by torch's seed and a rank, so that no two ranks are alike."""
+    [seed] = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1).tolist()
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # the global one is meant
+    torch.manual_seed(seed)
+
+
 class RandomState(Callback):
     """Saves the global random generators with every checkpoint; resumed training restores them.
 
     With it, dropout and everything else that draws from them continue as if never interrupted.
-    Generators of a loader's own are the loader's to save. A checkpoint is written by one process
-    and holds that process's state.
+    Generators of a loader's own are the loader's to save.
+
+    Of several processes, which all began with one seed, each draws numbers of its own from the
+    start of training on, and the checkpoint holds the state of each. Where the number of processes
+    changes, those that were there before continue theirs.
     """
 
     def __init__(self) -> None:
+        self._processes = 1
         self._restored: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not earlier: making optimizers and loaders may draw numbers too.
-        if self._restored:
-            set_random_state(self._restored)
-            self._restored = {}
+        self._processes = trainer.world_size
+        states = self._restored.get("processes", [self._restored] if self._restored else [])
+        if trainer.global_rank < len(states):
+            set_random_state(states[trainer.global_rank])
+        elif trainer.global_rank > 0:
+            seed_process(trainer.global_rank)
+        self._restored = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return get_random_state()
+        own = get_random_state()
+        if self._processes == 1:
+            return own
+        states = [own] * self._processes
+        torch.distributed.all_gather_object(states, own)
+        return {"processes": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict

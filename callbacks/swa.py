@@ -42,11 +42,12 @@ class SWA(Callback):
     its validation. An unfinished last cycle does not count.
 
     BatchNorm's statistics of the average are then recomputed with torch's `update_bn` over the
-    training batches as the epoch saw them, augmented and mixed. That iterates the training loader
-    once more, which must not change its next epoch: ours computes batches from seed, epoch and
-    position, and the global random generators are put back. The network itself is never touched:
-    during fit the average is validated beside it, as `val/acc_swa` and `val/loss_swa`, from its
-    first model on.
+    training batches as the epoch saw them, augmented and mixed; of several processes each does so
+    over its own batches, and all take the mean, which is over every batch. That iterates the
+    training loader once more, which must not change its next epoch: ours computes batches from
+    seed, epoch and position, and the global random generators are put back. The network itself is
+    never touched: during fit the average is validated beside it, as `val/acc_swa` and
+    `val/loss_swa`, from its first model on.
 
     In a checkpoint, `callbacks.SWA.average` is the averaged network's `state_dict`. Overriding the
     rate suits schedules in closed form (LambdaLR), not those that derive a rate from the last one.
@@ -161,6 +162,9 @@ class SWA(Callback):
         with isolate_rng(), trainer.precision_plugin.train_step_context():
             batches = islice(trainer.train_dataloader, limit)  # type: ignore[arg-type]
             update_bn(map(trainer.strategy.batch_to_device, batches), network)
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
 
     @staticmethod
     def _new_average(pl_module: LightningModule) -> AveragedModel:

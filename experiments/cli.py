@@ -10,17 +10,26 @@ import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     LearningRateMonitor,
-    ModelCheckpoint,
     RichProgressBar,
     Timer,
 )
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks import EMA, SWA, BestCheckpoint, Lookahead, ParameterBudget, RandomState
+from callbacks import (
+    EMA,
+    SWA,
+    BestCheckpoint,
+    LastCheckpoint,
+    Lookahead,
+    ParameterBudget,
+    RandomState,
+)
 from datamodules import CIFAR10DataModule
+from experiments.devices import check_devices
 from experiments.launch import CONFIGS, Launch, fail, near
 from experiments.loggers import WandbMode, csv_logger, wandb_logger
+from experiments.processes import is_first
 from experiments.trainer import Trainer
 from lightning_modules import ARCHITECTURES
 
@@ -41,6 +50,7 @@ QUIETED = (
     "Total length of `EvalLoader` across ranks is zero",  # val_fraction 0
     "You're resuming from a checkpoint that ended before the epoch",  # the data module resumes
     "The '.*_dataloader' does not have many workers",  # no loader of ours has any
+    "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
 )
 
@@ -80,6 +90,14 @@ class Parser(LightningArgumentParser):
         return message
 
 
+def arguments_of(launch: Launch) -> list[str]:
+    """What the full parser reads: for --quick the small version, and above it what was given."""
+    if not launch.quick:
+        return launch.arguments
+    small = [f"--model.{name}={x}" for name, x in ARCHITECTURES[launch.arch].quick.items()]
+    return ["--config", str(CONFIGS / "quick.yaml"), *small, *launch.arguments]
+
+
 class ExperimentCLI(LightningCLI):
     """`LightningCLI` for one architecture, its preset, and the callbacks that the preset asks for.
 
@@ -93,15 +111,10 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
-        architecture = ARCHITECTURES[launch.arch]
-        arguments = launch.arguments
-        if launch.quick:
-            small = [f"--model.{name}={value}" for name, value in architecture.quick.items()]
-            arguments = ["--config", str(CONFIGS / "quick.yaml"), *small, *arguments]
         quiet()
         try:
             super().__init__(
-                architecture,
+                ARCHITECTURES[launch.arch],
                 CIFAR10DataModule,
                 save_config_callback=None,
                 trainer_class=Trainer,
@@ -120,7 +133,7 @@ class ExperimentCLI(LightningCLI):
                     "allow_abbrev": False,
                     "default_config_files": [str(CONFIGS / f"{launch.arch}.yaml")],
                 },
-                args=arguments,
+                args=arguments_of(launch),
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
@@ -133,6 +146,8 @@ class ExperimentCLI(LightningCLI):
         assert isinstance(args, list)
         Parser.given = args
         self.config = parser.parse_args(args)
+        if not 0 <= self.config.seed < 2**32:
+            fail(f"--seed: seed must be in [0, 2**32), got {self.config.seed}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--arch", type=str, default=self.launch.arch, help="Which network.")
@@ -166,7 +181,8 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self.launch.folder
         # Nothing is written for a run that has no data, or that cannot be resumed.
-        self.datamodule.prepare_data()
+        if is_first():
+            self.datamodule.prepare_data()
         keep_steps = 0
         if self.launch.checkpoint is not None:
             path = self.launch.checkpoint
@@ -178,18 +194,22 @@ class ExperimentCLI(LightningCLI):
                 fail(f"--ckpt_path {path} is not a checkpoint but a {type(checkpoint).__name__}")
             self.model.on_load_checkpoint(checkpoint)
             keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
         loggers = [
             csv_logger(folder, keep_steps),
             wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
         ]
         callbacks = [*(self.config_init.trainer.callbacks or []), *self._callbacks()]
-        trainer = super().instantiate_trainer(
-            default_root_dir=str(folder),
-            logger=[x for x in loggers if x],
-            callbacks=callbacks,
-            max_time=None,  # our Timer's, which ends a run between two epochs
-        )
+        try:
+            trainer = super().instantiate_trainer(
+                default_root_dir=str(folder),
+                logger=[x for x in loggers if x],
+                callbacks=callbacks,
+                max_time=None,  # our Timer's, which ends a run between two epochs
+            )
+        except RuntimeError as error:  # what SLURM was asked for is not what Lightning supports
+            fail(str(error))
         assert isinstance(trainer, Trainer)
         return trainer
 
@@ -202,10 +222,6 @@ class ExperimentCLI(LightningCLI):
                 switched.append(callback() if value is True else value)
         validated = [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
         best = [BestCheckpoint(str(folder), suffix) for suffix in validated]
-        # Every epoch, and behind the best ones, so that it holds their state.
-        last = ModelCheckpoint(
-            folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
-        )
         return [
             RandomState(),
             *switched,
@@ -213,16 +229,14 @@ class ExperimentCLI(LightningCLI):
             Timer(self.config_init.trainer.max_time, interval="epoch"),
             *([] if self.config.trainer.enable_progress_bar is False else [RichProgressBar()]),
             *(best if self.config.data.val_fraction else []),
-            last,
+            # Behind the best ones, so that it holds their state.
+            LastCheckpoint(str(folder)),
         ]
 
     def after_instantiate_classes(self) -> None:
-        if self.trainer.world_size > 1:
-            fail(
-                f"trainer.devices x trainer.num_nodes must be 1, got {self.trainer.world_size}: "
-                "the loader does not shard yet"
-            )
-        if (limit := self.config.trainer.limit_predict_batches) is not None:
+        trainer = self.config.trainer
+        check_devices(self.trainer, self.config.data.batch_size, trainer.sync_batchnorm)
+        if (limit := trainer.limit_predict_batches) is not None:
             fail(f"--trainer.limit_predict_batches {limit} is refused: every image is evaluated")
         if self.config.data.val_fraction:
             return

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.cli import ExperimentCLI
+from experiments.devices import end_processes, images_per_step, on_one_device, step_in_words
 from experiments.evaluation import load_weights, predict, score
 from experiments.launch import fail
-from experiments.loggers import log_media
 from experiments.plots import plot_augmented, plot_confusion, plot_curves
+from experiments.processes import hand_on
 from experiments.record import (
     Record,
     Score,
@@ -31,6 +32,7 @@ from experiments.record import (
     write_atomically,
     write_record,
 )
+from experiments.wandb_media import log_results
 from lightning_modules.classifier import ImageClassifier, count_parameters
 
 #: what it is called where targets are hard, and under mixing
@@ -43,19 +45,29 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     """Train, then evaluate validation and test once with every set of weights, and record it.
 
     None where `--trainer.max_time` ended the training before its last epoch: the test set stays
-    unread until the run is resumed and finished.
+    unread until the run is resumed and finished. Of several processes only the first one goes on
+    after training, and the others return None: it evaluates on its device alone, which takes
+    seconds and gives what a run on one device would give.
     """
     folder = cli.launch.folder
     code = git_state()
     try:
-        write_atomically(folder / "config.yaml", cli.resolved)
-        with (folder / "commands.txt").open("a") as file:
-            file.write(shlex.join(["python", *sys.argv]) + "\n")
+        if cli.trainer.is_global_zero:
+            write_atomically(folder / "config.yaml", cli.resolved)
+            with (folder / "commands.txt").open("a") as file:
+                file.write(shlex.join(["python", *sys.argv]) + "\n")
+            batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
+            print(step_in_words(cli.trainer, batch_size, lr))
+        if cli.trainer.world_size > 1:
+            hand_on(folder)
         cli.trainer.fit(
             cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint, weights_only=True
         )
     except MisconfigurationException as error:
         fail(str(error))
+    end_processes()
+    if not cli.trainer.is_global_zero:
+        return None
     timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
     remaining = timer.time_remaining()
     unfinished = cli.trainer.current_epoch < (cli.trainer.max_epochs or 0)
@@ -73,6 +85,7 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     write_predictions(folder / "predictions.npz", labels, logits)
     write_record(record, folder / "result.json")
     write_pictures(cli, folder, logits["test"][record.selected or "raw"], labels["test"])
+    send_results(cli, folder, record, logits["test"], labels["test"])
     show(record, folder)
     return record
 
@@ -81,14 +94,15 @@ def evaluate(
     cli: ExperimentCLI, folder: Path
 ) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
     """Labels, logits and scores of validation and test, of all the weights that there are."""
-    data = cli.datamodule
+    trainer, data = on_one_device(cli.trainer), cli.datamodule
+    data.trainer = trainer
     data.setup("test")
     loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
     loaders = {split: loader for split, loader in loaders.items() if loader}
     names = [name for name in ("raw", "ema", "swa") if name == "raw" or cli.config[name]]
     weights = [w for w in (load_weights(folder, name) for name in names) if w is not None]
     logits = {
-        split: {w.name: predict(cli.trainer, cli.model, w, loader) for w in weights}
+        split: {w.name: predict(trainer, cli.model, w, loader) for w in weights}
         for split, loader in loaders.items()
     }
     # --trainer.limit_predict_batches may have left some out.
@@ -134,7 +148,8 @@ def make_record(
         commit=commit,
         dirty=dirty,
         versions=versions(),
-        device=describe_device(trainer.strategy.root_device),
+        device=(f"{trainer.world_size} x " if trainer.world_size > 1 else "")
+        + describe_device(trainer.strategy.root_device),
         precision=str(trainer.precision),
         seed=config["seed"],
         parameters=count_parameters(cli.model.network),
@@ -146,6 +161,7 @@ def make_record(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         selected=max(on_validation, key=lambda name: on_validation[name].accuracy, default=None),
         scores=scores,
+        images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
     )
 
@@ -160,7 +176,8 @@ def last_train_accuracy(metrics: Path) -> float:
 def operations_per_image(module: ImageClassifier) -> int:
     """Operations of one forward pass of one image, a multiply-add counted as two."""
     module.eval()
-    image = torch.zeros(1, 3, 32, 32, device=module.device)
+    weight = next(module.parameters())
+    image = torch.zeros(1, 3, 32, 32, device=weight.device, dtype=weight.dtype)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
         module(image)
@@ -168,16 +185,23 @@ def operations_per_image(module: ImageClassifier) -> int:
 
 
 def write_pictures(cli: ExperimentCLI, folder: Path, logits: Tensor, labels: Tensor) -> None:
-    """Augmented training images, curves and the test set's confusion matrix; to W&B as well."""
+    """Augmented training images, curves and the test set's confusion matrix."""
     data = cli.datamodule
     images, _ = next(iter(data.train_dataloader()))
     plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
     plot_confusion(logits, labels, data.classes, folder / "confusion.png")
     plot_curves(folder / "metrics.csv", folder / "curves.png")
+
+
+def send_results(
+    cli: ExperimentCLI, folder: Path, record: Record, logits: dict[str, Tensor], labels: Tensor
+) -> None:
+    """Send what was found on the test set to W&B, where that is on."""
+    images, classes = cli.datamodule.test_dataloader().images, cli.datamodule.classes
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger):
-            log_media(logger, folder / "augmented.png", logits, labels, data.classes)
-            logger.experiment.finish()
+            grid = folder / "augmented.png"
+            log_results(logger, record, logits, labels, images, classes, grid)
 
 
 def show(record: Record, folder: Path) -> None:

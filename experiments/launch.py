@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,15 +11,34 @@ from typing import Any, NoReturn
 
 import yaml
 
+from experiments.processes import (
+    agree_on_a_name,
+    await_parents_end,
+    handed_on,
+    is_first_of_machine,
+)
 from lightning_modules import ARCHITECTURES
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def fail(message: str) -> NoReturn:
-    """End with a user's mistake: one line, exit code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """End with a user's mistake: exit code 2, and one line of the first process of a machine."""
+    if is_first_of_machine():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    else:
+        await_parents_end()
     sys.exit(2)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with flags in full only and with errors that are one line and exit code 2."""
+
+    def __init__(self, description: str | None = None, add_help: bool = True) -> None:
+        super().__init__(description=description, add_help=add_help, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,14 @@ class Launch:
         return self.checkpoint is not None and self.checkpoint.parent == self.folder
 
 
+def agents_run_id() -> str | None:
+    """The id that the agent of a W&B sweep has given to the run that it starts; None without one.
+
+    It is in the folder's name as well: several agents of a machine may start runs at one time.
+    """
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+
+
 def near(name: str, names: list[str]) -> str:
     """A hint at the names that were probably meant, or nothing."""
     matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -45,8 +73,7 @@ def near(name: str, names: list[str]) -> str:
 
 def read_launch(argv: list[str]) -> Launch:
     """Read the few flags that everything else depends on; a mistake in them ends the process."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = fail  # type: ignore[method-assign]
+    parser = ArgumentParser(add_help=False)
     parser.add_argument("--arch")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--name")
@@ -66,10 +93,13 @@ def read_launch(argv: list[str]) -> Launch:
     if arch not in known:
         fail(f"--arch {arch} is unknown{near(str(arch), known)}: name one of {', '.join(known)}")
 
+    if not flags.name and not agree_on_a_name():
+        fail("--name is missing: processes that torchrun, SLURM or you start must agree on it")
     arguments = list(argv)
     checkpoint = None
+    decided = handed_on() or (flags.output / flags.name if flags.name else None)
     if flags.ckpt_path == "last":
-        folder = flags.output / flags.name if flags.name else _latest_run(flags.output, arch)
+        folder = decided or _latest_run(flags.output, arch)
         checkpoint = folder / "last.ckpt"
         if not checkpoint.exists():
             fail(f"--ckpt_path last: there is no {checkpoint} to resume from")
@@ -78,7 +108,8 @@ def read_launch(argv: list[str]) -> Launch:
         # The run goes on with what it was started with; flags given now stand above that.
         arguments = ["--config", str(folder / "config.yaml"), *argv]
     else:
-        folder = flags.output / (flags.name or f"{arch}-{datetime.now():%Y%m%d-%H%M%S}")
+        own = agents_run_id() or f"{datetime.now():%Y%m%d-%H%M%S}"
+        folder = decided or flags.output / f"{arch}-{own}"
         if flags.ckpt_path:
             checkpoint = Path(flags.ckpt_path)
             if not checkpoint.is_file():

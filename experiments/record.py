@@ -4,13 +4,14 @@
 is printed anywhere can be traced to the record, and from there to the command and the commit.
 """
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -18,6 +19,8 @@ import torchmetrics
 import torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Record:
     commit: str  # of the code; "unknown" outside a git checkout
     dirty: bool  # whether the checkout differed from that commit
     versions: dict[str, str]  # of Python and of the packages that decide the result
-    device: str  # the machine that trained
+    device: str  # that trained; "2 x" it where there were two
     precision: str  # of training, as the Trainer names it
     seed: int  # of initialisation, order and augmentation
     parameters: int  # trainable
@@ -60,6 +63,12 @@ class Record:
     # of the last epoch's batches as they were augmented, under mixing against the soft target; None
     # in records of before it was kept
     train_accuracy: float | None = None
+    # the effective batch size, over all devices and accumulated batches, that the learning rate
+    # `config["model"]["lr"]` is for; None in records of before it was kept
+    images_per_step: int | None = None
+    # of all other fields as they were written, so that an edited record is refused; None in records
+    # of before it was kept
+    digest: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -113,38 +122,137 @@ class Evaluation:
     strategies: dict[str, StrategyResult]  # by name
 
 
-def write_record(record: Record | Evaluation, path: Path) -> None:
+@dataclass(frozen=True)
+class ShiftScore:
+    """How one strategy answers one set of images."""
+
+    accuracy: float  # share of images, in [0, 1]
+    as_it_is: Calibration  # with the strategy's own temperature
+    fitted: Calibration | None  # with the one fitted on clean validation; None without validation
+
+
+@dataclass(frozen=True)
+class ShiftMean:
+    """How one strategy answers corrupted images: means over corruptions of means over severities.
+
+    The error is mCE as CIFAR-10-C has it: not divided by another network's (Hendrycks et al. 2020).
+    """
+
+    mce: float  # mean corruption error: share of images, in [0, 1]
+    as_it_is: Calibration  # its measures' means
+    fitted: Calibration | None
+
+
+@dataclass(frozen=True)
+class ShiftResult:
+    """One way of predicting, and what distribution shift does to it."""
+
+    strategy: dict[str, Any]  # the fields of `experiments.strategies.Strategy`
+    temperature: float | None  # fitted on clean validation, on top of the strategy's own
+    clean: ShiftScore  # on the same test images, not corrupted
+    corrupted: dict[str, list[ShiftScore]]  # corruption -> at each of `Shift.severities`
+    mean_15: ShiftMean  # over the benchmark's corruptions
+    mean_19: ShiftMean  # over these and the four that it sets apart
+    cifar10_1: ShiftScore | None  # on CIFAR-10.1 v6; None where it was not given
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One view of a run's networks, alone and together, on CIFAR-10-C and CIFAR-10.1."""
+
+    run: str  # the folder's name
+    command: str  # that evaluated
+    source: Literal["cifar10", "synthetic"]  # which images
+    commit: str  # of the code that evaluated, as in `Record`
+    dirty: bool
+    versions: dict[str, str]
+    device: str  # the machine that evaluated
+    precision: str  # of prediction
+    finished: str  # UTC, ISO 8601
+    corruptions: Literal["generated", "published"]  # by datamodules.corruptions, or CIFAR-10-C's
+    seed: int | None  # of what was generated
+    severities: list[int]  # of 1 to 5
+    images: int  # under each corruption and severity: the first of the test set
+    strategies: dict[str, ShiftResult]  # by name
+
+
+def write_record(record: Record | Evaluation | Shift, path: Path) -> None:
     """Write it whole or not at all."""
-    write_atomically(path, json.dumps(asdict(record), indent=2) + "\n")
+    fields = asdict(record)
+    if isinstance(record, Record):
+        fields["digest"] = _digest(fields)
+    write_atomically(path, json.dumps(fields, indent=2) + "\n")
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    content = {name: value for name, value in fields.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
+    """Write beside and rename, so that a reader never meets half a file, also of a full disk."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_record(path: Path) -> Record:
-    """The record that `write_record` wrote; TypeError where a field is missing or unknown."""
+    """The record that `write_record` wrote.
+
+    TypeError where a field is missing or unknown, ValueError where it was edited since.
+    """
     fields = json.loads(path.read_text())
+    digest = _digest(fields)
     fields["scores"] = {
         split: {weights: Score(**score) for weights, score in scores.items()}
         for split, scores in fields["scores"].items()
     }
-    return Record(**fields)
+    record = Record(**fields)
+    if record.digest not in (None, digest):
+        raise ValueError("its content is not what its digest was made of: it was edited")
+    return record
 
 
 def read_evaluation(path: Path) -> Evaluation:
     """The evaluation that `write_record` wrote; TypeError where a field is missing or unknown."""
     fields = json.loads(path.read_text())
     for name, result in fields["strategies"].items():
-        for split, score in result["scores"].items():
-            score["as_it_is"] = Calibration(**score["as_it_is"])
-            score["fitted"] = score["fitted"] and Calibration(**score["fitted"])
-            result["scores"][split] = StrategyScore(**score)
+        result["scores"] = {
+            split: _calibrated(StrategyScore, score) for split, score in result["scores"].items()
+        }
         fields["strategies"][name] = StrategyResult(**result)
     return Evaluation(**fields)
+
+
+def read_shift(path: Path) -> Shift:
+    """The shift that `write_record` wrote; TypeError where a field is missing or unknown."""
+    fields = json.loads(path.read_text())
+    for name, result in fields["strategies"].items():
+        result["clean"] = _calibrated(ShiftScore, result["clean"])
+        result["corrupted"] = {
+            corruption: [_calibrated(ShiftScore, score) for score in scores]
+            for corruption, scores in result["corrupted"].items()
+        }
+        for mean in ("mean_15", "mean_19"):
+            result[mean] = _calibrated(ShiftMean, result[mean])
+        elsewhere = result["cifar10_1"]
+        result["cifar10_1"] = elsewhere and _calibrated(ShiftScore, elsewhere)
+        fields["strategies"][name] = ShiftResult(**result)
+    return Shift(**fields)
+
+
+def _calibrated(kind: type[T], fields: dict[str, Any]) -> T:
+    """What has its calibration with its own temperature and with the fitted one."""
+    as_it_is, fitted = fields["as_it_is"], fields["fitted"]
+    calibrations = {
+        "as_it_is": Calibration(**as_it_is),
+        "fitted": fitted and Calibration(**fitted),
+    }
+    return kind(**fields | calibrations)
 
 
 def git_state() -> tuple[str, bool]:

@@ -5,9 +5,12 @@ python experiments/run.py --arch sam_resnet --trainer.max_epochs 5 --model.lr 0.
 python experiments/run.py --arch sam_resnet --help
 """
 
+import errno
 import sys
 
-from experiments.launch import read_launch
+from experiments.launch import fail, read_launch
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main() -> None:
@@ -16,7 +19,12 @@ def main() -> None:
     from experiments.cli import ExperimentCLI  # noqa: PLC0415
     from experiments.experiment import run_experiment  # noqa: PLC0415
 
-    run_experiment(ExperimentCLI(launch))
+    try:
+        run_experiment(ExperimentCLI(launch))
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        fail(f"{error}: make room, and continue with --name {launch.folder.name} --ckpt_path last")
 
 
 if __name__ == "__main__":

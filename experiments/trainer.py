@@ -1,6 +1,7 @@
 """Lightning's Trainer, with a precision that suits the machine and checkpoints that are whole."""
 
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 
 def resolve_precision(precision: Precision, accelerator: str) -> Any:
@@ -24,15 +26,19 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it, so that a killed run leaves a whole one.
 
     Lightning's own moves it there from the system's temporary folder: a copy, which can be cut off,
-    where that lies on another file system.
+    where that lies on another file system. What a full disk cut off is removed.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        partial = f"{path}.partial"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+        partial = Path(f"{path}.partial")
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 class Trainer(LightningTrainer):
@@ -43,14 +49,14 @@ class Trainer(LightningTrainer):
     def __init__(
         self,
         precision: Precision = "auto",
-        accelerator: str = "auto",
+        accelerator: Accelerator = "auto",
         plugins: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Args:
             precision: number format of training; auto chooses by the machine.
-            accelerator: cpu, gpu or auto.
+            accelerator: what computes; auto is a GPU where there is one.
             plugins: Lightning plugins, beside ours that writes checkpoints.
         """
         super().__init__(

@@ -86,6 +86,8 @@ class ImageClassifier(LightningModule):
         rising: float = 0.4,
         warmup: float = 0.0,
         warmup_lr: float = 0.001,
+        milestones: tuple[float, ...] = (0.3, 0.6, 0.8),
+        gamma: float = 0.2,
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         compile: bool = False,
@@ -102,6 +104,9 @@ class ImageClassifier(LightningModule):
             rising: share of training in which the one-cycle schedules rise.
             warmup: share of training spent in a linear warm-up (cosine, warmup_onecycle).
             warmup_lr: learning rate at which the warm-up begins.
+            milestones: shares of training from which the step schedule multiplies the rate by
+                gamma; the defaults are those of Zagoruyko & Komodakis (2016).
+            gamma: that factor.
             label_smoothing: weight of the uniform distribution in the target.
             channels_last: keep weights and images in channels-last memory format.
             compile: compile the network with torch.compile.
@@ -113,6 +118,9 @@ class ImageClassifier(LightningModule):
         _check("rising", rising, 0 < rising < 1, "between 0 and 1, a share of training")
         _check("warmup", warmup, 0 <= warmup < 1, "in [0, 1), a share of training")
         _check("warmup_lr", warmup_lr, warmup_lr >= 0, "0 or more")
+        if [*milestones] != sorted(x for x in milestones if 0 < x < 1):
+            raise ValueError(f"milestones must be rising shares of training, got {milestones}")
+        _check("gamma", gamma, 0 < gamma <= 1, "above 0 and at most 1")
         _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs a momentum above 0, got momentum 0")
@@ -185,6 +193,8 @@ class ImageClassifier(LightningModule):
             rising=hparams["rising"],
             warmup=hparams["warmup"],
             warmup_start=hparams["warmup_lr"] / hparams["lr"],
+            milestones=hparams["milestones"],
+            gamma=hparams["gamma"],
         )
         return {
             "optimizer": optimizer,
@@ -193,6 +203,10 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["architecture"] = type(self).__name__
+        # What an epoch has summed up so far, in all processes: Lightning leaves a metric out of its
+        # checkpoints.
+        with self.train_metric.sync_context():
+            checkpoint["train_metric"] = dict(self.train_metric.metric_state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network: MisconfigurationException, in one line."""
@@ -207,6 +221,10 @@ class ImageClassifier(LightningModule):
                 f"the checkpoint is of a {theirs} with other hyper-parameters: {name} has shape "
                 f"{found.get(name)} there and {shapes.get(name)} here"
             )
+        # One process goes on with the sums of all; the others begin at nothing.
+        first = self._trainer is None or self.trainer.is_global_zero
+        for name, value in checkpoint.get("train_metric", {}).items():
+            setattr(self.train_metric, name, value.to(self.device) * first)
 
     def fitting_widths(self, budget: int) -> str | None:
         """The largest whole `grows`, up to the present one, that fits a budget, in words."""

@@ -89,7 +89,7 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
     """EnhancedEfficientResNet as a classifier; `training` are ImageClassifier's arguments."""
 
     grows = "base_width"
-    quick: ClassVar = {"base_width": 8}
+    quick: ClassVar = {"base_width": 4, "dropout": 0.0}
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
 """Parameter groups and learning rate schedules: pure functions of a network and of a step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
-Schedule = Literal["cosine", "onecycle", "warmup_onecycle"]
+Schedule = Literal["cosine", "onecycle", "warmup_onecycle", "step"]
 
 # The defaults of torch.optim.lr_scheduler.OneCycleLR, which SAMResNet leaves as they are: the rate
 # starts at 1/25 of its maximum and ends at 1/10,000 of where it started.
@@ -73,14 +73,26 @@ def warmup_onecycle(
     return onecycle(step, total_steps, rising)
 
 
+def step_decay(step: int, total_steps: int, milestones: Sequence[float], gamma: float) -> float:
+    """The rate times `gamma` from each milestone on, a share of all steps: torch's MultiStepLR."""
+    return gamma ** sum(step >= milestone * total_steps for milestone in milestones)
+
+
 def learning_rate_factor(
-    schedule: Schedule, total_steps: int, rising: float, warmup: float, warmup_start: float
+    schedule: Schedule,
+    total_steps: int,
+    rising: float,
+    warmup: float,
+    warmup_start: float,
+    milestones: Sequence[float],
+    gamma: float,
 ) -> Callable[[int], float]:
     """The rate at each optimizer step as a factor of the peak rate, for `LambdaLR`.
 
-    `rising` (the one-cycle schedules' way up) and `warmup` are shares of all steps in [0, 1);
-    `warmup_start` is the factor that the warm-up begins with. Closed forms of the step: a callback
-    may override the rate for a while and nothing is disturbed.
+    `rising` (the one-cycle schedules' way up), `warmup` and `milestones` (where the step schedule
+    multiplies by `gamma`) are shares of all steps in [0, 1); `warmup_start` is the factor that the
+    warm-up begins with. Closed forms of the step: a callback may override the rate for a while and
+    nothing is disturbed.
     """
     if schedule == "cosine":
         return partial(
@@ -91,6 +103,8 @@ def learning_rate_factor(
         )
     if schedule == "onecycle":
         return partial(onecycle, total_steps=total_steps, rising=rising)
+    if schedule == "step":
+        return partial(step_decay, total_steps=total_steps, milestones=milestones, gamma=gamma)
     return partial(
         warmup_onecycle,
         total_steps=total_steps,

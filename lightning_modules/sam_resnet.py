@@ -66,7 +66,7 @@ class SAMResNetClassifier(ImageClassifier):
     """SAMResNet as an image classifier; `training` are ImageClassifier's arguments."""
 
     grows = "base_width"
-    quick: ClassVar = {"base_width": 16}
+    quick: ClassVar = {"base_width": 8}
 
     def __init__(
         self,

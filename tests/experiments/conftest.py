@@ -1,13 +1,15 @@
 """The command line in this process: importing torch and Lightning again would take seconds."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from io import StringIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
@@ -18,7 +20,8 @@ import experiments.experiment
 from datamodules.synthetic import synthetic_cifar10
 from experiments.cli import ExperimentCLI
 from experiments.launch import read_launch
-from experiments.record import Record
+from experiments.record import Record, Score
+from experiments.resolve import resolve_config
 
 TINY = (
     "--data.source=synthetic",
@@ -126,3 +129,39 @@ def refusal(
         return lines[0].removeprefix("error: ")
 
     return refusal
+
+
+@pytest.fixture(scope="session")
+def record_of() -> Callable[..., Record]:
+    """A record of a run with these flags, and with these fields."""
+    resolve = cache(lambda flags: resolve_config(list(flags)))
+
+    def record_of(flags: list[str], **fields: Any) -> Record:
+        config = resolve(tuple(flags))
+        score = Score(0.9, nll=0.3, ece=0.0, images=10_000, checkpoint="best.ckpt", epoch=6)
+        made = Record(
+            arch=config["arch"],
+            name="a",
+            command=[shlex.join(["python", "experiments/run.py", *flags])],
+            config=config,
+            quick=False,
+            source="cifar10",
+            commit="0" * 40,
+            dirty=False,
+            versions={},
+            device="cpu",
+            precision="bf16-mixed",
+            seed=config["seed"],
+            parameters=1,
+            operations_per_image=1,
+            epochs=6,
+            steps=1,
+            train_images=1,
+            training_seconds=1.0,
+            finished="2026-01-01T00:00:00+00:00",
+            selected="raw",
+            scores={"val": {"raw": score}, "test": {"raw": score}},
+        )
+        return replace(made, **fields)
+
+    return record_of

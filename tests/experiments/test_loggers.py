@@ -31,6 +31,15 @@ def test_a_new_launch_starts_a_new_file(tmp_path):
     assert rows(tmp_path) == [{"step": 0, "loss": 1.0}]
 
 
+def test_a_resumed_launch_writes_epochs_as_the_first_one_did(tmp_path):
+    first = csv_logger(tmp_path)
+    first.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
+    first.save()
+    written = (tmp_path / "metrics.csv").read_text()
+    csv_logger(tmp_path, keep_steps=1)
+    assert (tmp_path / "metrics.csv").read_text() == written
+
+
 def test_a_resumed_launch_keeps_what_it_does_not_repeat(tmp_path):
     first = csv_logger(tmp_path)
     values = [0.1 + 0.2, 1 / 3, 2**-30, 0.4]

@@ -178,6 +178,30 @@ def test_a_killed_process_is_continued_bit_for_bit(undisturbed, tiny, resume):
     assert_same(folder, expected)
 
 
+class Terminate(Callback):
+    """Asks this process to end, as a scheduler does, in an epoch's second step of three."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_was_asked_to_end_within_an_epoch_goes_on_behind_its_last_step(
+    recipe, undisturbed, tiny, command, resume
+):
+    flags, _ = RECIPES[recipe]
+    expected = undisturbed(flags).folder
+    name = f"asked-{recipe.replace(' ', '-')}"
+    argv = tiny(*flags, "--trainer.max_epochs=3", f"--name={name}")
+    with pytest.raises(SystemExit):
+        command(argv, callbacks=[Terminate()])
+    folder = expected.parent / name
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3 + 2
+    resume(folder)
+    assert_same(folder, expected)
+
+
 def test_a_run_that_was_interrupted_while_it_was_evaluated_goes_on_there(
     undisturbed, tiny, command, resume, few_images
 ):

@@ -243,7 +243,7 @@ def test_wandb_is_kept_offline_in_the_folder(run):
     assert offline.name.endswith(identity)
     (log,) = offline.glob("*.wandb")
     content = log.read_bytes()
-    for logged in (b"val/acc_ema", b"lr-SGD", b"confusion matrix", b"augmented training images"):
+    for logged in (b"val/acc_ema", b"lr-SGD", b"confusion_matrix_table", b"augmented_images"):
         assert logged in content, logged
 
 

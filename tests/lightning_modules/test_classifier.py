@@ -69,11 +69,17 @@ def test_the_training_loss_is_smoothed_cross_entropy(soft: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("rising", 1.0), ("warmup", 1.0),
-     ("warmup_lr", -0.1), ("label_smoothing", 1.0)],
+     ("warmup_lr", -0.1), ("label_smoothing", 1.0), ("gamma", 0.0)],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value}$"):
         small("sam_resnet", **{name: value})
+
+
+@pytest.mark.parametrize("milestones", [(0.6, 0.3), (0.3, 1.0), (0.0, 0.5)])
+def test_milestones_are_rising_shares(milestones: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^milestones must be rising shares of training, got "):
+        small("sam_resnet", milestones=milestones)
 
 
 def test_compiling_leaves_no_trace_in_the_checkpoint() -> None:

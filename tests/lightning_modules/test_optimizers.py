@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, OneCycleLR
 
 from lightning_modules.optimizers import learning_rate_factor, parameter_groups
 
@@ -31,6 +31,8 @@ def ours(schedule: str, warmup: float = 0.0) -> list[float]:
         rising=0.4,
         warmup=warmup,
         warmup_start=0.01,
+        milestones=(0.3, 0.6, 0.8),
+        gamma=0.2,
     )
     return rates(LambdaLR(optimizer, factor), optimizer)
 
@@ -39,6 +41,13 @@ def test_cosine_is_torchs() -> None:
     optimizer = sgd()
     expected = rates(CosineAnnealingLR(optimizer, STEPS), optimizer)
     assert ours("cosine") == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_step_schedule_is_torchs() -> None:
+    optimizer = sgd()
+    expected = rates(MultiStepLR(optimizer, milestones=[60, 120, 160], gamma=0.2), optimizer)
+    assert ours("step") == pytest.approx(expected, rel=1e-9)
+    assert len(set(expected)) == 4
 
 
 def test_onecycle_is_torchs() -> None:
@@ -68,10 +77,11 @@ def test_cosine_after_a_warmup_spans_the_remaining_steps() -> None:
     assert values[110] == pytest.approx(0.1 * (1 + math.cos(math.pi / 2)) / 2)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "warmup_onecycle"])
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "warmup_onecycle", "step"])
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_a_schedule_of_a_few_steps_has_finite_rates(schedule: str, total: int) -> None:
-    factor = learning_rate_factor(schedule, total, 0.4, 0.05, 0.01)  # type: ignore[arg-type]
+    arguments = (schedule, total, 0.4, 0.05, 0.01, (0.3, 0.6, 0.8), 0.2)
+    factor = learning_rate_factor(*arguments)  # type: ignore[arg-type]
     # LambdaLR asks for the step behind the last one too.
     assert all(0 <= factor(step) <= 1 for step in range(total + 1))
 

@@ -1,0 +1,57 @@
+"""The newest checkpoint of a run, from which it goes on where it was cut off."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+#: batches after which several processes agree whether a checkpoint is due, which waits for all
+TOGETHER = 50
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`: written at every epoch's end, within one every so often, and at SIGTERM.
+
+    A run that is killed repeats what it did since; one that SIGTERM ends while it trains on one
+    device repeats nothing. Within an epoch nothing is written between optimizer steps that
+    accumulate gradients, which no checkpoint holds, nor behind the last batch, from where Lightning
+    would go on without the epoch's validation.
+    """
+
+    def __init__(self, dirpath: str | None = None, every: timedelta = timedelta(minutes=2)) -> None:
+        """
+        Args:
+            dirpath: folder of the checkpoint (default: checkpoints in the logger's folder).
+            every: time between two checkpoints of one epoch.
+        """
+        super().__init__(
+            dirpath=dirpath,
+            filename="last",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.every = every
+        self._written = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._written = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size > 1 and (batch_idx + 1) % TOGETHER:
+            return
+        late = time.monotonic() - self._written >= self.every.total_seconds()
+        # The clocks of several processes differ, and all of them take part in a checkpoint.
+        due = trainer.strategy.broadcast(late or trainer.received_sigterm)
+        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        ends = batch_idx + 1 == trainer.num_training_batches
+        if not due or accumulates or ends or trainer.global_step == trainer.max_steps:
+            return
+        # The curves up to here: the resumed run logs what follows.
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(f"{self.dirpath}/{self.filename}{self.FILE_EXTENSION}")
+        self._written = time.monotonic()
