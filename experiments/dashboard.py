@@ -1,0 +1,122 @@
+"""The W&B workspace of this project's runs, as code: print it, or save it.
+
+python experiments/dashboard.py
+python experiments/dashboard.py runs/NAME
+python experiments/dashboard.py --json
+python experiments/dashboard.py --save --entity ENTITY --project sub5m
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+
+from experiments.launch import ArgumentParser, fail
+from experiments.wandb_file import logged_keys
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
+#: seconds until W&B counts as not reachable
+TIMEOUT = 10
+
+
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags; a mistake in them ends the process."""
+    parser = ArgumentParser(
+        "Print the W&B workspace of this project's runs, without account or network, or save it."
+    )
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="*",
+        help="folder of a run: marks what none of these runs has logged",
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--json", action="store_true", help="print what W&B would be sent")
+    instead.add_argument("--save", action="store_true", help="save it as a new view of the project")
+    parser.add_argument("--entity", default="", help="user or team (default: that of the account)")
+    parser.add_argument("--project", default="sub5m", help="whose runs it shows (default: sub5m)")
+    flags = parser.parse_args(argv)
+    if flags.runs and (flags.json or flags.save):
+        fail(f"RUN goes without --{'json' if flags.json else 'save'}, got {flags.runs[0]}")
+    return flags
+
+
+def logged_by(runs: Sequence[Path]) -> set[str] | None:
+    """The keys that some of the runs have logged; None of no run."""
+    if not runs:
+        return None
+    keys: set[str] = set()
+    for run in runs:
+        try:
+            found = logged_keys(run)
+        except (OSError, ValueError) as error:
+            fail(str(error))
+        if not found:
+            fail(f"{run} holds no run of W&B: it was trained with --wandb disabled, or is no run")
+        keys |= found
+    return keys
+
+
+def show(workspace: "Workspace", logged: set[str] | None) -> None:
+    """Print sections and panels with their keys; those are marked that have not been logged."""
+    from experiments.panels import COLUMNS, is_logged, keys_of, title_of  # noqa: PLC0415
+
+    def named(keys: Sequence[str]) -> str:
+        lacking = [logged is not None and not is_logged(key, logged) for key in keys]
+        marked = zip(map(escape, keys), lacking, strict=True)
+        return ", ".join(f"[red]{key} (not logged)[/]" if bad else key for key, bad in marked)
+
+    tree = Tree(f"[bold]{workspace.name}[/], a workspace of the project {workspace.project}")
+    tree.add(f"[bold]Table of runs[/]: {named(COLUMNS)}")
+    for section in workspace.sections:
+        branch = tree.add(f"[bold]{section.name}[/]")
+        for panel in section.panels:
+            kind = type(panel).__name__
+            branch.add(f"{escape(title_of(panel))} [dim]({kind})[/]: {named(keys_of(panel))}")
+    Console(width=None if sys.stdout.isatty() else 120).print(tree)
+
+
+def save(workspace: "Workspace") -> str:
+    """Save it with the account of `wandb login`, to whom it goes by default; its address."""
+    import wandb  # noqa: PLC0415  takes seconds, and a machine may be without it
+
+    wandb.setup(wandb.Settings(silent=True))
+    if not wandb.login(prompt=False, verify=False):
+        fail("--save: not logged in to W&B, or W&B is offline here: run `wandb login`")
+    try:
+        account = wandb.Api(timeout=TIMEOUT)
+        workspace.entity = workspace.entity or account.default_entity or ""
+        return workspace.save().url
+    except Exception as error:  # of W&B, of its service, or of the network: no class has them all
+        fail(f"--save: {error}")
+
+
+def main() -> None:
+    flags = read_arguments(sys.argv[1:])
+    for package in ("wandb", "wandb_workspaces"):
+        if importlib.util.find_spec(package) is None:
+            fail(f"the dashboard needs the package {package.replace('_', '-')}: install it")
+    # After the check, as importing them takes seconds, and a machine may be without them.
+    from experiments.panels import build_workspace  # noqa: PLC0415
+
+    workspace = build_workspace(flags.entity, flags.project)
+    if flags.save:
+        print(save(workspace))
+    elif flags.json:
+        spec = workspace._to_model().spec
+        print(spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+    else:
+        show(workspace, logged_by(flags.runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a run has sent to W&B, or keeps for it: read from the run's own files."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+HEADER = b":W&B\xe1\xbe\x00"
+BLOCK = 32_768
+# Each fragment of a record: checksum, length, and whether it is the whole (1), the first (2), a
+# middle one (3) or the last (4). None crosses a block.
+FRAGMENT = Struct("<IHB")
+
+
+def logged_keys(folder: Path) -> set[str]:
+    """Keys of the metrics, tables and images that the run in a folder has logged.
+
+    ValueError, in one line, where a file is none of W&B's or is damaged.
+    """
+    return {key for row in logged_rows(folder) for key in row}
+
+
+def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """What was logged at one time each, in all launches; of a table or an image, where it is kept.
+
+    ValueError, in one line, where a file is none of W&B's or is damaged.
+    """
+    # A machine may be without them.
+    from google.protobuf.message import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        DecodeError,
+    )
+    from wandb.proto.wandb_internal_pb2 import (  # type: ignore[attr-defined]  # noqa: PLC0415
+        Record,
+    )
+
+    for file in sorted(folder.glob("wandb/*run-*/*.wandb")):
+        for content in read_records(file):
+            try:
+                record = Record.FromString(content)
+            except DecodeError:
+                raise ValueError(f"{file} is damaged") from None
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                key, *part = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                if part:
+                    row.setdefault(key, {})[part[0]] = value
+                else:
+                    row[key] = value
+            if row:
+                yield row
+
+
+def read_records(file: Path) -> Iterator[bytes]:
+    """The records in a file that W&B writes, which has LevelDB's log format behind its header.
+
+    A record at the end that is not whole, as of a run that is going on, is left out. ValueError
+    where the header is another one.
+    """
+    content = file.read_bytes()
+    if not content.startswith(HEADER):
+        raise ValueError(f"{file} is not a file of W&B, or of another version")
+    position, record = len(HEADER), b""
+    while True:
+        left = BLOCK - position % BLOCK
+        if left < FRAGMENT.size:
+            position += left
+        if position + FRAGMENT.size > len(content):
+            return
+        _, length, kind = FRAGMENT.unpack_from(content, position)
+        position += FRAGMENT.size
+        if position + length > len(content):
+            return
+        record += content[position : position + length]
+        position += length
+        if kind in (1, 4):
+            yield record
+            record = b""
