@@ -1,0 +1,78 @@
+"""One page of everything that was trained: self-contained HTML, made from records and runs.
+
+python experiments/report.py
+python experiments/report.py runs/NAME runs/OTHER experiments/results --out report
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.progress import track
+
+from experiments.claims import claim_rows
+from experiments.collect import collect
+from experiments.launch import ArgumentParser, fail
+from experiments.page import render
+from experiments.record import write_atomically
+from experiments.run_details import ImageSource, describe_run
+from experiments.suite_file import SuiteError
+
+
+def read_arguments(argv: list[str]) -> argparse.Namespace:
+    """The flags; a mistake in them ends the process."""
+    parser = ArgumentParser("Make one self-contained HTML page of records and finished runs.")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="*",
+        help="folder of a finished run, record file, or folder of either (default: runs and "
+        "experiments/results)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report"),
+        help="folder that index.html is written into (default: %(default)s)",
+    )
+    parser.add_argument("--root", help="folder of CIFAR-10 (default: that of each run)")
+    flags = parser.parse_args(argv)
+    for folder in (flags.out, *flags.out.parents):
+        if folder.exists() and not folder.is_dir():
+            fail(f"--out {flags.out} must be a folder: {folder} is a file")
+    return flags
+
+
+def main() -> None:
+    flags = read_arguments(sys.argv[1:])
+    try:
+        found = collect(flags.runs)
+        entries = found.entries
+        images = ImageSource(flags.root)
+        with_folders = [entry for entry in entries if entry.run]
+        steps = track(
+            enumerate(with_folders, 1),
+            "Describing runs",
+            total=len(with_folders),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        records = [entry.record for entry in entries]
+        claims = claim_rows(records, found.evaluations) if records else []
+        details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
+        page = render(entries, details, claims)
+        flags.out.mkdir(parents=True, exist_ok=True)
+        path = flags.out / "index.html"
+        write_atomically(path, page)
+    except (SuiteError, MisconfigurationException, OSError) as error:
+        fail(str(error))
+    print(
+        f"Written: {path} ({len(entries)} records, {len(details)} runs, {len(page) / 1e6:.1f} MB)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,512 @@
+"""The report, made from tiny runs and records, and read in Chromium."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+import datamodules.cifar10
+from datamodules.corruptions import BENCHMARK, CORRUPTIONS
+from experiments.figures import BUDGET, Result, draw_curves, draw_results
+from experiments.inline import COLOURS, svg
+from experiments.record import (
+    Calibration,
+    Record,
+    Shift,
+    ShiftMean,
+    ShiftResult,
+    ShiftScore,
+    read_record,
+    write_record,
+)
+from experiments.report import main
+from experiments.strategies import STRATEGIES
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+HOSTILE = "<script>document.title = 'owned'</script>\"><img src=x onerror=alert(1)> $x_1$"
+
+Report = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def report(few_images: Any, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Make a report of these paths, and give its HTML back."""
+
+    def report(*paths: object, out: Path | None = None, images: Any = few_images) -> str:
+        out = out or tmp_path_factory.mktemp("report")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["report.py", *map(str, paths), "--out", str(out)])
+            patch.setattr(datamodules.cifar10, "synthetic_cifar10", images)
+            main()
+        return (out / "index.html").read_text()
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def run(experiment: Callable[..., Any]) -> Path:
+    """The folder of a tiny run with channel and spatial attention, and with an average."""
+    return experiment("--model.attention=cbam", pictures=True).folder
+
+
+@pytest.fixture(scope="module")
+def record(run: Path) -> Record:
+    return read_record(run / "result.json")
+
+
+def scored(record: Record, number: int) -> Record:
+    """Another record, of CIFAR-10, with accuracies, parameters and a name of its own."""
+    weights = record.selected or "raw"
+    scores = {
+        split: {weights: replace(by_weights[weights], accuracy=accuracy)}
+        for (split, by_weights), accuracy in zip(
+            record.scores.items(), (0.90 + number / 1000, 0.95 - number / 1000), strict=True
+        )
+    }
+    return replace(
+        record,
+        name=f"run-{number:02}",
+        source="cifar10",
+        # So that their order as text is another one than as numbers.
+        parameters=(number + 1) * 99_000,
+        scores=scores,
+    )
+
+
+@pytest.fixture(scope="module")
+def fifty(record: Record, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of fifty records, the best on validation being the worst on test."""
+    folder = tmp_path_factory.mktemp("records")
+    for number in range(50):
+        write_record(scored(record, number), folder / f"{number}.json")
+    return folder
+
+
+def rows(html: str) -> list[str]:
+    """The names in the leaderboard, in their order."""
+    board = html[html.index('<table class="sortable">') : html.index("</table>")]
+    names = re.findall(r'<th scope="row">(?:<a [^>]*>)?([^<]*)', board)
+    return [name.strip() for name in names]
+
+
+def without_tags(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_without_any_run_it_says_what_to_do(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    html = report()
+    assert "python experiments/run.py --arch sam_resnet --quick" in html
+    assert "<table" not in html
+
+
+def test_by_default_it_takes_all_runs_and_records_that_there_are(
+    report: Report, run: Path, fifty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "runs" / "mine")
+    (tmp_path / "runs" / "unfinished").mkdir()
+    results = tmp_path / "experiments" / "results"
+    (results / "claims").mkdir(parents=True)
+    shutil.copy(fifty / "0.json", results)
+    shutil.copy(fifty / "1.json", results / "claims")
+    (results / "benchmark.json").write_text('{"images_per_second": 1}')
+    monkeypatch.chdir(tmp_path)
+    assert rows(report()) == ["run-01", "run-00", run.name]
+
+
+def test_a_run_shows_everything_that_its_folder_holds(
+    report: Report, run: Path, record: Record
+) -> None:
+    html = report(run)
+    text = without_tags(html)
+    assert text.count("Not shown: ") == text.count("Not shown: python experiments/evaluate.py") == 2
+    weights = record.selected or "raw"
+    for part in (
+        f"Accuracy of {run.name} on its training batches and 200 validation images.",
+        f"Learning rate of {run.name} over 6 steps.",
+        f"As trained: {run.name}, {weights} weights, 300 test images, ECE "
+        f"{record.scores['test'][weights].ece:.4f}.",
+        "fitted on validation",
+        f"{run.name}, {weights} weights, 300 images.",
+        "The 12 test images whose own class got the least probability",
+        f"Spatial attention of {run.name}",
+        f"Channel attention of {run.name}",
+        "stage 3, block 1",
+        "16 training images as the network sees them",
+        "SAMResNet has 5.02M parameters",
+    ):
+        assert part in text, part
+    assert f"evaluate.py {run}</code> measures them" in html
+    assert f"evaluate.py {run} --shift</code> measures it" in html
+
+
+def test_the_best_on_validation_is_first_and_what_does_not_compare_is_last(
+    report: Report, record: Record, fifty: Path, tmp_path: Path
+) -> None:
+    quick = replace(scored(record, 90), quick=True)
+    write_record(quick, tmp_path / "quick.json")
+    without_val = scored(record, 91)
+    without_val = replace(without_val, selected=None, scores={"test": record.scores["test"]})
+    write_record(without_val, tmp_path / "without_val.json")
+    names = rows(report(fifty, tmp_path))
+    assert names == [f"run-{i:02}" for i in reversed(range(50))] + ["run-91", "run-90"]
+
+
+def test_a_record_beside_its_run_counts_once(report: Report, run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "result.json", tmp_path / "copy.json")
+    html = report(run, tmp_path / "copy.json")
+    assert rows(html) == [run.name]
+    assert html.count("<h3") == 1
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_lost_or_damaged_is_named_and_the_rest_is_there(
+    report: Report, run: Path, tmp_path: Path, damaged: bool
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for file in copy.iterdir():
+        if file.name != "result.json" and file.is_file():
+            file.write_bytes(b"PK\3\4 torn") if damaged else file.unlink()
+    html = report(copy)
+    assert rows(html) == [run.name]
+    notes = re.findall(r'<h4>([^<]*)</h4>\s*<p class="note">Not shown: (.*?)</p>', html)
+    assert [title for title, _ in notes] == [
+        "Curves", "Reliability", "Confusion", "Hardest test images", "Attention",
+        "Augmented training images", "Strategies of prediction", "Distribution shift",
+    ]  # fmt: skip
+    reasons = dict(notes)
+    assert str(copy) in reasons["Attention"]
+    assert damaged or str(copy / "metrics.csv") in reasons["Curves"]
+
+
+def test_images_of_another_test_set_are_not_shown_as_the_runs(
+    report: Report, run: Path, few_images: Any
+) -> None:
+    def relabelled(split: str) -> Any:
+        images, labels = few_images(split)
+        return images, labels.roll(1)
+
+    assert "the test images here are not those of the run" in report(run, images=relabelled)
+
+
+def test_corruption_errors_are_means_over_severities(
+    report: Report, run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    calibration = Calibration(nll=1.0, brier=0.5, ece=0.1234, classwise_ece=0.1)
+
+    def score(accuracy: float) -> ShiftScore:
+        return ShiftScore(accuracy, calibration, None)
+
+    def result(worse: float) -> ShiftResult:
+        corrupted = {
+            name: [score(0.8 - worse - i / 100), score(0.6 - worse - i / 100)]
+            for i, name in enumerate(CORRUPTIONS)
+        }
+        mean_15 = ShiftMean(0.37 + worse, calibration, calibration)
+        mean_19 = ShiftMean(0.39 + worse, calibration, calibration)
+        plain = asdict(STRATEGIES["plain"])
+        return ShiftResult(plain, None, score(0.9 - worse), corrupted, mean_15, mean_19, None)
+
+    shift = Shift(
+        run="copy", command="", source="synthetic", commit="", dirty=False, versions={}, device="",
+        precision="32-true", finished="", corruptions="generated", seed=0, severities=[1, 5],
+        images=300, strategies={"plain": result(0.0), "ema": result(0.05)},
+    )  # fmt: skip
+    write_record(shift, copy / "shift.json")
+    html = report(copy)
+    table = html[html.index("Distribution shift</h4>") :]
+    found = {
+        name: re.findall(r"<td[^>]*>([^<]*)", cells)
+        for name, cells in re.findall(r'<th scope="row">([^<]*)</th>(.*?)</tr>', table)
+    }
+    assert found["none (clean)"] == ["10.00", "15.00"]
+    for i, name in enumerate(CORRUPTIONS):
+        assert found[name.replace("_", " ")] == [f"{30 + i:.2f}", f"{35 + i:.2f}"]
+    assert found["mCE of these 15"] == ["37.00", "42.00"]
+    assert found["mCE of all 19"] == ["39.00", "44.00"]
+    assert found["ECE, mean of all 19"] == ["0.1234", "0.1234"]
+    names = list(found)
+    assert names.index("mCE of these 15") == 1 + len(BENCHMARK)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "answer"),
+    [
+        ("nowhere", None, "{} does not exist: name a run, a record or a folder"),
+        ("empty/", None, "{} holds neither a finished run nor a record"),
+        ("a.json", "[1, 2]", "{} is not a record of this version: "),
+        ("a.json", '{"arch": "resnet"}', "{} is not a record of this version: KeyError 'scores'"),
+        ("a.json", "\0\1", "{} is not a record of this version: JSONDecodeError"),
+        ("broken/a.json", "{", "{} is not JSON"),
+        ("run/result.json", "{}", "{} is not a record of this version"),
+    ],
+)
+def test_a_path_without_a_record_is_one_line_and_the_old_page_stays(
+    report: Report,
+    refusal: Callable[..., str],
+    tmp_path: Path,
+    path: str,
+    content: str | None,
+    answer: str,
+) -> None:
+    place = tmp_path / path
+    if path.endswith("/"):
+        place.mkdir()
+    elif content is not None:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(content)
+    given = place.parent if "/" in path and content else place
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("old")
+    line = refusal(given, act=lambda *paths: report(*paths, out=out))
+    assert line.startswith(answer.format(place)), line
+    assert [file.read_text() for file in out.iterdir()] == ["old"]
+
+
+def test_an_edited_record_is_refused(
+    report: Report, refusal: Callable[..., str], fifty: Path, tmp_path: Path
+) -> None:
+    edited = tmp_path / "edited.json"
+    edited.write_text((fifty / "3.json").read_text().replace("0.903", "0.993"))
+    assert "it was edited" in refusal(edited, act=report)
+
+
+@pytest.mark.parametrize("out", ["file", "file/within"])
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(
+    report: Report, refusal: Callable[..., str], tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    line = refusal("nowhere", act=lambda *paths: report(*paths, out=tmp_path / out))
+    assert line == f"--out {tmp_path / out} must be a folder: {tmp_path / 'file'} is a file"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_unknown_flag_is_one_line(refusal: Callable[..., str], report: Report) -> None:
+    assert refusal("--title", act=report) == "unrecognized arguments: --title"
+
+
+def test_curves_count_epochs_from_the_steps_that_are_done() -> None:
+    metrics = {"val/acc": [(4, 0.5), (9, 0.6)], "val/acc_ema": [(4, 0.4), (9, 0.7)]}
+    [axis] = draw_curves(metrics, "acc", steps_per_epoch=5).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert drawn == {"raw": [[1, 0.5], [2, 0.6]], "EMA": [[1, 0.4], [2, 0.7]]}
+
+
+def test_the_budget_is_a_line_at_five_million_parameters() -> None:
+    [axis] = draw_results([Result(1, "resnet", 298_290, 0.8, 10_000)]).axes
+    assert [line.get_xdata() for line in axis.lines] == [[BUDGET, BUDGET]]
+    assert BUDGET == 5_000_000
+    low, high = axis.get_xlim()
+    assert low < 298_290 < BUDGET < high
+
+
+def test_a_drawing_leaves_its_colours_to_the_page_and_text_as_it_is() -> None:
+    result = Result(1, HOSTILE, 298_290, 0.8, 10_000)
+    drawing = str(svg(draw_results([result]), "name", HOSTILE))
+    assert "var(--series-0)" in drawing
+    assert not [colour for colour in COLOURS.values() if colour in drawing]
+    assert "<script" not in drawing
+    assert "<img" not in drawing
+    assert "$x_1$" in without_tags(drawing)
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    offline = (
+        "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
+    )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=offline.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def full(report: Report, run: Path, fifty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with fifty records and two runs, of which one has a hostile name."""
+    hostile = tmp_path_factory.mktemp("runs") / "hostile"
+    shutil.copytree(run, hostile)
+    write_record(replace(read_record(run / "result.json"), name=HOSTILE), hostile / "result.json")
+    out = tmp_path_factory.mktemp("full")
+    report(run, hostile, fifty, out=out)
+    return out / "index.html"
+
+
+@pytest.fixture
+def page(browser: Browser, full: Path) -> Iterator[Page]:
+    """The page on a desktop; whatever it says on the console or asks of the network is an error."""
+    said: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith("data:")
+            or request.url.partition("#")[0] == full.as_uri()
+            or said.append(request.url)
+        ),
+    )
+    page.goto(full.as_uri())
+    yield page
+    page.close()
+    assert not said
+
+
+def column(page: Page, title: str) -> tuple[Locator, Callable[[], list[str]]]:
+    """A column's button, and what the column reads."""
+    titles = page.locator("table.sortable thead th").all_inner_texts()
+    number = next(i for i, text in enumerate(titles, 1) if text.split()[0] == title)
+    cells = page.locator(f"table.sortable tbody tr > :nth-child({number})")
+    button = page.locator(f"table.sortable thead th:nth-child({number}) button")
+    return button, cells.all_inner_texts
+
+
+def test_a_click_sorts_numbers_as_numbers_and_another_one_turns_them_round(page: Page) -> None:
+    button, read = column(page, "Parameters")
+    numbers = sorted((int(x.replace(",", "")) for x in read()), reverse=True)
+    assert len(numbers) == 52
+    button.click()
+    assert [int(x.replace(",", "")) for x in read()] == numbers
+    button.click()
+    assert [int(x.replace(",", "")) for x in read()] == numbers[::-1]
+
+
+def test_enter_sorts_and_the_heading_says_which_way(page: Page) -> None:
+    button, read = column(page, "Run")
+    sorted_columns = page.locator("th[aria-sort]")
+    assert sorted_columns.all_inner_texts()[0].split()[0] == "#"
+    button.focus()
+    page.keyboard.press("Enter")
+    names = [x for x in read() if x.startswith("run-")]
+    assert names == sorted(names)
+    assert sorted_columns.count() == 1
+    assert sorted_columns.get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("Space")
+    assert [x for x in read() if x.startswith("run-")] == names[::-1]
+    assert sorted_columns.get_attribute("aria-sort") == "descending"
+    assert sorted_columns.inner_text().split()[0] == "Run"
+
+
+def test_a_hostile_name_is_text_and_nothing_of_it_runs(page: Page) -> None:
+    assert page.title() == "Sub5M report"
+    heading = page.locator("h3", has_text="onerror").first
+    assert heading.text_content() == HOSTILE
+    assert page.locator("script").count() == 1
+
+
+def test_every_picture_has_a_size_and_says_what_it_shows(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((x) => (x.open = true))")
+    pictures = page.evaluate(
+        """[...document.querySelectorAll("img, svg")].map((x) => ({
+            tag: x.tagName, width: x.getBoundingClientRect().width,
+            height: x.getBoundingClientRect().height, loaded: x.tagName === "svg" || x.naturalWidth,
+            role: x.getAttribute("role"), text: x.getAttribute("alt") ?? x.ariaLabel,
+            stated: x.hasAttribute("width") && x.hasAttribute("height")}))"""
+    )
+    assert {x["tag"] for x in pictures} == {"IMG", "svg"}
+    for x in pictures:
+        assert min(x["width"], x["height"]) > 5, x
+        assert x["loaded"], x
+        assert x["stated"], x
+        assert len(x["text"].split()) > 2, x
+        assert x["role"] == "img" or x["tag"] == "IMG", x
+
+
+def test_identifiers_are_unique_and_headings_leave_no_level_out(page: Page) -> None:
+    identifiers = page.evaluate("[...document.querySelectorAll('[id]')].map((x) => x.id)")
+    assert len(identifiers) == len(set(identifiers))
+    levels = page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3, h4')].map((x) => Number(x.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_the_first_tab_stop_leads_to_the_content(page: Page) -> None:
+    page.keyboard.press("Tab")
+    link = page.locator(":focus")
+    assert link.inner_text() == "Skip to the content"
+    assert link.bounding_box()["x"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_a_link_opens_the_run_that_it_leads_to(page: Page) -> None:
+    closed = page.locator("details:not([open]):has(h3)")
+    assert closed.count() == 1
+    page.locator("table.sortable a").last.click()
+    page.wait_for_function("document.querySelectorAll('details[open]:has(h3)').length === 2")
+
+
+def test_the_page_never_scrolls_sideways(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((x) => (x.open = true))")
+    for width in (375, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+LUMINANCES = """(() => {
+    const luminance = (colour) => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).map((x) => x / 255)
+            .map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const texts = [...document.querySelectorAll("p, h2, th, figcaption, .note, small, .verdict")];
+    return {
+        paper: luminance(getComputedStyle(document.body).backgroundColor),
+        texts: texts.map((x) => luminance(getComputedStyle(x).color)),
+        drawn: [...document.querySelectorAll("svg text")]
+            .map((x) => luminance(getComputedStyle(x).fill)),
+    };
+})()"""
+
+
+def test_text_is_legible_on_light_and_dark_paper_and_print_is_light(page: Page) -> None:
+    papers = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate(LUMINANCES)
+        papers[scheme] = found["paper"]
+        assert found["drawn"]
+        for text in found["texts"] + found["drawn"]:
+            lighter, darker = max(text, found["paper"]), min(text, found["paper"])
+            # WCAG 2.2, contrast (minimum)
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+    assert papers["light"] > 0.9
+    assert papers["dark"] < 0.05
+    page.emulate_media(color_scheme="dark", media="print")
+    assert page.evaluate(LUMINANCES)["paper"] == papers["light"]
+
+
+def test_a_page_without_runs_is_as_wide_as_a_phone(
+    browser: Browser, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report(out=tmp_path / "out")
+    page = browser.new_page(viewport={"width": 375, "height": 800})
+    page.goto((tmp_path / "out" / "index.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    page.close()
