@@ -1,0 +1,46 @@
+"""The rule by which a claim is judged."""
+
+from typing import Literal
+
+Verdict = Literal[
+    "reproduced",
+    "direction only",
+    "contradicted",
+    "undecided",
+    "not comparable",
+    "not yet measured",
+]
+Interval = tuple[float, float]
+
+#: The rule in words. The last two come before any interval is looked at.
+MEANING: dict[Verdict, str] = {
+    "reproduced": "The claim is inside our interval. Where it says that there is a difference, our "
+    "whole interval is on the claimed side of none.",
+    "direction only": "Our whole interval is on the claimed side, and the claim outside of it.",
+    "contradicted": "The claim is outside our interval, which is not on the claimed side either.",
+    "undecided": "Our interval holds the claim and no difference as well, or a single run gives no "
+    "interval.",
+    "not comparable": "No measurement of ours can judge it: the paper's is on Kaggle's hidden test "
+    "set, or ours is of a miniature.",
+    "not yet measured": "There is no record.",
+}
+
+
+def judge(claimed: Interval, measured: Interval | None, threshold: float | None) -> Verdict:
+    """The verdict on a claim that a measure lies in `claimed`, of which `measured` is our interval.
+
+    `claimed` is every value that rounds to the printed one, a printed range, or has an infinite end
+    where the paper only says "more" or "less". `threshold` is what the claim sets itself apart
+    from: 0 for a difference, the finite end of a claim with an infinite one, None where it states a
+    value and compares nothing. `MEANING` is the rule; a count is an interval of one point.
+    """
+    if measured is None:
+        return "undecided"
+    inside = measured[0] <= claimed[1] and claimed[0] <= measured[1]
+    if threshold is None:
+        return "reproduced" if inside else "contradicted"
+    claims_more = (claimed[0] + claimed[1]) / 2 > threshold
+    on_side = measured[0] > threshold if claims_more else measured[1] < threshold
+    if inside:
+        return "reproduced" if on_side else "undecided"
+    return "direction only" if on_side else "contradicted"

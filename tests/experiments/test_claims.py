@@ -1,0 +1,287 @@
+from dataclasses import replace
+
+import pytest
+
+from experiments.claims import claim_rows
+from experiments.claims_page import PAGE, render, write_claims
+from experiments.matching import Results, load_results
+from experiments.record import (
+    Calibration,
+    Evaluation,
+    Score,
+    StrategyResult,
+    StrategyScore,
+    write_record,
+)
+from experiments.suites import load_suite, load_suites
+
+SUITE = """\
+title: A table
+paper: A paper
+mini: {model.base_width: 16}
+rows:
+  base: {title: Baseline, arch: resnet}
+  full: {title: SAMResNet, arch: sam_resnet}
+  twin: {title: SAMResNet once more, arch: sam_resnet}
+claims:
+  - {id: base, text: t, source: s, metric: test accuracy, measure: base, claimed: 92.0}
+  - {id: kaggle, text: t, source: s, metric: test accuracy, measure: base, claimed: 92.0,
+     not_comparable: another test set}
+  - {id: gain, text: t, source: s, metric: test accuracy, measure: full - base, claimed: 1.0}
+  - {id: ema, text: t, source: s, metric: val accuracy, measure: "twin[ema] - full", claimed: 0.5}
+  - {id: flip, text: t, source: s, metric: test accuracy, measure: "full[flip] - full",
+     claimed: 0.5}
+  - {id: share, text: t, source: s, metric: test accuracy,
+     measure: "100 * (full[flip] - full) / (full[tta] - full)", claimed: 50}
+  - {id: spread, text: t, source: s, metric: sd of val accuracy, measure: full / base,
+     claimed: "> 1"}
+  - {id: train, text: t, source: s, metric: train accuracy, measure: base, claimed: 99.8}
+  - {id: epoch, text: t, source: s, metric: best epoch, measure: base, claimed: 497}
+  - {id: hot, text: t, source: s, metric: fitted temperature, measure: full, claimed: "> 1"}
+  - {id: count, text: t, source: s, metric: parameters, measure: full - base, claimed: 36448}
+"""
+
+# Both sides vary much from seed to seed, and the difference hardly does.
+RAW, AVERAGED = (0.90, 0.92, 0.94), (0.905, 0.9251, 0.9449)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    path = tmp_path / "table.yaml"
+    path.write_text(SUITE)
+    return load_suite(path)
+
+
+def scored(raw, ema=None, epoch=6):
+    def score(accuracy):
+        return Score(accuracy, 0.3, 0.0, 10_000, "best.ckpt", epoch)
+
+    of_split = {"raw": score(raw)} | ({"ema": score(ema)} if ema else {})
+    return {"val": of_split, "test": of_split}
+
+
+@pytest.fixture
+def runs(record_of, suite):
+    """Records of a row, one for each seed, with these accuracies."""
+
+    def runs(row, raw, ema=(), scale="full", **fields):
+        emas = ema or [None] * len(raw)
+        return [
+            record_of(
+                suite.rows[row].flags(scale, seed),
+                name=f"{row}-{seed}",
+                scores=scored(*accuracies),
+                **fields,
+            )
+            for seed, accuracies in enumerate(zip(raw, emas, strict=True))
+        ]
+
+    return runs
+
+
+@pytest.fixture
+def assess(suite):
+    """The full-scale row of one claim, or that of another scale."""
+
+    def assess(claim, records=(), evaluations=(), scale="full"):
+        rows = claim_rows(records, evaluations, {suite.name: suite})
+        found = [row for row in rows if row.claim.id == claim and row.scale == scale]
+        return found[0] if found else None
+
+    return assess
+
+
+def evaluation_of(record, temperature=1.5, **accuracies):
+    """What `evaluate.py` could have found with a run, by strategy."""
+    none = Calibration(0.0, 0.0, 0.0, 0.0)
+    accuracies["plain"] = record.scores["test"]["raw"].accuracy
+    results = {
+        name: StrategyResult(
+            {"temperature": 1.2 if name == "tta" else 1.0},
+            temperature,
+            1.0,
+            {"test": StrategyScore(accuracy, 0.004, 0.001, 0.007, 10_000, none, None)},
+        )
+        for name, accuracy in accuracies.items()
+    }
+    return Evaluation(
+        runs=[record.name],
+        command="",
+        source="cifar10",
+        commit="",
+        dirty=False,
+        versions={},
+        device="cpu",
+        precision="32-true",
+        finished="2026-01-01T00:00:00+00:00",
+        baseline="plain",
+        chosen=None,
+        strategies=results,
+    )
+
+
+def test_without_records_a_claim_is_not_yet_measured(assess):
+    row = assess("gain")
+    assert (row.verdict, row.measured, row.n, row.claimed) == ("not yet measured", "", "", "+1.0")
+    # At the usual 0.14 points: 2 (1.96 + 0.84)^2 (0.14 / 1)^2 is less than one, and two the least.
+    assert row.seeds == "2 a side"
+    assert row.command == "python experiments/reproduce.py table --rows full,base"
+    assert assess("gain", scale="mini") is None
+
+
+def test_one_run_has_no_verdict(assess, runs):
+    row = assess("base", runs("base", [0.92]))
+    assert (row.verdict, row.measured, row.n) == ("undecided", "92.00", "1")
+
+
+def test_a_mean_has_its_t_interval(assess, runs):
+    row = assess("base", runs("base", [0.91, 0.92, 0.93]))
+    # 4.30265 x 1 / sqrt(3)
+    assert (row.verdict, row.measured, row.n) == ("reproduced", "92.00 ± 2.48", "3")
+    assert assess("base", runs("base", [0.951, 0.952, 0.953])).verdict == "contradicted"
+
+
+def test_two_trainings_are_compared_by_welch_also_where_their_seeds_differ(assess, runs):
+    base, full = runs("base", [0.91, 0.92, 0.93]), runs("full", [0.92, 0.93, 0.94])
+    row = assess("gain", base + full)
+    # 2.77645 x sqrt(2 / 3); paired by seed the interval would be a point.
+    assert (row.verdict, row.measured, row.n) == ("undecided", "+1.00 ± 2.27", "3 + 3")
+    # 2 (1.96 + 0.84)^2 (1 / 1)^2 = 15.7
+    assert row.seeds == "16 a side"
+    assert assess("gain", base[:2] + full[2:]).n == "1 + 2"
+    assert assess("gain", base).verdict == "not yet measured"
+
+
+@pytest.mark.parametrize(
+    ("full", "verdict"),
+    [
+        ([0.930, 0.931, 0.932], "reproduced"),
+        ([0.960, 0.961, 0.962], "direction only"),
+        ([0.921, 0.920, 0.919], "contradicted"),
+        ([0.880, 0.881, 0.882], "contradicted"),
+    ],
+)
+def test_a_difference_is_judged_by_the_rule(assess, runs, full, verdict):
+    records = runs("base", [0.920, 0.921, 0.922]) + runs("full", full)
+    assert assess("gain", records).verdict == verdict
+
+
+def test_two_ways_to_predict_with_the_same_runs_are_paired(assess, runs):
+    row = assess("ema", runs("full", RAW, AVERAGED))
+    assert (row.verdict, row.measured, row.n) == ("reproduced", "+0.50 ± 0.02", "3")
+    assert row.seeds == "2 pairs"
+
+
+def test_a_strategy_is_read_from_the_evaluation_of_each_run(assess, runs):
+    records = runs("full", RAW)
+    found = [
+        evaluation_of(record, flip=raw + 0.005, tta=raw + 0.01)
+        for record, raw in zip(records, RAW, strict=True)
+    ]
+    assert assess("flip", records, found).measured == "+0.50 ± 0.00"
+    assert assess("share", records, found).measured == "50.00 ± 0.00"
+    assert assess("hot", records, found).measured == "1.50 ± 0.00"
+    assert assess("flip", records).verdict == "not yet measured"
+
+
+def test_an_evaluation_of_another_run_of_that_name_is_left_out(assess, runs):
+    (record,) = runs("full", [0.9])
+    (other,) = runs("full", [0.95])
+    assert assess("flip", [record], [evaluation_of(other, flip=0.96)]).estimate is None
+
+
+def test_of_a_single_run_the_interval_over_images_is_shown_and_decides_nothing(assess, runs):
+    (record,) = runs("full", [0.9])
+    row = assess("flip", [record], [evaluation_of(record, flip=0.904)])
+    assert row.measured == "+0.40 [+0.10, +0.70] over images"
+    assert row.verdict == "undecided"
+
+
+def test_a_share_of_a_gain_that_is_none_is_not_measured(assess, runs):
+    records = runs("full", [0.9, 0.91])
+    found = [evaluation_of(x, flip=0.9, tta=x.scores["test"]["raw"].accuracy) for x in records]
+    assert assess("share", records, found).verdict == "not yet measured"
+
+
+def test_the_spread_between_seeds_is_compared_by_the_f_test(assess, runs):
+    base, full = runs("base", [0.91, 0.92, 0.93]), runs("full", [0.90, 0.92, 0.94])
+    row = assess("spread", base + full)
+    assert (row.verdict, row.measured) == ("undecided", "2.00 [0.32, 12.49]")
+    assert assess("spread", base + full[:1]).verdict == "not yet measured"
+
+
+def test_training_accuracy_and_the_best_epoch_are_the_records(assess, runs):
+    records = runs("base", [0.9, 0.9], train_accuracy=0.998)
+    assert assess("train", records).measured == "99.80 ± 0.00"
+    assert assess("train", runs("base", [0.9])).verdict == "not yet measured"
+    assert assess("epoch", records).measured == "6.00 ± 0.00"
+
+
+def test_what_is_not_comparable_is_measured_and_not_judged(assess, runs):
+    row = assess("kaggle", runs("base", [0.91, 0.92, 0.93]))
+    assert (row.verdict, row.measured) == ("not comparable", "92.00 ± 2.48")
+    assert row.note == "another test set"
+
+
+def test_at_mini_scale_differences_are_judged_and_values_are_not(assess, runs):
+    records = runs("base", [0.700, 0.701], scale="mini")
+    records += runs("full", [0.710, 0.711], scale="mini")
+    value, gain = (assess(x, records, scale="mini") for x in ("base", "gain"))
+    assert (value.verdict, value.measured) == ("not comparable", "70.05 ± 0.64")
+    assert (gain.verdict, gain.measured) == ("reproduced", "+1.00 ± 0.30")
+    assert gain.command.endswith("--rows full,base --scale mini")
+    assert {assess(x, records).verdict for x in ("base", "gain")} == {"not yet measured"}
+
+
+def test_a_count_needs_no_record(assess):
+    row = assess("count", scale="counted")
+    assert (row.verdict, row.measured, row.claimed) == ("reproduced", "36,448", "36,448")
+
+
+def test_the_page_states_scale_interval_and_verdict(suite, runs):
+    records = runs("base", [0.70, 0.72], scale="mini") + runs("full", RAW, AVERAGED)
+    page = render(Results(tuple(records)), {suite.name: suite})
+    (line,) = [x for x in page.splitlines() if "not comparable** (mini)" in x and "92.0 |" in x][:1]
+    assert "| mini | 71.00 ± 12.71 | 2 |" in line
+    (measured,) = [x for x in page.splitlines() if x.startswith("| `full`")]
+    assert "92.00 ± 4.97 / 92.50 ± 4.96" in measured
+    assert measured.endswith("| full-0, full-1, full-2 |")
+
+
+def test_the_page_is_written_from_the_records_in_a_folder(tmp_path, record_of):
+    row = load_suites()["sam_resnet_table1"].rows["baseline"]
+    write_record(record_of(row.flags("full", 0)), tmp_path / "a.json")
+    page = write_claims(tmp_path)
+    assert page == tmp_path / "CLAIMS.md"
+    assert "| `baseline`: Baseline ResNet | full | 1 | 90.00 | 90.00 | a |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("claim", "claimed", "measured", "verdict"),
+    [
+        ("sam_resnet", "5.02M", "4,733,610", "contradicted"),
+        ("resnet", "4.96M", "4,697,162", "contradicted"),
+        ("se_share", "1.2", "0.78", "contradicted"),
+        ("enhanced", "4,913,705", "4,913,705", "reproduced"),
+        ("pointwise", "4,913,705", "4,904,033", "contradicted"),
+        ("bare", "4,807,025", "4,807,025", "reproduced"),
+        ("attention", "35,008", "35,008", "reproduced"),
+        ("extra_conv", "71,672", "71,672", "reproduced"),
+        ("extra_conv_pointwise", "71,672", "62,000", "contradicted"),
+        ("budget_used", "94.27", "98.27", "contradicted"),
+        ("width_40", "5,000,000 to 5,500,000", "8,178,434", "contradicted"),
+        ("wrn_16_4", "5.8M", "2,748,890", "contradicted"),
+        ("wrn_28_4", "5.8M", "5,849,050", "reproduced"),
+        ("wrn_16_3_budget", "< 5,000,000", "1,549,530", "reproduced"),
+        ("wrn_28_3_budget", "< 5,000,000", "3,294,042", "reproduced"),
+    ],
+)
+def test_counting_decides_what_is_arithmetic(claim, claimed, measured, verdict):
+    suite = load_suites()["arithmetic"]
+    only = replace(suite, claims=tuple(x for x in suite.claims if x.id == claim))
+    (row,) = claim_rows([], suites={"arithmetic": only})
+    assert (row.claimed, row.measured, row.verdict) == (claimed, measured, verdict)
+
+
+def test_the_claims_page_is_what_its_records_say():
+    assert PAGE.read_text() == render(load_results()), "python experiments/reproduce.py --table"

@@ -1,0 +1,197 @@
+import json
+import re
+
+import pytest
+import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from experiments.matching import RESULTS, Results, load_results, training_of
+from experiments.record import write_record
+from experiments.resolve import resolve_config
+from experiments.suites import load_suites
+
+BASELINE, SE = (load_suites()["sam_resnet_table1"].rows[name] for name in ("baseline", "se"))
+COMMAND = "--arch resnet --model.base_width 16 --name a --output b"
+
+
+@pytest.fixture
+def of_row(record_of):
+    """A record of a row with more flags."""
+
+    def of_row(*flags, row=BASELINE, scale="mini", seed=0, **fields):
+        return record_of([*row.flags(scale, seed), *flags], **fields)
+
+    return of_row
+
+
+@pytest.mark.parametrize("flags", [["--ema.decay=0.9", "--seed=3"], ["--quick"]])
+def test_flags_resolve_to_what_run_py_records(build, flags):
+    cli = build("--arch=sam_resnet", "--model.base_width=4", *flags)
+    assert resolve_config(cli.launch.arguments) == yaml.safe_load(cli.resolved)
+
+
+def test_flags_that_run_py_refuses_are_refused(refusal):
+    def resolve(*flags):
+        return resolve_config(list(flags))
+
+    assert "--model.lrr" in refusal("--arch=resnet", "--model.lrr=1", act=resolve)
+    assert "--arch is missing" in refusal("--model.lr=1", act=resolve)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--name=other --output=elsewhere --wandb=online",
+        "--trainer.enable_progress_bar=false --trainer.log_every_n_steps=1",
+        "--trainer.max_time=00:00:09:00 --trainer.accelerator=cpu",
+        "--model.compile=true --model.channels_last=true --data.eval_batch_size=1000",
+        "--data.root=/data --data.download=false --budget=false",
+        "--lookahead=true",
+    ],
+)
+def test_what_does_not_change_a_result_does_not_count(of_row, flags):
+    record = of_row(*flags.split(), seed=1)
+    assert Results((record,)).of_row(BASELINE, "mini") == {1: record}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--model.lr=0.2",
+        "--data.split_seed=1",
+        "--data.val_fraction=0",
+        "--trainer.max_epochs=7",
+        "--trainer.precision=32-true",
+        "--trainer.limit_train_batches=10",
+        "--lookahead.k=6",
+        "--ema=true",
+    ],
+)
+def test_what_changes_a_result_counts(of_row, flags):
+    record = of_row(*flags.split())
+    assert Results((record,)).of_row(BASELINE, "mini") == {}
+
+
+def test_a_row_has_records_of_its_own_scale_alone(of_row):
+    full, mini = of_row(scale="full"), of_row(scale="mini")
+    results = Results((full, mini))
+    assert results.of_row(BASELINE, "full") == {0: full}
+    assert results.of_row(BASELINE, "mini") == {0: mini}
+    assert results.of_row(SE, "mini") == {}
+
+
+def test_a_run_on_the_stand_in_is_none_of_cifar10(of_row):
+    assert Results((of_row(source="synthetic"),)).of_row(BASELINE, "mini") == {}
+    automatic = of_row("--data.source=auto")
+    assert Results((automatic,)).of_row(BASELINE, "mini") == {0: automatic}
+
+
+def test_a_setting_that_an_older_record_lacks_had_todays_default(of_row):
+    record = of_row()
+    config = json.loads(json.dumps(record.config))
+    del config["model"]["gamma"]
+    del config["data"]["rotation"]
+    del config["swa"]
+    assert training_of(config, "cifar10") == training_of(record.config, "cifar10")
+    step = of_row("--model.gamma=0.1")
+    assert training_of(config, "cifar10") != training_of(step.config, "cifar10")
+
+
+def test_of_two_records_with_one_seed_the_earlier_counts(of_row):
+    later = of_row(finished="2026-01-03T00:00:00+00:00")
+    earlier, other = of_row(), of_row(seed=2)
+    assert Results((later, other, earlier)).of_row(BASELINE, "mini") == {0: earlier, 2: other}
+
+
+@pytest.fixture
+def record(record_of):
+    return record_of(COMMAND.split())
+
+
+@pytest.fixture
+def folder(tmp_path, record):
+    """A folder with a record, and with files that are none."""
+    (tmp_path / "deep").mkdir()
+    write_record(record, tmp_path / "deep" / "a.json")
+    (tmp_path / "benchmark.json").write_text('{"seconds": 1}')
+    (tmp_path / "list.json").write_text("[1]")
+    return tmp_path
+
+
+def edit(folder, old, new):
+    path = folder / "deep" / "a.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def without_digest(folder):
+    path = folder / "deep" / "a.json"
+    path.write_text(re.sub(r'"digest": "\w+"', '"digest": null', path.read_text()))
+
+
+def test_records_are_found_wherever_they_lie_and_other_files_left(folder, record):
+    assert load_results(folder).records == (record,)
+    without_digest(folder)
+    assert load_results(folder).records == (record,)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"lr": 0.1', '"lr": 0.2'),
+        ('"accuracy": 0.9', '"accuracy": 0.95'),
+        ('"seed": 0', '"seed": 1'),
+        ("--model.base_width 16", "--model.base_width 8"),
+    ],
+)
+def test_a_record_that_was_edited_is_refused_in_one_line(folder, old, new):
+    edit(folder, old, new)
+    with pytest.raises(MisconfigurationException, match=r"deep/a.json cannot .* edited$") as error:
+        load_results(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            '"lr": 0.1',
+            '"lr": 0.2',
+            r"model.lr is 0.2 in its config and 0.1 by its command: it was edited",
+        ),
+        (
+            '"cutout": 16',
+            '"cutout": 8',
+            "data.cutout is 8 in its config and 16 by its command: it was ed",
+        ),
+        ('"arch": "resnet"', '"arch": "sam_resnet"', "arch is sam_resnet, and resnet in its con"),
+        ('"seed": 0,\n  "parameters"', '"seed": 1,\n  "parameters"', "seed is 1, and 0 in its"),
+    ],
+)
+def test_an_edited_record_without_a_digest_is_refused_by_its_command(folder, old, new, reason):
+    without_digest(folder)
+    edit(folder, old, new)
+    with pytest.raises(MisconfigurationException, match=reason):
+        load_results(folder)
+
+
+def test_a_resumed_run_is_what_its_commands_make_of_it(folder, record_of):
+    commands = [f"run.py {COMMAND}", "run.py --name a --ckpt_path last --model.lr 0.2"]
+    commands = [f"python {command}" for command in commands]
+    record = record_of([*COMMAND.split(), "--model.lr", "0.2"], command=commands)
+    write_record(record, folder / "deep" / "a.json")
+    without_digest(folder)
+    assert load_results(folder).records == (record,)
+
+
+@pytest.mark.parametrize("text", ['{"arch": ', '{"arch": "a", "config": {}, "scores": {}}'])
+def test_a_broken_record_is_refused_in_one_line(folder, text):
+    (folder / "half.json").write_text(text)
+    with pytest.raises(MisconfigurationException, match=r"half.json cannot be used: ") as error:
+        load_results(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_the_records_of_this_repository_are_whole():
+    assert load_results(RESULTS).records

@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.seed_statistics import (
+    mean_of,
+    needed_seeds,
+    paired_difference,
+    sd_ratio,
+    welch_difference,
+)
+from experiments.verdicts import MEANING, judge
+
+# Quantiles as tables print them: t of 2 and 4 degrees of freedom, F of (2, 2), at 97.5%.
+T2, T4, F22 = 4.30265, 2.77645, 39.0
+
+
+def test_the_interval_of_a_mean_is_students():
+    estimate = mean_of([1.0, 2.0, 3.0])
+    assert (estimate.value, estimate.sd, estimate.n) == (2.0, 1.0, (3,))
+    half = T2 / math.sqrt(3)
+    assert estimate.interval == pytest.approx((2 - half, 2 + half), abs=1e-4)
+
+
+def test_a_paired_interval_is_that_of_the_differences():
+    # Differences 1, 2, 3: what both sides of a pair share is gone.
+    estimate = paired_difference([11.0, 52.0, 93.0], [10.0, 50.0, 90.0])
+    assert estimate == mean_of([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([1.0, 2.0], [1.0])
+
+
+def test_welchs_interval_of_equal_variances_and_sizes_is_the_pooled_one():
+    estimate = welch_difference([11.0, 12.0, 13.0], [1.0, 2.0, 3.0])
+    half = T4 * math.sqrt(1 / 3 + 1 / 3)
+    assert estimate.value == 10
+    assert estimate.sd == 1
+    assert estimate.n == (3, 3)
+    assert estimate.interval == pytest.approx((10 - half, 10 + half), abs=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 7), (10, 4)])
+def test_an_interval_leaves_out_zero_exactly_where_the_test_rejects(sizes):
+    rng = np.random.default_rng(0)
+    decisions = set()
+    for _ in range(40):
+        ours, theirs = rng.normal(0.2, 0.1, sizes[0]), rng.normal(0, 0.3, sizes[1])
+        low, high = welch_difference(ours, theirs).interval
+        rejects = stats.ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05
+        assert (low > 0 or high < 0) == rejects
+        decisions.add(rejects)
+        n = min(sizes)
+        low, high = paired_difference(ours[:n], theirs[:n]).interval
+        assert (low > 0 or high < 0) == (stats.ttest_rel(ours[:n], theirs[:n]).pvalue < 0.05)
+    assert decisions == {True, False}
+
+
+def test_a_ratio_of_spreads_has_the_interval_of_the_f_test():
+    estimate = sd_ratio([0.0, 2.0, 4.0], [0.0, 1.0, 2.0])
+    assert estimate.value == pytest.approx(2.0)
+    expected = 2 / math.sqrt(F22), 2 * math.sqrt(F22)
+    assert estimate.interval == pytest.approx(expected, rel=1e-6)
+
+
+def test_intervals_cover_what_they_estimate_as_often_as_they_say():
+    draws = np.random.default_rng(0).normal(93, 0.14, (400, 2, 3))
+    intervals = [welch_difference(*draw).interval for draw in draws]
+    # Welch's is a little conservative with three runs a side.
+    assert 0.94 < np.mean([low <= 0 <= high for low, high in intervals]) < 0.99
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        mean_of([92.5]),
+        paired_difference([92.5], [92.0]),
+        welch_difference([92.5], [92.0, 92.1, 92.2]),
+    ],
+)
+def test_one_run_has_a_value_and_no_interval(estimate):
+    assert estimate.interval is None
+    assert estimate.sd is None
+
+
+def test_runs_that_are_all_the_same_have_an_interval_of_one_point():
+    assert mean_of([92.1, 92.1, 92.1]).interval == pytest.approx((92.1, 92.1), abs=1e-9)
+    assert welch_difference([2.0, 2.0], [1.0, 1.0]).interval == (1.0, 1.0)
+    assert welch_difference([2.0, 2.0], [1.0, 1.2]).interval != (0.9, 0.9)
+
+
+@pytest.mark.parametrize("side", [[92.5], [92.5, 92.5]])
+def test_there_is_no_ratio_of_spreads_where_one_does_not_spread(side):
+    assert sd_ratio(side, [92.0, 92.1]) is None
+    assert sd_ratio([92.0, 92.1], side) is None
+
+
+@pytest.mark.parametrize(
+    ("difference", "sd", "expected"),
+    [(0.1, 0.14, 31), (-0.1, 0.14, 31), (0.2, 0.14, 8), (0.14, 0.14, 16), (10.0, 0.14, 2)],
+)
+def test_the_runs_that_a_difference_needs_are_those_of_the_textbook(difference, sd, expected):
+    # 2 (1.95996 + 0.84162)^2 = 15.698 for a difference of one standard deviation.
+    assert needed_seeds(difference, sd) == expected
+
+
+def test_pairs_need_half_as_many_and_more_power_needs_more():
+    assert needed_seeds(0.1, 0.14, paired=True) == 16
+    assert needed_seeds(0.1, 0.14, power=0.9) == 42
+    with pytest.raises(ValueError, match="difference must not be 0"):
+        needed_seeds(0.0, 0.14)
+
+
+def test_that_many_runs_find_the_difference_about_as_often_as_promised():
+    n = needed_seeds(0.1, 0.14)
+    degrees, shift = 2 * n - 2, 0.1 / (0.14 * math.sqrt(2 / n))
+    critical = stats.t.ppf(0.975, degrees)
+    power = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift)
+    assert power == pytest.approx(0.8, abs=0.02)
+
+
+MORE, NUMBER, LESS = (0.0, math.inf), (0.65, 0.75), (-1.25, -1.15)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "measured", "threshold", "verdict"),
+    [
+        # a difference that is claimed as a number
+        (NUMBER, (0.3, 0.9), 0.0, "reproduced"),
+        (NUMBER, (0.74, 0.9), 0.0, "reproduced"),
+        (NUMBER, (0.1, 0.4), 0.0, "direction only"),
+        (NUMBER, (1.0, 2.0), 0.0, "direction only"),
+        (NUMBER, (-0.2, 1.0), 0.0, "undecided"),
+        (NUMBER, (-0.2, 0.3), 0.0, "contradicted"),
+        (NUMBER, (-0.9, -0.5), 0.0, "contradicted"),
+        (NUMBER, None, 0.0, "undecided"),
+        # a loss that is claimed as a number
+        (LESS, (-1.5, -0.9), 0.0, "reproduced"),
+        (LESS, (-0.9, -0.1), 0.0, "direction only"),
+        (LESS, (-1.5, 0.1), 0.0, "undecided"),
+        (LESS, (-0.3, 0.4), 0.0, "contradicted"),
+        (LESS, (1.1, 1.3), 0.0, "contradicted"),
+        # only a direction
+        (MORE, (0.1, 0.2), 0.0, "reproduced"),
+        (MORE, (-0.1, 0.2), 0.0, "undecided"),
+        (MORE, (-0.3, -0.1), 0.0, "contradicted"),
+        ((-math.inf, 1.0), (0.2, 0.9), 1.0, "reproduced"),
+        ((-math.inf, 1.0), (0.2, 1.9), 1.0, "undecided"),
+        ((1.0, math.inf), (0.7, 0.8), 1.0, "contradicted"),
+        # a value by itself
+        ((95.295, 95.305), (95.1, 95.4), None, "reproduced"),
+        ((95.295, 95.305), (95.31, 95.4), None, "contradicted"),
+        ((95.295, 95.305), None, None, "undecided"),
+        # counts
+        ((5_015_000, 5_025_000), (4_733_610, 4_733_610), None, "contradicted"),
+        ((5_750_000, 5_850_000), (5_849_050, 5_849_050), None, "reproduced"),
+    ],
+)
+def test_the_verdict_rule(claimed, measured, threshold, verdict):
+    assert judge(claimed, measured, threshold) == verdict
+    assert verdict in MEANING
