@@ -11,13 +11,8 @@ from torch import Tensor
 from experiments.evaluation import look, score_strategy, seconds_per_1000
 from experiments.finished import FinishedRun, open_images, open_networks
 from experiments.launch import fail
-from experiments.record import (
-    Evaluation,
-    StrategyResult,
-    describe_device,
-    git_state,
-    versions,
-)
+from experiments.provenance import describe_device, git_state, versions
+from experiments.record import Evaluation, StrategyResult
 from experiments.strategies import (
     PLAIN,
     STRATEGIES,

@@ -23,15 +23,8 @@ from experiments.evaluation import load_weights, predict, score
 from experiments.launch import fail
 from experiments.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.processes import hand_on
-from experiments.record import (
-    Record,
-    Score,
-    describe_device,
-    git_state,
-    versions,
-    write_atomically,
-    write_record,
-)
+from experiments.provenance import describe_device, git_state, versions
+from experiments.record import Record, Score, write_atomically, write_record
 from experiments.wandb_media import log_results
 from lightning_modules.classifier import ImageClassifier, count_parameters
 

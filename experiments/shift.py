@@ -22,16 +22,8 @@ from datamodules.shifted import CIFAR10C, read_cifar10_1
 from datamodules.tensor_loader import EvalLoader
 from experiments.evaluation import calibration, look
 from experiments.finished import FinishedRun, open_images, open_networks
-from experiments.record import (
-    Calibration,
-    Shift,
-    ShiftMean,
-    ShiftResult,
-    ShiftScore,
-    describe_device,
-    git_state,
-    versions,
-)
+from experiments.provenance import describe_device, git_state, versions
+from experiments.record import Calibration, Shift, ShiftMean, ShiftResult, ShiftScore
 from experiments.strategies import BOTH, PLAIN, Strategy
 from experiments.trainer import Precision
 from lightning_modules.prediction import IDENTITY, fit_temperature

@@ -5,17 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments import record
-from experiments.record import (
-    Record,
-    Score,
-    describe_device,
-    git_state,
-    read_record,
-    versions,
-    write_atomically,
-    write_record,
-)
+from experiments import provenance
+from experiments.provenance import describe_device, git_state, versions
+from experiments.record import Record, Score, read_record, write_atomically, write_record
 
 SCORE = Score(0.1 + 0.2, nll=1 / 3, ece=0.0, images=5_000, checkpoint="best.ckpt", epoch=3)
 RECORD = Record(
@@ -56,7 +48,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "code.py").write_text("x = 1\n")
     git("add", ".")
     git("commit", "-q", "-m", "One.")
-    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     return git
 
 
@@ -103,7 +95,7 @@ def test_a_changed_file_makes_it_dirty(repository, tmp_path, stage):
 
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state() == ("unknown", True)
 

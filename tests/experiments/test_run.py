@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from datamodules.augmentation import normalise
 from experiments.evaluation import load_weights
 from experiments.experiment import operations_per_image
-from experiments.record import git_state, read_record
+from experiments.provenance import git_state
+from experiments.record import read_record
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.sam_resnet import SAMResNet
