@@ -41,7 +41,7 @@ def pixels(run: FinishedRun) -> Tensor:
 def exported(run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Exports of the run's average by their type, each verified."""
     folder = tmp_path_factory.mktemp("exported")
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "float16"):
         output = folder / dtype
         flags = ["--weights=ema", f"--dtype={dtype}", f"--output={output}", "--verify"]
         with pytest.MonkeyPatch.context() as patch:
@@ -71,18 +71,20 @@ def test_every_file_gives_the_runs_logits_of_any_number_of_images(
     torch.testing.assert_close(logits, expected[:images], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @torch.inference_mode()
 def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
-    exported: dict[str, Path], run: FinishedRun, pixels: Tensor
+    exported: dict[str, Path], run: FinishedRun, pixels: Tensor, dtype: torch.dtype
 ) -> None:
-    halved = PretrainedClassifier.from_pretrained(exported["bfloat16"], strict=True)
+    half, full = exported[str(dtype).removeprefix("torch.")], exported["float32"]
+    halved = PretrainedClassifier.from_pretrained(half, strict=True)
     for name, weight in run.module("ema").network.state_dict().items():
         found = halved.network.state_dict()[name]
-        assert torch.equal(found, weight.bfloat16() if weight.is_floating_point() else weight)
-    sizes = [(exported[name] / "model.safetensors").stat().st_size for name in sorted(exported)]
-    assert sizes[1] - sizes[0] >= 2 * run.record.parameters
+        assert torch.equal(found, weight.to(dtype) if weight.is_floating_point() else weight)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, half)]
+    assert sizes[0] - sizes[1] >= 2 * run.record.parameters
     assert halved(pixels[:2]).dtype == torch.float32
-    onnx_logits = load(exported["bfloat16"], "model.onnx")(pixels)
+    onnx_logits = load(half, "model.onnx")(pixels)
     torch.testing.assert_close(onnx_logits, in_32_bits(halved)(pixels), atol=1e-4, rtol=0)
 
 
