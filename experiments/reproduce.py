@@ -1,0 +1,230 @@
+"""Train what the papers' tables still lack, and say what came of their claims.
+
+python experiments/reproduce.py sam_resnet_table1 --scale mini --dry-run
+python experiments/reproduce.py sam_resnet_table1 --scale mini --budget-minutes 120
+python experiments/reproduce.py sam_resnet_table1 alternatives --rows se,mixup,se_443 --seeds 1
+python experiments/reproduce.py all --ray auto --gpus-per-row 0.5
+python experiments/reproduce.py --table
+
+A suite is a file of experiments/suites, or any other YAML file of that schema. Its rows that have
+no record are trained, the most telling first (`experiments.plan.make_plan` says which that is),
+each by a process of run.py in its own folder, from where it goes on when it was cut off. Records
+are filed in experiments/results/claims. When the time is up, and at Ctrl-C or SIGTERM, the training
+at work writes a checkpoint and ends; the same command goes on there.
+
+Exit code: 0, also where the time was up; 1 where a row failed; 2 for a mistake or a full disk.
+"""
+
+import argparse
+import importlib.util
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+from typing import get_args
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from experiments.claims import claim_rows
+from experiments.claims_page import write_claims
+from experiments.engine import Engine, Here, execute
+from experiments.launch import ArgumentParser, fail, near
+from experiments.matching import RESULTS, load_results
+from experiments.plan import SCALES, Job, make_plan
+from experiments.progress import Display, duration, share_done
+from experiments.runner import Outcome, Workplace
+from experiments.suite_file import SuiteError
+from experiments.suites import SUITES, Scale, Suite, load_suite, load_suites
+from experiments.tables import print_table
+from experiments.training_cost import Stopwatch
+
+
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags; a mistake in them ends the process."""
+    parser = ArgumentParser("Train what the papers' tables still lack, and judge their claims.")
+    parser.add_argument(
+        "suites",
+        metavar="SUITE",
+        nargs="*",
+        help="all, or some of: " + ", ".join(path.stem for path in sorted(SUITES.glob("*.yaml"))),
+    )
+    parser.add_argument(
+        "--rows", metavar="NAME,NAME", help="some rows of the suites (default: all)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of a row (default: 3)")
+    parser.add_argument(
+        "--scale",
+        choices=get_args(Scale),
+        default="full",
+        help="; ".join(f"{scale}: {text}" for scale, text in SCALES.items()),
+    )
+    parser.add_argument(
+        "--budget-minutes", type=float, default=math.inf, help="stop by then (default: no limit)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the plan, its operations and its time"
+    )
+    parser.add_argument("--table", action="store_true", help="write CLAIMS.md from the records")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), help="where run folders lie (default: runs)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="records are looked for in this folder, and filed in its folder claims",
+    )
+    parser.add_argument(
+        "--ray", metavar="auto|ADDRESS", help="rows as tasks of a running Ray cluster"
+    )
+    parser.add_argument("--cpus-per-row", type=float, default=1, help="with --ray (default: 1)")
+    parser.add_argument(
+        "--gpus-per-row",
+        type=float,
+        help="with --ray, also a fraction (default: 1 where the cluster has GPUs)",
+    )
+    flags = parser.parse_args(argv)
+    if not flags.suites and not flags.table:
+        parser.error("name a SUITE, or --table")
+    for name in ("seeds", "budget_minutes", "cpus_per_row"):
+        if getattr(flags, name) <= 0:
+            given = getattr(flags, name)
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
+    if flags.ray and importlib.util.find_spec("ray") is None:
+        parser.error("--ray needs the package ray: install it with pip install -e '.[ray]'")
+    return flags
+
+
+def read_suites(names: Sequence[str]) -> list[Suite]:
+    """The suites of these names or files; an unknown one ends the process."""
+    known = [path.stem for path in sorted(SUITES.glob("*.yaml"))]
+    if "all" in names:
+        return list(load_suites().values())
+    suites = []
+    for name in dict.fromkeys(names):
+        is_file = name.endswith((".yaml", ".yml"))
+        if not is_file and name not in known:
+            fail(f"{name} is no suite{near(name, known)}: name some of {', '.join(known)}, or all")
+        suites.append(load_suite(Path(name) if is_file else SUITES / f"{name}.yaml"))
+    return suites
+
+
+def read_rows(names: str | None, suites: Sequence[Suite]) -> list[str]:
+    """The rows that are asked for; an unknown one ends the process."""
+    rows = names.split(",") if names is not None else []
+    known = list(dict.fromkeys(row for suite in suites for row in suite.rows))
+    for row in rows:
+        if row not in known:
+            fail(f"--rows {row} is unknown{near(row, known)}: the rows are {', '.join(known)}")
+    return rows
+
+
+def show_plan(jobs: Sequence[Job], stopwatch: Stopwatch, runs: Path, scale: Scale) -> None:
+    """Print what is to be done, in order, with what it costs."""
+    table = Table(
+        title=f"{len(jobs)} runs to do, {SCALES[scale]}",
+        caption="Claims: comparable ones without any measurement so far. Operations: forward and "
+        "backward passes on training images; a multiply-add is two. Time: on this machine, one "
+        "training after the other, by the speed of the record, or of the step, that is named.",
+    )
+    for column in ("", "row", "claims", "operations", "time", "by", "state"):
+        text = column in ("row", "by", "state")
+        table.add_column(column, justify="left" if text else "right", overflow="fold")
+    total = 0.0
+    for number, job in enumerate(jobs, start=1):
+        done = share_done(job, runs)
+        state = "to be evaluated" if job.trained else f"{done:.0%} trained" if done else "new"
+        cells = ["", "", ""]
+        if not job.trained:
+            seconds, basis = stopwatch.seconds(job.config)
+            left = seconds * (1 - done)
+            total += left
+            cells = [f"{job.operations:.2g}", duration(left), basis]
+        table.add_row(str(number), job.name, str(job.open_claims), *cells, state)
+    table.add_section()
+    operations = sum(job.operations for job in jobs)
+    table.add_row("", "all", "", f"{operations:.2g}", duration(total), "", "")
+    print_table(table)
+
+
+def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
+    """Print what the records say of the suites' claims."""
+    found = load_results(results)
+    table = Table(title=f"Claims, {SCALES[scale]}")
+    for column in ("claim", "claimed", "measured", "n", "verdict", "seeds needed"):
+        table.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
+    for row in claim_rows(found.records, found.evaluations, {x.name: x for x in suites}):
+        if row.scale == scale:
+            verdict = f"{row.verdict} ({scale})" if scale == "mini" else row.verdict
+            cells = (row.text, row.claimed, row.measured, row.n, verdict, row.seeds)
+            table.add_row(*(escape(cell) for cell in cells))
+    print_table(table)
+
+
+def start_engine(flags: argparse.Namespace, place: Workplace, deadline: float) -> Engine:
+    """What calls `run_row`: this machine alone, or a Ray cluster."""
+    if flags.ray is None:
+        return Here(place, deadline)
+    from experiments.ray_runner import RayCluster  # noqa: PLC0415  a machine may be without it
+
+    return RayCluster(flags.ray, flags.cpus_per_row, flags.gpus_per_row, place, deadline)
+
+
+def run(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Outcome]:
+    """Execute the plan; Ctrl-C and SIGTERM end it as the end of the time does."""
+    place = Workplace(flags.output.resolve(), (flags.results / "claims").resolve())
+    deadline = time.time() + 60 * flags.budget_minutes
+    stop = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    engine = start_engine(flags, place, deadline)
+    display = Display(jobs, place.runs, Console())
+    with display.bars:
+        return execute(jobs, engine, deadline, stop, display.look, display.ended)
+
+
+def summarise(outcomes: Sequence[Outcome], scale: Scale) -> int:
+    """Print what became of the jobs; the exit code."""
+    count = {x: sum(o.ending == x for o in outcomes) for x in ("finished", "failed", "taken")}
+    left = len(outcomes) - count["finished"] - count["failed"]
+    print(f"{count['finished']} finished, {count['failed']} failed, {left} left, {SCALES[scale]}")
+    if left:
+        print("The same command goes on where this one has stopped.")
+    for outcome in outcomes:
+        if outcome.ending == "failed":
+            print(f"failed: {outcome.job.name}: {outcome.reason}", file=sys.stderr)
+    full = [outcome for outcome in outcomes if outcome.ending == "full disk"]
+    if full:
+        fail(f"{full[0].job.name}: {full[0].reason}: make room and repeat the command")
+    return 1 if count["failed"] else 0
+
+
+def main() -> None:
+    flags = read_arguments(sys.argv[1:])
+    code = 0
+    try:
+        suites = read_suites(flags.suites)
+        rows = read_rows(flags.rows, suites)
+        flags.results.mkdir(parents=True, exist_ok=True)
+        results = load_results(flags.results)
+        jobs = make_plan(suites, rows, flags.scale, flags.seeds, results, flags.output)
+        if suites and flags.dry_run:
+            show_plan(jobs, Stopwatch(results.records), flags.output, flags.scale)
+        elif suites:
+            code = summarise(run(jobs, flags), flags.scale) if jobs else 0
+            show_claims(suites, flags.scale, flags.results)
+        if flags.table:
+            print(f"Every claim: {write_claims(flags.results)}")
+    except (SuiteError, MisconfigurationException, OSError) as error:
+        fail(str(error))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

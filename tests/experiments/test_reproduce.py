@@ -1,0 +1,494 @@
+"""The command and its runner, with a stand-in for run.py that takes milliseconds.
+
+That the real one goes on bit for bit where it was cut off is tested in test_resume.py, and that a
+suite does in test_reproduce_killed.py.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+import yaml
+
+import experiments.reproduce
+from experiments.engine import Here, execute
+from experiments.matching import load_results
+from experiments.plan import make_plan
+from experiments.progress import duration, steps_done
+from experiments.provenance import describe_device
+from experiments.record import (
+    Calibration,
+    Evaluation,
+    StrategyResult,
+    StrategyScore,
+    read_evaluation,
+    write_record,
+)
+from experiments.resolve import resolve_config
+from experiments.runner import Workplace, lock, run_row
+from experiments.suites import load_suite
+from experiments.training_cost import Stopwatch, batches_per_epoch, operations_of_training
+
+FOUR = {"trainer.max_epochs": 4}
+ROWS = {
+    "plain": ("resnet", FOUR),
+    "se": ("sam_resnet", {"trainer.max_epochs": 3}),
+    "again": ("sam_resnet", {"trainer.max_epochs": 3}),
+    "wide": ("resnet", FOUR | {"model.base_width": 65}),
+    "hidden": ("resnet", {"trainer.max_epochs": 1}),
+    "counted": ("resnet", {"trainer.max_epochs": 1, "model.base_width": 9}),
+}
+CLAIMS = (
+    ("test accuracy", "se - plain"),
+    ("test accuracy", "wide - plain"),
+    ("val accuracy", "plain"),
+    ("val accuracy", "hidden"),
+    ("parameters", "counted"),
+)
+SUITE = {
+    "title": "A table",
+    "paper": "none",
+    "mini": {"trainer.max_epochs": 2},
+    "rows": {
+        name: {"title": name, "arch": arch, "overrides": overrides}
+        for name, (arch, overrides) in ROWS.items()
+    },
+    "claims": [
+        {"id": x, "text": x, "source": "y", "metric": metric, "measure": x, "claimed": 0.6}
+        | ({"not_comparable": "another test set"} if x == "hidden" else {})
+        for metric, x in CLAIMS
+    ],
+}
+# What run.py does with files, by its flags. It fails where a file `fail` lies beside it, and where
+# one named `wait` does it stays in an epoch until SIGTERM.
+RUN = """
+import json, shutil, signal, sys, time
+from pathlib import Path
+
+here = Path(__file__).parent
+flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:])
+folder = Path(flags["output"]) / flags["name"]
+resumes = (folder / "last.ckpt").exists()
+assert resumes == ("ckpt_path" in flags) and not (folder / "result.json").exists()
+with (here / "launches").open("a") as file:
+    print(flags["name"], "resumed" if resumes else "begun", file=file)
+if (here / "fail").exists() and flags["arch"] == "resnet":
+    sys.exit("RuntimeError: " + (here / "fail").read_text())
+record = json.loads((here / (flags["arch"] + flags["seed"])).read_text())
+(folder / "config.yaml").write_text(json.dumps(record["config"]))
+(folder / "last.ckpt").touch()
+if (here / "wait").exists():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    time.sleep(30)
+time.sleep(0.1)
+(folder / "result.json").write_text(json.dumps(record))
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Rows plain, se and again (the same as se), wide, and two that nothing can be learnt from."""
+    path = tmp_path / "table.yaml"
+    path.write_text(yaml.safe_dump(SUITE, sort_keys=False))
+    return load_suite(path)
+
+
+@pytest.fixture
+def scripts(tmp_path, suite, record_of):
+    """A folder with the stand-in, and the records that it leaves."""
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "run.py").write_text(RUN)
+    for name in ("plain", "se"):
+        row = suite.rows[name]
+        for seed in range(2):
+            run = f"table-{name}-full-{seed}"
+            write_record(record_of(row.flags("full", seed), name=run), folder / "record.json")
+            (folder / "record.json").rename(folder / f"{row.arch}{seed}")
+    return folder
+
+
+@pytest.fixture
+def launches(scripts):
+    """What the stand-in was asked to do, in order."""
+
+    def launches():
+        path = scripts / "launches"
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+    return launches
+
+
+@pytest.fixture
+def place(tmp_path, scripts):
+    return Workplace(tmp_path / "runs", tmp_path / "results" / "claims", tmp_path, scripts)
+
+
+@pytest.fixture
+def plan(suite, place):
+    """The plan for some rows, with what is recorded by then."""
+
+    def plan(rows=("plain", "se"), seeds=1, scale="full"):
+        results = load_results(place.results.parent)
+        return make_plan([suite], rows, scale, seeds, results, place.runs)
+
+    return plan
+
+
+@pytest.fixture
+def reproduce(tmp_path, scripts, suite, monkeypatch, capsys):
+    """The command on the suite with the stand-in: its exit code, what it prints and its errors."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def reproduce(*flags, suite="table.yaml"):
+        monkeypatch.chdir(tmp_path)
+        stand_in = partial(Workplace, scripts=scripts)
+        monkeypatch.setattr(experiments.reproduce, "Workplace", stand_in)
+        argv = ["reproduce.py", suite, "--results=results", *flags]
+        monkeypatch.setattr(sys, "argv", [x for x in argv if x])
+        with pytest.raises(SystemExit) as end:
+            experiments.reproduce.main()
+        output = capsys.readouterr()
+        return end.value.code, output.out, output.err
+
+    yield reproduce
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def names(jobs):
+    return [job.name for job in jobs]
+
+
+def records_in(folder):
+    """Every file under a folder, which must all be whole records."""
+    return {path.name: json.loads(path.read_text())["name"] for path in folder.rglob("*.*")}
+
+
+def test_every_row_has_its_first_seed_before_one_has_its_second(plan):
+    jobs = plan(rows=(), seeds=2)
+    assert [job.seed for job in jobs] == [0] * 4 + [1] * 4
+    # Three comparable claims, then one each of which `se` is the cheapest, then none.
+    assert names(jobs)[:4] == [f"table-{x}-full-0" for x in ("plain", "se", "wide", "hidden")]
+    assert [job.open_claims for job in jobs[:4]] == [3, 1, 1, 0]
+
+
+def test_what_is_measured_makes_others_more_telling(plan, place, suite, record_of):
+    place.results.mkdir(parents=True)
+    for name, seed in (("plain", 0), ("se", 1)):
+        record = record_of(suite.rows[name].flags("full", seed), name=f"any-{name}")
+        write_record(record, place.results / f"{name}.json")
+    jobs = plan(rows=(), seeds=2)
+    # Only `wide - plain` waits for a first measurement.
+    assert [(job.name, job.open_claims) for job in jobs] == [
+        ("table-wide-full-0", 1),
+        ("table-hidden-full-0", 0),
+        # From here on each would be its row's second seed.
+        ("table-plain-full-1", 1),
+        ("table-wide-full-1", 1),
+        ("table-hidden-full-1", 0),
+        ("table-se-full-0", 0),
+    ]
+
+
+def test_rows_that_are_one_training_are_trained_once(plan):
+    assert names(plan(rows=["se", "again"])) == ["table-se-full-0"]
+    assert names(plan(rows=["again"])) == ["table-again-full-0"]
+
+
+def test_a_scale_is_another_training_with_another_name(plan):
+    full, mini = plan(["plain"])[0], plan(["plain"], scale="mini")[0]
+    assert mini.name == "table-plain-mini-0"
+    assert mini.key != full.key
+    assert (full.epochs, mini.epochs) == (4, 2)
+
+
+def test_operations_are_those_of_a_record():
+    record = json.loads(Path("experiments/results/sam_resnet_width16_8epochs.json").read_text())
+    counted = 3 * record["operations_per_image"] * record["train_images"] * record["epochs"]
+    assert operations_of_training(record["config"]) == counted
+    assert batches_per_epoch(record["config"]) * record["epochs"] == record["steps"]
+
+
+def test_a_row_is_trained_once_and_its_record_filed(plan, place, launches):
+    (job,) = plan(["se"])
+    for _ in range(2):
+        assert run_row(job, place, time.time() + 60).ending == "finished"
+    assert launches() == ["table-se-full-0 begun"]
+    assert records_in(place.results) == {"table-se-full-0.json": "table-se-full-0"}
+    assert plan(["se"]) == []
+
+
+def test_what_claims_ask_for_beyond_the_record_is_evaluated_once(
+    reproduce, place, scripts, launches, tmp_path, record_of
+):
+    suite = tmp_path / "table.yaml"
+    suite.write_text(suite.read_text().replace("measure: se - plain", 'measure: "se[tta] - se"'))
+    calibration = Calibration(0.0, 0.0, 0.0, 0.0)
+    score = StrategyScore(0.9, 0.0, 0.0, 0.0, 10_000, calibration, None)
+    results = {
+        name: StrategyResult({"temperature": 1.0}, None, 1.0, {"test": score})
+        for name in ("plain", "tta")
+    }
+    evaluation = Evaluation(
+        runs=["table-se-full-0"],
+        command="",
+        source="cifar10",
+        commit="",
+        dirty=False,
+        versions={},
+        device="cpu",
+        precision="32-true",
+        finished="",
+        baseline="plain",
+        chosen=None,
+        strategies=results,
+    )
+    write_record(evaluation, scripts / "evaluation")
+    copy = f"shutil.copy({str(scripts / 'evaluation')!r}, sys.argv[1] + '/evaluation.json')"
+    (scripts / "evaluate.py").write_text(f"import shutil, sys; {copy}")
+
+    code, out, _ = reproduce("--rows=se", "--seeds=1")
+    assert (code, launches()) == (0, ["table-se-full-0 begun"])
+    assert "+0.00" in out
+    filed = place.results / "evaluations" / "table-se-full-0.json"
+    assert read_evaluation(filed) == evaluation
+    (scripts / "evaluate.py").unlink()
+    assert reproduce("--rows=se", "--seeds=1")[0] == 0
+
+    # A record without the weights cannot be evaluated, and is not trained again unasked.
+    filed.unlink()
+    shutil.rmtree(tmp_path / "runs")
+    code, _, err = reproduce("--rows=se", "--seeds=1")
+    assert (code, len(launches())) == (1, 1)
+    assert "evaluate.py needs its weights" in err
+
+
+def test_a_training_that_another_suite_began_is_gone_on_with(plan, place, scripts, launches):
+    (job,) = plan(["se"])
+    (scripts / "wait").touch()
+    assert run_row(job, place, time.time() + 1).ending == "cut off"
+    (scripts / "wait").unlink()
+    (other,) = plan(["again"])
+    assert other.name == "table-se-full-0"
+    assert run_row(other, place, time.time() + 60).ending == "finished"
+    assert launches() == ["table-se-full-0 begun", "table-se-full-0 resumed"]
+
+
+def test_two_runners_side_by_side_train_nothing_twice(plan, place, launches):
+    jobs = plan(seeds=2)
+    again = plan(["again", "plain"], seeds=2)
+    end = time.time() + 60
+    with ThreadPoolExecutor() as threads:
+        both = [
+            threads.submit(execute, x, Here(place, end), end, Event(), lambda: None, lambda _: None)
+            for x in (jobs, again)
+        ]
+    for runner in both:
+        assert {outcome.ending for outcome in runner.result()} == {"finished"}
+    assert sorted(line.split("-")[3] for line in launches()) == ["0 begun"] * 2 + ["1 begun"] * 2
+    assert len(records_in(place.results)) == 4
+
+
+def test_a_training_outlives_no_runner_and_its_lock_no_training(plan, place, scripts):
+    """The runner is killed: Linux asks the training to end, and until it has its lock is held."""
+    (job,) = plan(["se"])
+    (scripts / "wait").touch()
+    # Forked, because importing torch again would take seconds.
+    runner = get_context("fork").Process(target=run_row, args=(job, place, time.time() + 60))
+    runner.start()
+    while not (place.runs / job.name / "last.ckpt").exists():
+        assert runner.is_alive()
+        time.sleep(0.01)
+    assert run_row(job, place, time.time() + 60).ending == "taken"
+    runner.kill()
+    runner.join()
+    (scripts / "wait").unlink()
+    while (outcome := run_row(job, place, time.time() + 60)).ending == "taken":
+        pass
+    assert outcome.ending == "finished"
+
+
+def test_time_that_is_up_ends_the_training_and_begins_no_other(reproduce, scripts, launches):
+    (scripts / "wait").touch()
+    code, out, _ = reproduce("--rows=plain,se", "--seeds=1", "--budget-minutes=0.02")
+    assert code == 0
+    assert launches() == ["table-plain-full-0 begun"]
+    assert "0 finished, 0 failed, 2 left, full scale" in out
+    (scripts / "wait").unlink()
+    code, out, _ = reproduce("--rows=plain,se", "--seeds=1")
+    assert code == 0
+    assert launches()[1:] == ["table-plain-full-0 resumed", "table-se-full-0 begun"]
+    assert "2 finished, 0 failed, 0 left" in out
+
+
+def test_a_signal_ends_it_as_the_time_does(reproduce, scripts, launches):
+    (scripts / "wait").touch()
+    with ThreadPoolExecutor() as threads:
+        threads.submit(lambda: (time.sleep(1.5), os.kill(os.getpid(), signal.SIGTERM)))
+        code, out, _ = reproduce("--rows=plain,se", "--seeds=1")
+    assert (code, len(launches())) == (0, 1)
+    assert "2 left" in out
+
+
+def test_a_row_that_fails_does_not_stop_the_others(reproduce, scripts):
+    (scripts / "fail").write_text("no such luck")
+    code, out, err = reproduce("--rows=plain,se", "--seeds=1")
+    assert code == 1
+    assert "1 finished, 1 failed, 0 left" in out
+    (line,) = err.splitlines()
+    assert line.startswith("failed: table-plain-full-0: RuntimeError: no such luck (exit code 1")
+
+
+def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, scripts, tmp_path):
+    (scripts / "fail").write_text(f"OSError: [Errno 28] {os.strerror(28)}")
+    code, _, err = reproduce("--rows=plain,se", "--seeds=1")
+    assert code == 2
+    assert err.startswith("error: table-plain-full-0: RuntimeError: OSError: [Errno 28] No space")
+    (scripts / "fail").unlink()
+
+    # A device on which every write fails as on a full disk.
+    partial = tmp_path / "results" / "claims" / "table-plain-full-0.json.partial"
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to("/dev/full")
+    code, _, err = reproduce("--rows=plain", "--seeds=1")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert list(partial.parent.iterdir()) == []
+    assert reproduce("--rows=plain", "--seeds=1")[0] == 0
+    assert list(records_in(partial.parent)) == ["table-plain-full-0.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named", "message"),
+    [
+        (["--rows=plane"], "table.yaml", "--rows plane is unknown (did you mean plain?)"),
+        ([], "sam_resnet_tabel1", "is no suite (did you mean sam_resnet_table1 or"),
+        ([], "absent.yaml", "absent.yaml cannot be read"),
+        ([], "broken.yaml", "broken.yaml, line 5: rows.a lacks title"),
+        ([], "", "name a SUITE, or --table"),
+        (["--seeds=0"], "table.yaml", "--seeds must be above 0, got 0"),
+        (["--budget-minutes=-1"], "table.yaml", "--budget-minutes must be above 0, got -1"),
+        (["--scale=tiny"], "table.yaml", "invalid choice: 'tiny'"),
+        (["--ray=auto"], "table.yaml", "--ray needs the package ray: install it with"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    reproduce, launches, monkeypatch, tmp_path, flags, named, message
+):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    text = "title: x\npaper: y\nclaims: []\nrows:\n  a: {arch: resnet}\n"
+    (tmp_path / "broken.yaml").write_text(text)
+    code, _, err = reproduce(*flags, suite=named)
+    assert (code, len(err.splitlines()), launches()) == (2, 1, [])
+    assert message in err
+
+
+def test_a_record_whose_configuration_was_edited_is_refused(reproduce, tmp_path):
+    assert reproduce("--rows=se", "--seeds=1")[0] == 0
+    path = tmp_path / "results" / "claims" / "table-se-full-0.json"
+    path.write_text(path.read_text().replace('"max_epochs": 3', '"max_epochs": 2'))
+    code, _, err = reproduce("--rows=se", "--seeds=1")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "was edited" in err
+
+
+def test_a_row_that_was_changed_overwrites_nothing(reproduce, tmp_path):
+    assert reproduce("--rows=se", "--seeds=1")[0] == 0
+    suite = tmp_path / "table.yaml"
+    suite.write_text(suite.read_text().replace("trainer.max_epochs: 3", "trainer.max_epochs: 5"))
+    code, _, err = reproduce("--rows=se", "--seeds=1")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "table-se-full-0 is of another training than the row of that name" in err
+    shutil.rmtree(tmp_path / "results")
+    code, _, err = reproduce("--rows=se", "--seeds=1")
+    assert (code, "is of another training" in err) == (2, True)
+
+
+@pytest.mark.parametrize("scale", ["full", "mini"])
+def test_a_dry_run_shows_the_plan_and_trains_nothing(
+    reproduce, launches, tmp_path, record_of, scale
+):
+    # A network ten times as large took twenty times as long as an hour for its operations.
+    done = {"operations_per_image": 10**10, "train_images": 10**4, "epochs": 6}
+    here = {"device": describe_device(torch.device("cpu")), "precision": "32-true"}
+    record = record_of(["--arch=resnet"], **done, **here, name="known", training_seconds=7200.0)
+    (tmp_path / "results").mkdir()
+    write_record(record, tmp_path / "results" / "known.json")
+
+    code, out, _ = reproduce("--rows=plain", "--dry-run", "--seeds=2", f"--scale={scale}")
+    assert (code, launches()) == (0, [])
+    assert "2 runs to do" in out
+    assert ("MINI scale" in out) == (scale == "mini")
+    assert ("full scale" in out) == (scale == "full")
+    # Forward and twice as much backward, 351 batches of 128 images.
+    operations = 3 * baseline_operations() * 351 * 128 * (4 if scale == "full" else 2)
+    lines = [line for line in out.splitlines() if f"table-plain-{scale}-" in line]
+    seconds = operations * 7200 / (3 * 10**10 * 10**4 * 6)
+    for line in lines:
+        assert f" {operations:.2g} " in line
+        assert f" {duration(seconds)} " in line
+        assert "record known" in line
+    assert len(lines) == 2
+
+
+def baseline_operations():
+    """Of one image, by hand: SAMResNet's baseline."""
+    operations, width, size = 2 * 9 * 3 * 64 * 32**2, 64, 32
+    for blocks, out in ((4, 64), (4, 128), (3, 256)):
+        if out != width:
+            size //= 2
+            operations += 2 * width * out * size**2  # the shortcut
+        operations += 2 * 9 * (width * out + (2 * blocks - 1) * out**2) * size**2
+        width = out
+    return operations + 2 * 256 * 10
+
+
+def test_without_a_record_of_this_device_a_step_is_measured(record_of):
+    elsewhere = record_of(["--arch=resnet"], device="another", precision="32-true")
+    flags = ["--arch=resnet", "--model.base_width=4", "--trainer.accelerator=cpu"]
+    config = resolve_config(flags)
+    seconds, basis = Stopwatch([elsewhere]).seconds(config)
+    assert basis == "a step taken now"
+    # Of 200 epochs with 351 steps.
+    assert 1e-4 < seconds / (200 * 351) < 60
+
+
+def test_what_is_measured_is_shown_with_its_scale(reproduce):
+    reproduce("--rows=plain,se", "--seeds=2")
+    code, out, _ = reproduce("--rows=plain,se", "--seeds=2")
+    assert code == 0
+    assert "Claims, full scale" in out
+    assert "+0.00 ± 0.00" in out
+    assert "2 + 2" in out
+
+
+def test_curves_of_which_the_last_line_is_being_written_can_be_read(tmp_path):
+    assert steps_done(tmp_path) == 0
+    for text, steps in (
+        ("", 0),
+        ("epoch,step\n", 0),
+        ("epoch,step\n0,49\n,9", 50),
+        ("a,step\n0", 0),
+    ):
+        (tmp_path / "metrics.csv").write_text(text)
+        assert steps_done(tmp_path) == steps
+
+
+def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
+    path = tmp_path / "locks" / "a"
+    with lock(path) as first, lock(path) as second:
+        assert first is not None
+        assert second is None
+    with lock(path) as third:
+        assert third is not None

@@ -1,0 +1,10 @@
+"""`reproduce.py` that trains by the `run.py` beside it."""
+
+from functools import partial
+from pathlib import Path
+
+import experiments.reproduce
+from experiments.runner import Workplace
+
+experiments.reproduce.Workplace = partial(Workplace, scripts=Path(__file__).parent)  # type: ignore
+experiments.reproduce.main()
