@@ -2,18 +2,20 @@
 
 The functions are pure: images and per-image parameters in, images out, each equal to torchvision's
 on every single image. `Augmentation` draws the parameters and applies them. Nothing here loops over
-images, copies between host and device or waits for the device.
+images or waits for the device, and only a policy sends something there: the numbers it drew.
 """
 
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from datamodules.colour import as_float, colour_jitter
+from datamodules.colour import as_bytes, as_float, colour_jitter
+from datamodules.policies import Policy
 
 
 def crop_and_flip(
@@ -149,11 +151,13 @@ class Augmentation:
     the hue shift is uniform in [-hue, hue], in turns of the colour circle; `perspective` is a
     distortion scale, up to 0.6 because from 0.65 on an image may fold over itself; `cutout` is the
     side of the hole in pixels, filled with `cutout_fill` (one value a channel, in [0, 1]: the mean
-    colour, which is zero once normalised, as the authors of Cutout have it).
+    colour, which is zero once normalised, as the authors of Cutout have it). `policy` is one of
+    `datamodules.policies`.
 
-    The order is crop, flip, colour, rotation and perspective in one resampling, Cutout. Colours
-    come before the resampling, so that the corners it leaves empty stay black and take no part in
-    the mean of contrast; Cutout comes last, so that its hole stays square and keeps its colour.
+    The order is crop, flip, colour, rotation and perspective in one resampling, policy, Cutout.
+    Colours come before the resampling, so that the corners it leaves empty stay black and take no
+    part in the mean of contrast; Cutout comes last, so that its hole stays square and keeps its
+    colour. A policy works on bytes, to which it has colours and resampling rounded.
     Raises ValueError for a value out of range.
     """
 
@@ -169,6 +173,7 @@ class Augmentation:
     perspective_p: float = 0.5
     cutout: int = 0
     cutout_fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if self.crop_mode not in ("zero", "reflect"):
@@ -185,18 +190,27 @@ class Augmentation:
         if not all(0 <= value <= 1 for value in self.cutout_fill):
             raise ValueError(f"cutout_fill must be in [0, 1], got {self.cutout_fill}")
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        generator: Generator,
+        mirrored: Tensor | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Tensor:
         """Augment images uint8 (B, 3, H, W), with a generator on their device.
 
-        Returns uint8 where only crop, flip and Cutout are on, and float32 in [0, 1] otherwise. The
-        result depends on the images, the arguments and the generator's state alone.
+        `mirrored`, bool (B,), says which images are flipped where that is not left to chance.
+        A policy draws on the host, from `rng`, which it needs. Returns uint8 where colour and
+        resampling are off, and float32 in [0, 1] otherwise and of AugMix: three views of each image
+        (B, 3, 3, H, W), Cutout's hole in the same place. The result depends on the images, the
+        arguments and the generators' states alone.
         """
         draw = _Draw(len(images), images.device, generator)
         height, width = images.shape[-2:]
-        if self.crop_padding or self.flip:
+        if self.crop_padding or self.flip or mirrored is not None:
             places = 2 * self.crop_padding + 1
             top, left = draw.integer(places), draw.integer(places)
-            flip = draw.uniform(0, 1) < self.flip
+            flip = draw.uniform(0, 1) < self.flip if mirrored is None else mirrored
             images = crop_and_flip(images, top, left, flip, self.crop_padding, self.crop_mode)
         strengths = (self.brightness, self.contrast, self.saturation, self.hue)
         if any(strengths):
@@ -210,10 +224,17 @@ class Augmentation:
                 corners = draw.corners(self.perspective, self.perspective_p, height, width)
                 matrices = compose(matrices, perspective_matrix(corners, height, width))
             images = warp(as_float(images), matrices)
+        if self.policy is not None:
+            assert rng is not None
+            images = self.policy(as_bytes(images), rng)
         if self.cutout:
             byte = images.dtype == torch.uint8
             fill = tuple(round(255 * value) if byte else value for value in self.cutout_fill)
-            images = cutout(images, draw.integer(height), draw.integer(width), self.cutout, fill)
+            # Several views are so many more channels.
+            channels = images.flatten(1, -3)
+            fill *= channels.shape[1] // len(fill)
+            holed = cutout(channels, draw.integer(height), draw.integer(width), self.cutout, fill)
+            images = holed.view_as(images)
         return images
 
 

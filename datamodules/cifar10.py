@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
-from datamodules.augmentation import Augmentation
+from datamodules.augmentation import Augmentation, normalise
 from datamodules.mixing import Mixing
+from datamodules.policies import AugMix, Policy, RandAugment, TrivialAugmentWide
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
 
@@ -96,6 +97,7 @@ class CIFAR10DataModule(LightningDataModule):
         crop_padding: int = 4,
         crop_mode: Literal["zero", "reflect"] = "zero",
         flip: float = 0.5,
+        flip_mode: Literal["random", "alternating"] = "random",
         rotation: float = 0.0,
         brightness: float = 0.0,
         contrast: float = 0.0,
@@ -103,6 +105,10 @@ class CIFAR10DataModule(LightningDataModule):
         hue: float = 0.0,
         perspective: float = 0.0,
         perspective_p: float = 0.5,
+        policy: Literal["none", "trivial_augment", "rand_augment", "augmix"] = "none",
+        rand_augment_n: int = 2,
+        rand_augment_m: int = 9,
+        augmix_severity: int = 3,
         cutout: int = 0,
         mixup_alpha: float = 0.0,
         mixup_p: float = 1.0,
@@ -125,6 +131,8 @@ class CIFAR10DataModule(LightningDataModule):
             crop_padding: pixels around the image within which the random crop moves.
             crop_mode: what fills the padding.
             flip: probability of a horizontal flip.
+            flip_mode: flip by chance, or every other epoch; which images in the first one is by
+                chance, so that flip must be 0.5.
             rotation: largest rotation to either side, in degrees.
             brightness: brightness factor in 1 +- this.
             contrast: contrast factor in 1 +- this.
@@ -132,6 +140,11 @@ class CIFAR10DataModule(LightningDataModule):
             hue: hue shift within +- this share of the colour circle, up to 0.5.
             perspective: distortion scale of the random perspective, up to 0.6.
             perspective_p: probability of the random perspective.
+            policy: strong augmentation of each image, between the others and Cutout. AugMix gives
+                three views of each image and needs model.jsd_weight.
+            rand_augment_n: operations that RandAugment gives an image.
+            rand_augment_m: their strength, from 0 to 30.
+            augmix_severity: largest strength of AugMix's operations, from 1 to 10.
             cutout: side of the square hole of Cutout, in pixels.
             mixup_alpha: MixUp's Beta(alpha, alpha); 0 is off.
             mixup_p: probability of MixUp for a batch.
@@ -145,11 +158,23 @@ class CIFAR10DataModule(LightningDataModule):
                 raise ValueError(f"{name} must be 1 or more, got {size}")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
+        if flip_mode not in ("random", "alternating"):
+            raise ValueError(f"flip_mode must be random or alternating, got {flip_mode!r}")
+        if flip_mode == "alternating" and flip != 0.5:
+            raise ValueError(f"flip must be 0.5 where flip_mode is alternating, got {flip}")
         self.save_hyperparameters()
         # Nodes share the file system that the run's folder lies on: one process fetches for all.
         self.prepare_data_per_node = False
         self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
         self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
+        policies: dict[str, Policy | None] = {
+            "none": None,
+            "trivial_augment": TrivialAugmentWide(),
+            "rand_augment": RandAugment(rand_augment_n, rand_augment_m),
+            "augmix": AugMix(augmix_severity),
+        }
+        if policy not in policies:
+            raise ValueError(f"policy must be one of {', '.join(policies)}, got {policy!r}")
         self.augmentation = Augmentation(
             crop_padding=crop_padding,
             crop_mode=crop_mode,
@@ -163,6 +188,7 @@ class CIFAR10DataModule(LightningDataModule):
             perspective_p=perspective_p,
             cutout=cutout,
             cutout_fill=MEAN,
+            policy=policies[policy],
         )
         self.mixing = Mixing(
             mixup_alpha=mixup_alpha,
@@ -172,6 +198,11 @@ class CIFAR10DataModule(LightningDataModule):
             ramp=mixup_ramp,
             num_classes=len(CIFAR10_CLASSES),
         )
+        if policy == "augmix" and self.mixing.active:
+            raise ValueError(
+                "policy must be another than augmix where MixUp or CutMix is on: its loss compares "
+                "views of one image, got 'augmix'"
+            )
         self.source: Literal["cifar10", "synthetic"] | None = None
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
         self._position: dict[str, int] = {}
@@ -235,6 +266,14 @@ class CIFAR10DataModule(LightningDataModule):
         self._splits[split] = images.to(device), labels.to(device)
         return self._splits[split]
 
+    def training_images(self, count: int) -> Tensor:
+        """The first training images float32 (count, 3, 32, 32), normalised and not augmented.
+
+        Fewer where there are fewer; on the training device, after `setup("fit")`.
+        """
+        images, _ = self._on_device("train")
+        return normalise(images[:count], self.mean.to(images.device), self.std.to(images.device))
+
     def _place(self) -> dict[str, int]:
         """Which of how many processes this one is."""
         if self.trainer is None:
@@ -266,6 +305,7 @@ class CIFAR10DataModule(LightningDataModule):
             self.mixing,
             max_epochs=max_epochs or 1,
             **self._place(),
+            alternating_flip=hparams["flip_mode"] == "alternating",
         )
         # For the run that resumes alone: whoever asks for a loader afterwards gets whole epochs.
         position, self._position = self._position, {}

@@ -17,7 +17,14 @@ def as_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
-def _grey(images: Tensor) -> Tensor:
+def as_bytes(images: Tensor) -> Tensor:
+    """Images of float in [0, 1] as uint8, rounded; others as they are."""
+    if images.dtype == torch.uint8:
+        return images
+    return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def luma(images: Tensor) -> Tensor:
     """Luma (B, 1, H, W) by ITU-R 601, rounded as torchvision rounds it."""
     red, green, blue = images.split(1, dim=1)
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
@@ -32,7 +39,7 @@ def adjust_tone(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     Extrapolation", 1994). Factor 1 returns the image bit for bit.
     """
     operation, factor = operation[:, None, None, None], factor[:, None, None, None]
-    grey = _grey(images)
+    grey = luma(images)
     flat = torch.where(operation == CONTRAST, grey.mean((1, 2, 3), keepdim=True), 0.0)
     plain = torch.where(operation == SATURATION, grey, flat)
     return torch.lerp(plain, images, factor).clamp_(0, 1)

@@ -54,7 +54,12 @@ class TrainLoader:
     Every batch is a pure function of (seed, epoch, position): no generator lives from one batch to
     the next, so that precision, validation or a restart cannot shift what follows, and iterating an
     epoch again gives the same batches. Targets are int64 labels (B,), or float32 (B, classes) where
-    `mixing` is active.
+    `mixing` is active. A policy that gives several views of an image, AugMix, makes images float32
+    (B, views, 3, H, W), and `mixing` cannot be active.
+
+    With `alternating_flip` an image that one epoch mirrors is as it was in the next one, and which
+    images the first epoch mirrors follows from `seed` (Jordan 2024): any two epochs in a row show
+    both, which by chance they do for half of the images.
 
     Of several processes each gets its shard of every batch, which is then a function of its rank as
     well: `batch_size` is that of the whole, whose images do not depend on the number of processes.
@@ -75,6 +80,7 @@ class TrainLoader:
         max_epochs: int,
         rank: int = 0,
         world_size: int = 1,
+        alternating_flip: bool = False,
     ) -> None:
         if batch_size % world_size:
             raise ValueError(
@@ -87,6 +93,10 @@ class TrainLoader:
         self.augmentation, self.mixing = augmentation, mixing
         self.max_epochs = max_epochs
         self.rank, self.world_size = rank, world_size
+        self.mirrored: Tensor | None = None
+        if alternating_flip:
+            coin = torch.Generator().manual_seed(derive_seed(seed, "flip"))
+            self.mirrored = torch.rand(len(images), generator=coin).to(images.device) < 0.5
         self.epoch = 0
         self.start = 0
         self.generator = torch.Generator(images.device)
@@ -118,9 +128,14 @@ class TrainLoader:
         seed = derive_seed(self.seed, self.epoch, position, *own)
         self.generator.manual_seed(seed)
         # index_select: 1,024 images take 0.1 ms on a core, against 1.9 ms by indexing.
-        images = self.augmentation(self.images.index_select(0, indices), self.generator)
+        images = self.images.index_select(0, indices)
+        mirrored = None
+        if self.mirrored is not None:
+            mirrored = self.mirrored[indices] != bool(self.epoch % 2)
+        rng = np.random.default_rng(seed)
+        images = self.augmentation(images, self.generator, mirrored, rng)
         images, labels = normalise(images, self.mean, self.std), self.labels[indices]
         if not self.mixing.active:
             return images, labels
         progress = self.epoch / self.max_epochs
-        return self.mixing(images, labels, np.random.default_rng(seed), progress)
+        return self.mixing(images, labels, rng, progress)

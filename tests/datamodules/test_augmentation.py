@@ -1,5 +1,7 @@
+from dataclasses import replace
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +30,7 @@ from datamodules.colour import (
     as_float,
     colour_jitter,
 )
+from datamodules.policies import AugMix, RandAugment, TrivialAugmentWide
 
 MEAN, STD = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)
 EVERYTHING = Augmentation(
@@ -440,6 +443,16 @@ def test_a_batch_makes_the_host_wait_for_nothing():
     with NothingThatWaits():
         normalise(EVERYTHING(images, seeded()), mean, std)
         normalise(Augmentation(crop_padding=4, cutout=8)(images, seeded()), mean, std)
+
+
+@pytest.mark.parametrize("policy", [TrivialAugmentWide(), RandAugment(), AugMix()])
+def test_a_policy_makes_the_host_wait_for_nothing(policy):
+    class NothingThatWaitsButNumbersSent(NothingThatWaits):
+        refused = tuple(name for name in NothingThatWaits.refused if name != "lift_fresh")
+
+    augmentation = replace(EVERYTHING, policy=policy)
+    with NothingThatWaitsButNumbersSent():
+        augmentation(bytes_of(64), seeded(), rng=np.random.default_rng(0))
 
 
 def test_the_functions_compile_whole():

@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import pil_to_tensor
 
 from datamodules import cifar10
-from datamodules.augmentation import Augmentation
+from datamodules.augmentation import Augmentation, normalise
 from datamodules.cifar10 import (
     CIFAR10_CLASSES,
     MEAN,
@@ -493,6 +493,28 @@ def test_every_flag_of_augmentation_and_mixing_arrives(stand_in):
     assert same(list(loader), list(expected))
 
 
+@pytest.mark.parametrize("mode", ["random", "alternating"])
+def test_flips_alternate_where_that_is_asked_for(mode, stand_in):
+    data = stand_in(crop_padding=0, flip_mode=mode, batch_size=180)
+    loader, originals = data.train_dataloader(), data.training_images(180)
+    found = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        [(images, _)] = loader
+        seen = {image.numpy().tobytes() for image in images}
+        found.append([image.numpy().tobytes() in seen for image in originals])
+    both = sum(a != b for a, b in zip(*found, strict=True))
+    assert both == 180 if mode == "alternating" else 60 < both < 120
+
+
+def test_training_images_are_the_first_normalised_and_not_augmented(stand_in):
+    data = stand_in(**STRONG_AUGMENTATION)
+    images = data.train_dataloader().images
+    expected = normalise(images[:7], data.mean, data.std)
+    assert torch.equal(data.training_images(7), expected)
+    assert len(data.training_images(5_000)) == 180
+
+
 def test_a_bf16_run_sees_the_batches_of_a_32_bit_run(stand_in, fit):
     data = stand_in(
         **STRONG_AUGMENTATION, mixup_alpha=0.3, mixup_p=0.5, cutmix_alpha=1, cutmix_p=0.5
@@ -588,6 +610,11 @@ def test_after_a_resumed_run_a_loader_gives_whole_epochs_again(stand_in, fit, tm
         ({"val_fraction": -0.1}, r"val_fraction must be in \[0, 1\), got -0.1"),
         ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1.0"),
         ({"val_fraction": float("nan")}, r"val_fraction must be in \[0, 1\), got nan"),
+        ({"flip_mode": "never"}, "flip_mode must be random or alternating, got 'never'"),
+        (
+            {"flip": 0.4, "flip_mode": "alternating"},
+            "flip must be 0.5 where flip_mode is alternating, got 0.4",
+        ),
         ({"rotation": -1.0}, "rotation must be in .*, got -1.0"),
         ({"mixup_p": 2.0}, r"mixup_p must be in \[0, 1\], got 2.0"),
     ],

@@ -35,9 +35,19 @@ def train_loader(
     augmentation=NO_AUGMENTATION,
     mixing=NO_MIXING,
     max_epochs=8,
+    **options,
 ):
     return TrainLoader(
-        images, labels, batch_size, seed, NO_MEAN, BYTES, augmentation, mixing, max_epochs
+        images,
+        labels,
+        batch_size,
+        seed,
+        NO_MEAN,
+        BYTES,
+        augmentation,
+        mixing,
+        max_epochs,
+        **options,
     )
 
 
@@ -245,3 +255,34 @@ def test_a_derived_seed_depends_on_every_part_and_on_their_order():
     seeds = [derive_seed(*each) for each in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def mirrored(epoch, seed=0, ranks=1, augmentation=NO_AUGMENTATION):
+    """Which of 400 images an epoch mirrors, by image; each says where its left is."""
+    images = torch.arange(16, dtype=torch.uint8).expand(400, 3, 16, 16)
+    index = torch.arange(400)
+    result = torch.zeros(400, dtype=torch.bool)
+    for rank in range(ranks):
+        options = {"rank": rank, "world_size": ranks, "alternating_flip": True}
+        loader = train_loader(images, index, 40, seed, augmentation, **options)
+        loader.set_epoch(epoch)
+        for batch, labels in loader:
+            result[labels] = batch[:, 0, 8, 0] > batch[:, 0, 8, 15]
+    return result
+
+
+def test_alternating_flips_show_each_image_once_either_way_in_two_epochs():
+    first, second, third = (mirrored(epoch) for epoch in range(3))
+    assert torch.equal(second, ~first)
+    assert torch.equal(third, first)
+    # By chance: within four standard deviations of half of them.
+    assert abs(first.sum() - 200) <= 40
+
+
+def test_which_images_are_flipped_first_follows_the_seed_alone():
+    first = mirrored(0)
+    assert torch.equal(mirrored(0), first)
+    assert torch.equal(mirrored(0, ranks=4), first)
+    assert 120 < (mirrored(0, seed=1) != first).sum() < 280
+    cropped = Augmentation(crop_padding=2, crop_mode="reflect", flip=0.5)
+    assert torch.equal(mirrored(0, augmentation=cropped), first)

@@ -1,0 +1,255 @@
+"""Augmentation policies: which operations each image of a batch gets, and how strongly.
+
+What is drawn are numbers on the host, from NumPy's generator, so that the host knows how many
+images get each operation without asking the device. Images are sorted by operation, each operation
+works on its own images alone, and a last gather puts them back: a batch costs what its images cost,
+not fourteen times that.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2.functional import equalize
+
+from datamodules.colour import as_float
+from datamodules.operations import (
+    Interpolation,
+    affine,
+    affine_matrices,
+    autocontrast,
+    brightness,
+    color,
+    contrast,
+    posterize,
+    sharpness,
+    solarize,
+)
+
+#: in torchvision's order; an operation's number is its place
+OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+)  # fmt: skip
+#: those of AugMix, which leaves out what CIFAR-10-C corrupts with
+AUGMIX_OPERATIONS = (
+    "autocontrast", "equalize", "posterize", "rotate", "solarize", "shear_x", "shear_y",
+    "translate_x", "translate_y",
+)  # fmt: skip
+AFFINE = OPERATIONS[1:6]
+SIGNED = np.isin(OPERATIONS, OPERATIONS[1:10])
+BINS = 31
+
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "sharpness": sharpness,
+    "posterize": posterize,
+    "solarize": solarize,
+    "autocontrast": lambda images, _: autocontrast(images),
+    "equalize": lambda images, _: equalize(images),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """For each image the number of an operation, and its magnitude in that operation's unit.
+
+    Magnitudes are the slope of a shear, pixels, degrees, a factor less 1, the bits that posterizing
+    keeps, and the threshold of solarizing.
+    """
+
+    operations: NDArray[np.int64]
+    magnitudes: NDArray[np.float32]
+
+
+class Policy(Protocol):
+    """What `Augmentation` does to images in pixel space, before Cutout."""
+
+    def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        """Images uint8 (B, 3, H, W) to images, or to several views of each, (B, views, 3, H, W)."""
+
+
+def _send(numbers: NDArray, device: torch.device) -> Tensor:
+    """To the device, without waiting for what it still has to do."""
+    tensor = torch.from_numpy(numbers)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def apply(images: Tensor, choice: Choice, interpolation: Interpolation) -> Tensor:
+    """Give each image uint8 (B, 3, H, W) the operation that was chosen for it."""
+    height, width = images.shape[-2:]
+    magnitudes = choice.magnitudes.astype(np.float64)
+    amounts = [magnitudes * (choice.operations == OPERATIONS.index(name)) for name in AFFINE]
+    matrices = affine_matrices(np.stack(amounts), height, width).reshape(-1, 6)
+    # All of AFFINE are one operation with different matrices: the first stands for them.
+    first = np.where(np.isin(OPERATIONS, AFFINE), 1, np.arange(len(OPERATIONS)))
+    kinds = first[choice.operations]
+    order = np.argsort(kinds, kind="stable")
+    counts = np.bincount(kinds, minlength=len(OPERATIONS)).tolist()
+    numbers = np.column_stack([choice.magnitudes, matrices])[order].astype(np.float32)
+    there, back = _send(np.stack([order, np.argsort(order)]), images.device).unbind()
+    parts = images.index_select(0, there).split(counts)
+    parameters = _send(numbers, images.device).split(counts)
+    done = []
+    for name, part, values in zip(OPERATIONS, parts, parameters, strict=True):
+        if name == "identity" or not len(part):
+            done.append(part)
+        elif name in AFFINE:
+            done.append(affine(part, values[:, 1:].unflatten(1, (2, 3)), interpolation))
+        else:
+            done.append(_FUNCTIONS[name](part, values[:, 0]))
+    return torch.cat(done).index_select(0, back)
+
+
+@cache
+def magnitude_bins(
+    shear: float, translate_x: float, translate_y: float, rotate: float, blend: float, bits: int
+) -> NDArray[np.float32]:
+    """Torchvision's magnitudes float32 (14, 31) of every operation, from weak to strong.
+
+    The arguments are the greatest magnitudes; `bits` is how many posterizing drops at most.
+    """
+
+    def rising(top: float) -> Tensor:
+        return torch.linspace(0.0, top, BINS)
+
+    nothing = rising(0.0)
+    translations = [rising(translate_x).trunc(), rising(translate_y).trunc()]
+    kept = (8 - torch.arange(BINS) / ((BINS - 1) / bits)).round()
+    thresholds = 255 * torch.linspace(1.0, 0.0, BINS)
+    geometry = [rising(shear), rising(shear), *translations, rising(rotate)]
+    rows = [nothing, *geometry, *[rising(blend)] * 4, kept, thresholds, nothing, nothing]
+    return torch.stack(rows).numpy()
+
+
+def _with_sign(
+    operations: NDArray[np.int64], magnitudes: NDArray, rng: np.random.Generator
+) -> Choice:
+    """Half of the magnitudes of operations that go both ways become negative."""
+    negative = SIGNED[operations] & (rng.random(len(operations)) < 0.5)
+    return Choice(operations, np.where(negative, -magnitudes, magnitudes).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class TrivialAugmentWide:
+    """One operation of fourteen for each image, at any strength (Müller & Hutter 2021).
+
+    Operations, the 31 magnitudes, signs, nearest-neighbour resampling and black from outside are
+    torchvision's. Returns images uint8.
+    """
+
+    def draw(self, count: int, rng: np.random.Generator) -> Choice:
+        """A choice for `count` images."""
+        bins = magnitude_bins(0.99, 32.0, 32.0, 135.0, 0.99, 6)
+        operations = rng.integers(len(OPERATIONS), size=count)
+        return _with_sign(operations, bins[operations, rng.integers(BINS, size=count)], rng)
+
+    def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        return apply(images, self.draw(len(images), rng), "nearest")
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`n` operations of fourteen for each image, all at the strength `m` (Cubuk et al. 2020).
+
+    `m` counts torchvision's 31 magnitudes, from 0 to 30; the rest is as in `TrivialAugmentWide`.
+    ValueError for `n` below 1, or `m` out of its range.
+    """
+
+    n: int = 2
+    m: int = 9
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"rand_augment_n must be 1 or more, got {self.n}")
+        if not 0 <= self.m < BINS:
+            raise ValueError(f"rand_augment_m must be in [0, {BINS - 1}], got {self.m}")
+
+    def draw(self, count: int, height: int, width: int, rng: np.random.Generator) -> Choice:
+        """A choice of one operation for `count` images of a size."""
+        share = 150 / 331
+        bins = magnitude_bins(0.3, share * width, share * height, 30.0, 0.9, 4)
+        operations = rng.integers(len(OPERATIONS), size=count)
+        return _with_sign(operations, bins[operations, self.m], rng)
+
+    def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        count, _, height, width = images.shape
+        for _ in range(self.n):
+            images = apply(images, self.draw(count, height, width, rng), "nearest")
+        return images
+
+
+@dataclass(frozen=True)
+class AugMix:
+    """Three views of each image, itself and two mixtures with its augmentations (Hendrycks 2020).
+
+    A mixture has `width` chains of `depth` operations, or of one to three where that is None, which
+    are mixed by Dirichlet(alpha) and then with the image itself by Beta(alpha, alpha). Operations
+    and magnitudes are those of the authors' code: the level is uniform in [0.1, severity] of 10,
+    resampling is bilinear, and the mixture is not rounded. Returns float32 (B, 3, 3, H, W) in
+    [0, 1], of which [:, 0] are the images themselves. The loss of the three is
+    `lightning_modules.losses.jensen_shannon`.
+
+    ValueError for a width or depth below 1, a severity outside [1, 10], an alpha of 0 or less.
+    """
+
+    severity: int = 3
+    width: int = 3
+    depth: int | None = None
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.severity <= 10:
+            raise ValueError(f"augmix_severity must be in [1, 10], got {self.severity}")
+        if self.width < 1:
+            raise ValueError(f"width must be 1 or more, got {self.width}")
+        if self.depth is not None and self.depth < 1:
+            raise ValueError(f"depth must be 1 or more, or None, got {self.depth}")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be above 0, got {self.alpha}")
+
+    def draw(self, count: int, height: int, width: int, rng: np.random.Generator) -> Choice:
+        """A choice of one operation for `count` images of a size, each in a chain."""
+        level = rng.uniform(0.1, self.severity, size=count) / 10
+        nothing, shear = np.zeros(count), level * 0.3
+        geometry = [shear, shear, np.trunc(level * width / 3), np.trunc(level * height / 3)]
+        values = [4 - np.trunc(level * 4), np.trunc(level * 30), 256 - np.trunc(level * 256)]
+        magnitudes = np.stack([nothing, nothing, *values, *geometry])
+        picked = rng.integers(len(AUGMIX_OPERATIONS), size=count)
+        numbers = np.array([OPERATIONS.index(name) for name in AUGMIX_OPERATIONS])
+        return _with_sign(numbers[picked], magnitudes[picked, np.arange(count)], rng)
+
+    def draw_shares(self, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Shares float32 (count, 1 + width) of the image itself and of each chain in a mixture."""
+        mixed = rng.beta(self.alpha, self.alpha, size=(count, 1))
+        chains = rng.dirichlet([self.alpha] * self.width, size=count)
+        return np.hstack([1 - mixed, mixed * chains]).astype(np.float32)
+
+    def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        height, width = images.shape[-2:]
+        count = len(images) * 2 * self.width
+        if self.depth is None:
+            depths = rng.integers(1, 4, size=count)
+        else:
+            depths = np.full(count, self.depth)
+        chains = images.repeat_interleave(2 * self.width, 0)
+        for turn in range(depths.max()):
+            choice = self.draw(count, height, width, rng)
+            # Operation 0 is the identity.
+            going = Choice(choice.operations * (turn < depths), choice.magnitudes)
+            chains = apply(chains, going, "bilinear")
+        shares = _send(self.draw_shares(2 * len(images), rng), images.device)
+        shares = shares.view(-1, 2, 1 + self.width, 1, 1, 1)
+        clean = as_float(images)[:, None]
+        chained = as_float(chains).unflatten(0, (-1, 2, self.width))
+        mixtures = shares[:, :, 0] * clean + (shares[:, :, 1:] * chained).sum(2)
+        return torch.cat([clean, mixtures], dim=1)
