@@ -1,6 +1,6 @@
 """Lookahead: slow weights that follow the optimizer's, k steps at a time (Zhang et al. 2019)."""
 
-from typing import Any, Protocol, cast, final
+from typing import Any, Literal, Protocol, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,6 +21,11 @@ def lookahead_sync(fast: list[Tensor], slow: list[Tensor], alpha: float) -> None
     torch._foreach_copy_(fast, slow)
 
 
+def cubic_share(progress: float, end: float) -> float:
+    """1 at the beginning of training, where `progress` is 0, and `end` where it is 1."""
+    return 1 - (1 - end) * progress**3
+
+
 @final
 class Lookahead(Callback):
     """Every k optimizer steps, the weights step back towards slow weights (Zhang et al. 2019).
@@ -31,23 +36,37 @@ class Lookahead(Callback):
     they are. Between two synchronisations the network holds the fast weights, and these are
     validated.
 
+    With `schedule="cubic"` the share begins at 1, where synchronisations change nothing, and falls
+    to `alpha` as the cube of the share of training done (the EMA-like variant of Jordan 2024, whose
+    decay 1 - alpha rises).
+
     Callbacks act on a step in their order in the Trainer: Lookahead stands before EMA, which is to
     average what Lookahead leaves.
     """
 
-    def __init__(self, k: int = 5, alpha: float = 0.5) -> None:
+    def __init__(
+        self,
+        k: int = 5,
+        alpha: float = 0.5,
+        schedule: Literal["constant", "cubic"] = "constant",
+    ) -> None:
         """
         Args:
             k: optimizer steps between two synchronisations.
             alpha: share of the way from the slow to the fast weights that a synchronisation goes.
+            schedule: go that share always, or fall to it from 1 over training.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be in (0, 1], got {alpha}")
+        if schedule not in ("constant", "cubic"):
+            raise ValueError(f"schedule must be 'constant' or 'cubic', got {schedule!r}")
         self.k = k
         self.alpha = alpha
+        self.schedule = schedule
         self.steps = 0
+        self._total_steps = 0
         self._fast: list[Tensor] = []
         self._slow: dict[str, Tensor] = {}
         self._restored: dict[str, Any] = {}
@@ -63,12 +82,17 @@ class Lookahead(Callback):
             for name, slow in self._slow.items():
                 slow.copy_(self._restored["slow"][name])
             self._restored = {}
+        if self.schedule == "cubic":
+            self._total_steps = int(trainer.estimated_stepping_batches)
         self._hook = trainer.optimizers[0].register_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.steps += 1
         if self.steps % self.k == 0:
-            lookahead_sync(self._fast, list(self._slow.values()), self.alpha)
+            alpha = self.alpha
+            if self.schedule == "cubic":
+                alpha = cubic_share(self.steps / self._total_steps, self.alpha)
+            lookahead_sync(self._fast, list(self._slow.values()), alpha)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook.remove()

@@ -141,8 +141,11 @@ class SWA(Callback):
             batches = int(trainer.num_training_batches)
             step = epoch * batches + batch_idx
             rate = cyclic_rate(step, self.cycle_epochs * batches, self.lr, self.lr_min)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+        optimizer = trainer.optimizers[0]
+        own = optimizer.defaults["lr"]
+        for group in optimizer.param_groups:
+            # Groups with a rate of their own keep its ratio to the module's.
+            group["lr"] = rate * (group.get("initial_lr", own) / own)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -21,12 +21,14 @@ from callbacks import (
     SWA,
     BestCheckpoint,
     LastCheckpoint,
+    LastStep,
     Lookahead,
     ParameterBudget,
     RandomState,
 )
 from datamodules import CIFAR10DataModule
 from experiments.devices import check_devices
+from experiments.fit_budget import FittedBudget, fit_to_budget
 from experiments.launch import CONFIGS, Launch, fail, near
 from experiments.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.processes import is_first
@@ -94,7 +96,10 @@ def arguments_of(launch: Launch) -> list[str]:
     """What the full parser reads: for --quick the small version, and above it what was given."""
     if not launch.quick:
         return launch.arguments
-    small = [f"--model.{name}={x}" for name, x in ARCHITECTURES[launch.arch].quick.items()]
+    cls = ARCHITECTURES[launch.arch]
+    fitted = any(x.partition("=")[0] == "--fit_budget" for x in launch.arguments)
+    quick = {name: x for name, x in cls.quick.items() if not (fitted and name == cls.grows)}
+    small = [f"--model.{name}={x}" for name, x in quick.items()]
     return ["--config", str(CONFIGS / "quick.yaml"), *small, *launch.arguments]
 
 
@@ -108,6 +113,7 @@ class ExperimentCLI(LightningCLI):
     model: Any
     datamodule: CIFAR10DataModule
     trainer: Trainer
+    fitted: FittedBudget | None = None
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
@@ -148,6 +154,16 @@ class ExperimentCLI(LightningCLI):
         self.config = parser.parse_args(args)
         if not 0 <= self.config.seed < 2**32:
             fail(f"--seed: seed must be in [0, 2**32), got {self.config.seed}")
+        policy, weight = self.config.data.policy, self.config.model.jsd_weight
+        if policy == "augmix" and weight == 0:
+            fail("--data.policy augmix needs its loss: set --model.jsd_weight, to 12 in its paper")
+        if policy != "augmix" and weight > 0:
+            fail(f"--model.jsd_weight {weight} needs --data.policy augmix, got {policy}")
+        if self.config.fit_budget is not None:
+            try:
+                self.fitted = fit_to_budget(self.launch.arch, self.config, args)
+            except ValueError as error:
+                parser.error(str(error))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--arch", type=str, default=self.launch.arch, help="Which network.")
@@ -167,6 +183,11 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_argument(
             "--wandb", type=WandbMode, default="offline", help="Curves to Weights & Biases."
+        )
+        parser.add_argument(
+            "--fit_budget",
+            type=float | None,
+            help="Parameters: choose the largest network in them.",
         )
         for key, (callback, default) in SWITCHES.items():
             parser.add_argument(
@@ -227,6 +248,7 @@ class ExperimentCLI(LightningCLI):
             *switched,
             LearningRateMonitor(logging_interval="step"),
             Timer(self.config_init.trainer.max_time, interval="epoch"),
+            LastStep(),
             *([] if self.config.trainer.enable_progress_bar is False else [RichProgressBar()]),
             *(best if self.config.data.val_fraction else []),
             # Behind the best ones, so that it holds their state.

@@ -51,6 +51,8 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
                 file.write(shlex.join(["python", *sys.argv]) + "\n")
             batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
             print(step_in_words(cli.trainer, batch_size, lr))
+            if cli.fitted:
+                print(cli.fitted.in_words(operations_per_image(on_meta(cli.model))))
         if cli.trainer.world_size > 1:
             hand_on(folder)
         cli.trainer.fit(
@@ -63,7 +65,9 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
         return None
     timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
     remaining = timer.time_remaining()
-    unfinished = cli.trainer.current_epoch < (cli.trainer.max_epochs or 0)
+    trainer = cli.trainer
+    ended = trainer.global_step == trainer.max_steps
+    unfinished = not ended and trainer.current_epoch < (trainer.max_epochs or 0)
     if unfinished and remaining is not None and remaining <= 0:
         print(
             f"Out of time: continue with --name {folder.name} --ckpt_path last and a longer "
@@ -166,6 +170,12 @@ def last_train_accuracy(metrics: Path) -> float:
     return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
 
 
+def on_meta(module: ImageClassifier) -> ImageClassifier:
+    """A module alike without weights, for counting: the given one stays as it is for training."""
+    with torch.device("meta"):
+        return type(module)(**dict(module.hparams) | {"compile": False})
+
+
 def operations_per_image(module: ImageClassifier) -> int:
     """Operations of one forward pass of one image, a multiply-add counted as two."""
     module.eval()
@@ -181,6 +191,7 @@ def write_pictures(cli: ExperimentCLI, folder: Path, logits: Tensor, labels: Ten
     """Augmented training images, curves and the test set's confusion matrix."""
     data = cli.datamodule
     images, _ = next(iter(data.train_dataloader()))
+    images = images.flatten(0, -4)  # of AugMix the views of an image side by side
     plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
     plot_confusion(logits, labels, data.classes, folder / "confusion.png")
     plot_curves(folder / "metrics.csv", folder / "curves.png")

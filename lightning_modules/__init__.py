@@ -12,6 +12,7 @@ _CLASSES = {
     "resnet": "ResNetClassifier",
     "sam_resnet": "SAMResNetClassifier",
     "se_resnet": "SEResNetClassifier",
+    "speed_resnet": "SpeedResNetClassifier",
     "wide_resnet": "WideResNetClassifier",
 }
 

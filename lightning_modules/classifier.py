@@ -1,6 +1,7 @@
 """What every architecture shares: loss, metrics, optimizer and learning rate schedule."""
 
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,7 +12,10 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from lightning_modules.optimizers import Schedule, learning_rate_factor, parameter_groups
+from lightning_modules.fitting import largest_fit
+from lightning_modules.losses import jensen_shannon
+from lightning_modules.optimizers import Schedule, learning_rate_factor, make_optimizer
+from lightning_modules.sharpness import Ascent, Sharpness, frozen_statistics
 
 Batch = tuple[Tensor, Tensor]
 
@@ -71,6 +75,8 @@ class ImageClassifier(LightningModule):
 
     #: the hyper-parameter that decides how large the network is
     grows: ClassVar[str] = "base_width"
+    #: what of it gives the narrowest stage one more channel
+    grows_by: ClassVar[float] = 1
     #: hyper-parameters of the small version that `--quick` trains
     quick: ClassVar[dict[str, Any]] = {}
 
@@ -88,7 +94,15 @@ class ImageClassifier(LightningModule):
         warmup_lr: float = 0.001,
         milestones: tuple[float, ...] = (0.3, 0.6, 0.8),
         gamma: float = 0.2,
+        triangle: tuple[float, float] = (0.2, 0.07),
+        bias_lr_factor: float = 1.0,
+        optimizer: Literal["sgd", "muon"] = "sgd",
+        muon_lr: float = 0.24,
+        muon_momentum: float = 0.6,
         label_smoothing: float = 0.0,
+        jsd_weight: float = 0.0,
+        sharpness: Sharpness = "none",
+        rho: float = 0.05,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -101,13 +115,24 @@ class ImageClassifier(LightningModule):
             weight_decay: L2 penalty added to the gradient.
             decay_norm_bias: also decay normalisation parameters and biases.
             schedule: learning rate over optimizer steps.
-            rising: share of training in which the one-cycle schedules rise.
+            rising: share of training in which the one-cycle and triangular schedules rise.
             warmup: share of training spent in a linear warm-up (cosine, warmup_onecycle).
             warmup_lr: learning rate at which the warm-up begins.
             milestones: shares of training from which the step schedule multiplies the rate by
                 gamma; the defaults are those of Zagoruyko & Komodakis (2016).
             gamma: that factor.
+            triangle: factors of lr at which the triangular schedule begins and ends.
+            bias_lr_factor: how many times lr the shifts of BatchNorm learn with; their weight decay
+                is as many times smaller, so that they shrink no faster.
+            optimizer: SGD for everything, or Muon for the filters of convolutions.
+            muon_lr: peak learning rate of the filters under Muon.
+            muon_momentum: momentum of the filters under Muon.
             label_smoothing: weight of the uniform distribution in the target.
+            jsd_weight: weight of the Jensen-Shannon divergence between the three views that
+                data.policy augmix makes; 12 in its paper.
+            sharpness: take the gradient where the loss near the weights is largest, by SAM or ASAM,
+                at twice the cost of a step.
+            rho: how near that is: 0.05 is SAM's on CIFAR-10, 0.5 ASAM's.
             channels_last: keep weights and images in channels-last memory format.
             compile: compile the network with torch.compile.
         """
@@ -121,9 +146,16 @@ class ImageClassifier(LightningModule):
         if [*milestones] != sorted(x for x in milestones if 0 < x < 1):
             raise ValueError(f"milestones must be rising shares of training, got {milestones}")
         _check("gamma", gamma, 0 < gamma <= 1, "above 0 and at most 1")
+        if not all(0 <= factor <= 1 for factor in triangle):
+            raise ValueError(f"triangle must be two factors in [0, 1], got {triangle}")
+        _check("bias_lr_factor", bias_lr_factor, bias_lr_factor > 0, "above 0")
+        _check("muon_lr", muon_lr, muon_lr > 0, "above 0")
+        _check("muon_momentum", muon_momentum, 0 <= muon_momentum < 1, "in [0, 1)")
         _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
+        _check("jsd_weight", jsd_weight, jsd_weight >= 0, "0 or more")
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs a momentum above 0, got momentum 0")
+        self.ascent = None if sharpness == "none" else Ascent(sharpness, rho)
         self.save_hyperparameters(ignore="network")
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)
@@ -135,16 +167,38 @@ class ImageClassifier(LightningModule):
         self._soft_targets = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of normalised images (N, 3, 32, 32)."""
+        """Logits (N, 10) of normalised images (N, 3, 32, 32), or of views of them.
+
+        Those are (N, views, 3, 32, 32), and their logits (N, views, 10).
+        """
+        if images.ndim == 5:
+            return self(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         return self.network(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
+        loss = self.loss(logits, targets)
         self._soft_targets = targets.is_floating_point()
-        self.train_metric.update(loss, accuracy_per_image(logits, targets))
-        return loss
+        clean = logits if logits.ndim == 2 else logits[:, 0]
+        self.train_metric.update(loss, accuracy_per_image(clean, targets))
+        if self.ascent is None:
+            return loss
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self.ascent.climb(self.network, scaler.scale(loss) if scaler else loss)
+        with frozen_statistics(self.network):
+            return self.loss(self(images), targets)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy; of three views (N, 3, 10) the first one's, and how far they diverge."""
+        if logits.ndim == 3:
+            divergence = self.hparams["jsd_weight"] * jensen_shannon(*logits.unbind(1))
+            return self.loss(logits[:, 0], targets) + divergence
+        return F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
+
+    def on_after_backward(self) -> None:
+        if self.ascent is not None:
+            self.ascent.descend()
 
     def on_train_epoch_end(self) -> None:
         loss, accuracy = self.train_metric.compute()
@@ -181,12 +235,7 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
-        optimizer = torch.optim.SGD(
-            parameter_groups(self.network, hparams["weight_decay"], hparams["decay_norm_bias"]),
-            lr=hparams["lr"],
-            momentum=hparams["momentum"],
-            nesterov=hparams["nesterov"],
-        )
+        optimizer = make_optimizer(self.network, hparams)
         factor = learning_rate_factor(
             hparams["schedule"],
             total_steps=int(self.trainer.estimated_stepping_batches),
@@ -195,6 +244,7 @@ class ImageClassifier(LightningModule):
             warmup_start=hparams["warmup_lr"] / hparams["lr"],
             milestones=hparams["milestones"],
             gamma=hparams["gamma"],
+            triangle=hparams["triangle"],
         )
         return {
             "optimizer": optimizer,
@@ -226,13 +276,14 @@ class ImageClassifier(LightningModule):
         for name, value in checkpoint.get("train_metric", {}).items():
             setattr(self.train_metric, name, value.to(self.device) * first)
 
+    @classmethod
+    def parameters_with(cls, steps: int, arguments: dict[str, Any]) -> int:
+        """Parameters with these arguments, but with `grows` at `steps` times `grows_by`."""
+        with torch.device("meta"):
+            module = cls(**arguments | {cls.grows: steps * cls.grows_by, "compile": False})
+        return count_parameters(module.network)
+
     def fitting_widths(self, budget: int) -> str | None:
-        """The largest whole `grows`, up to the present one, that fits a budget, in words."""
-        arguments = dict(self.hparams) | {"compile": False}
-        for value in range(int(arguments[self.grows]), 0, -1):
-            with torch.device("meta"):
-                smaller = type(self)(**arguments | {self.grows: value})
-            count = count_parameters(smaller.network)
-            if count <= budget:
-                return f"{self.grows} <= {value} fits ({count:,})"
-        return None
+        """The largest `grows` that fits a budget, and its parameters, in words."""
+        fit = largest_fit(partial(self.parameters_with, arguments=dict(self.hparams)), budget)
+        return fit and f"{self.grows} <= {fit.steps * self.grows_by:g} fits ({fit.parameters:,})"

@@ -1,13 +1,18 @@
-"""Parameter groups and learning rate schedules: pure functions of a network and of a step."""
+"""The optimizer of a network's parameters, and learning rates as pure functions of the step."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
-Schedule = Literal["cosine", "onecycle", "warmup_onecycle", "step"]
+from lightning_modules.muon import MuonSGD
+
+Schedule = Literal["cosine", "onecycle", "warmup_onecycle", "step", "triangular"]
 
 # The defaults of torch.optim.lr_scheduler.OneCycleLR, which SAMResNet leaves as they are: the rate
 # starts at 1/25 of its maximum and ends at 1/10,000 of where it started.
@@ -30,6 +35,46 @@ def parameter_groups(
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def set_apart(
+    groups: list[dict[str, Any]], parameters: Iterable[Tensor], **settings: Any
+) -> list[dict[str, Any]]:
+    """The groups without these parameters, and behind them these with settings of their own."""
+    chosen = {id(p) for p in parameters}
+    rest, apart = [], []
+    for group in groups:
+        rest.append(group | {"params": [p for p in group["params"] if id(p) not in chosen]})
+        moved = [p for p in group["params"] if id(p) in chosen]
+        apart.append(group | {"params": moved} | settings)
+    return [group for group in rest + apart if group["params"]]
+
+
+def batch_norm_shifts(network: nn.Module) -> list[Tensor]:
+    """The biases of BatchNorm."""
+    return [m.bias for m in network.modules() if isinstance(m, _BatchNorm) and m.bias is not None]
+
+
+def filters(network: nn.Module) -> list[Tensor]:
+    """The weights of convolutions."""
+    return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
+
+
+def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
+    """SGD, or with Muon for the filters, by the hyper-parameters of `ImageClassifier`."""
+    lr, factor = hparams["lr"], hparams["bias_lr_factor"]
+    decay = hparams["weight_decay"]
+    groups = parameter_groups(network, decay, hparams["decay_norm_bias"])
+    if factor != 1:
+        shifts_decay = decay / factor if hparams["decay_norm_bias"] else 0.0
+        groups = set_apart(
+            groups, batch_norm_shifts(network), lr=factor * lr, weight_decay=shifts_decay
+        )
+    settings = {"lr": lr, "momentum": hparams["momentum"], "nesterov": hparams["nesterov"]}
+    if hparams["optimizer"] == "sgd":
+        return torch.optim.SGD(groups, **settings)
+    muon = {"lr": hparams["muon_lr"], "momentum": hparams["muon_momentum"], "orthogonal": True}
+    return MuonSGD(set_apart(groups, filters(network), **muon), **settings)
 
 
 def _cosine_between(start: float, end: float, progress: float) -> float:
@@ -78,6 +123,14 @@ def step_decay(step: int, total_steps: int, milestones: Sequence[float], gamma: 
     return gamma ** sum(step >= milestone * total_steps for milestone in milestones)
 
 
+def triangular(step: int, total_steps: int, rising: float, start: float, end: float) -> float:
+    """A line from `start` up to 1 at `rising` of all steps, and one down to `end` (Page 2018)."""
+    peak = rising * total_steps
+    if step < peak:
+        return start + (1 - start) * step / peak
+    return 1 + (end - 1) * min(1.0, (step - peak) / (total_steps - peak))
+
+
 def learning_rate_factor(
     schedule: Schedule,
     total_steps: int,
@@ -86,12 +139,14 @@ def learning_rate_factor(
     warmup_start: float,
     milestones: Sequence[float],
     gamma: float,
+    triangle: tuple[float, float] = (0.2, 0.07),
 ) -> Callable[[int], float]:
     """The rate at each optimizer step as a factor of the peak rate, for `LambdaLR`.
 
-    `rising` (the one-cycle schedules' way up), `warmup` and `milestones` (where the step schedule
-    multiplies by `gamma`) are shares of all steps in [0, 1); `warmup_start` is the factor that the
-    warm-up begins with. Closed forms of the step: a callback may override the rate for a while and
+    `rising` (the one-cycle and triangular schedules' way up), `warmup` and `milestones` (where the
+    step schedule multiplies by `gamma`) are shares of all steps in [0, 1); `warmup_start` is the
+    factor that the warm-up begins with, `triangle` are those that the triangular schedule begins
+    and ends with. Closed forms of the step: a callback may override the rate for a while and
     nothing is disturbed.
     """
     if schedule == "cosine":
@@ -105,6 +160,9 @@ def learning_rate_factor(
         return partial(onecycle, total_steps=total_steps, rising=rising)
     if schedule == "step":
         return partial(step_decay, total_steps=total_steps, milestones=milestones, gamma=gamma)
+    if schedule == "triangular":
+        start, end = triangle
+        return partial(triangular, total_steps=total_steps, rising=rising, start=start, end=end)
     return partial(
         warmup_onecycle,
         total_steps=total_steps,

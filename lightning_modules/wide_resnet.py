@@ -79,6 +79,7 @@ class WideResNetClassifier(ImageClassifier):
     """WideResNet as an image classifier; `training` are ImageClassifier's arguments."""
 
     grows = "widen_factor"
+    grows_by = 1 / 16
     quick: ClassVar = {"depth": 10, "widen_factor": 1.0}
 
     def __init__(

@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from callbacks import Lookahead
-from callbacks.lookahead import lookahead_sync
+from callbacks.lookahead import cubic_share, lookahead_sync
 
 
 def test_a_synchronisation_moves_both_weights_to_the_same_point_between_them():
@@ -89,8 +89,40 @@ def test_resuming_inside_a_cycle_is_exact(resume_is_exact):
         ({"k": 0}, "k must be 1 or more, got 0"),
         ({"alpha": 0.0}, r"alpha must be in \(0, 1\], got 0.0"),
         ({"alpha": 1.5}, r"alpha must be in \(0, 1\], got 1.5"),
+        ({"schedule": "linear"}, "schedule must be 'constant' or 'cubic', got 'linear'"),
     ],
 )
 def test_wrong_arguments_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         Lookahead(**wrong)
+
+
+def test_the_cubic_share_falls_from_one_to_alpha():
+    assert cubic_share(0.0, end=0.226) == 1
+    assert cubic_share(0.5, end=0.226) == pytest.approx(1 - 0.774 / 8)
+    assert cubic_share(1.0, end=0.226) == pytest.approx(0.226)
+
+
+def test_with_the_cubic_schedule_equals_a_plain_loop_bit_for_bit(fit, tiny, train_plainly):
+    expected = tiny().network
+    slow = [p.detach().clone() for p in expected.parameters()]
+    steps = 0
+
+    def synchronise():
+        nonlocal steps
+        steps += 1
+        if steps % 5 == 0:
+            with torch.no_grad():
+                for s, p in zip(slow, expected.parameters(), strict=True):
+                    s.lerp_(p, cubic_share(steps / 14, 0.3))
+                    p.copy_(s)
+
+    train_plainly(expected, synchronise)
+    module = tiny()
+    fit(module, Lookahead(5, 0.3, schedule="cubic"))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(module.network.state_dict()[name], value), name
+
+
+def test_resuming_within_the_cubic_schedule_is_exact(resume_is_exact):
+    resume_is_exact(lambda: Lookahead(k=5, alpha=0.3, schedule="cubic"))

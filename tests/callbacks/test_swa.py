@@ -103,6 +103,20 @@ def test_batch_norm_holds_the_statistics_of_the_averaged_weights_on_training_bat
     assert norm.momentum == 0.1
 
 
+def test_groups_with_a_rate_of_their_own_keep_its_ratio_to_the_modules(fit, tiny):
+    class Grouped(tiny):
+        def configure_optimizers(self):
+            slow, *fast = self.network.parameters()
+            groups = [{"params": [slow]}, {"params": fast, "lr": 0.8}]
+            optimizer = torch.optim.SGD(groups, lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)]
+
+        def on_before_optimizer_step(self, optimizer):
+            assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.4]
+
+    fit(Grouped(), SWA(start=0.0, lr=0.05))
+
+
 def test_the_average_is_validated_from_its_first_model_to_the_last_epoch(fit, tiny, val_batches):
     module, swa = tiny(), SWA(start=0.5, lr=0.05)
     fit(module, swa, max_epochs=4)

@@ -103,6 +103,32 @@ def test_values_that_contradict_each_other_are_both_named(refusal):
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        (
+            ["--data.policy=augmix"],
+            "--data.policy augmix needs its loss: set --model.jsd_weight, to 12 in its paper",
+        ),
+        (
+            ["--model.jsd_weight=12"],
+            "--model.jsd_weight 12.0 needs --data.policy augmix, got none",
+        ),
+        (
+            ["--model.jsd_weight=12", "--data.policy=rand_augment"],
+            "--model.jsd_weight 12.0 needs --data.policy augmix, got rand_augment",
+        ),
+        (
+            ["--model.jsd_weight=12", "--data.policy=augmix", "--data.mixup_alpha=0.2"],
+            "--data.policy: policy must be another than augmix where MixUp or CutMix is on: its "
+            "loss compares views of one image, got 'augmix'",
+        ),
+    ],
+)
+def test_augmix_and_its_loss_go_together_and_with_no_mixing(refusal, flags, answer):
+    assert refusal("--data.mixup_alpha=0", *flags) == answer
+
+
 def test_an_unknown_option_of_a_callback_is_named_in_full(refusal):
     assert refusal("--ema.deacy", "0.9") == "--ema.deacy: Option 'deacy' is not accepted"
 

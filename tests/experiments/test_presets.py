@@ -106,6 +106,34 @@ def test_enhanced_efficient_resnets_preset_is_its_papers_recipe(resolve):
     assert callback(cli, EMA).decay == 0.999
 
 
+def test_speed_resnets_preset_is_its_papers_recipe_for_batches_of_1000_images(resolve):
+    cli = resolve("--arch=speed_resnet")
+    resolved = settings(cli)
+    model, data = resolved["model"], resolved["data"]
+    assert count_parameters(cli.model.network) == 1_971_352
+    batch_size, momentum = data["batch_size"], model["momentum"]
+    assert (batch_size, momentum, model["nesterov"]) == (1_000, 0.85, True)
+    # The paper's rate and decay are of a loss summed over 1,024 images, without momentum.
+    scale = batch_size / 1_024 / (1 + 1 / (1 - momentum))
+    assert model["lr"] == pytest.approx(11.5 * scale, rel=1e-3)
+    assert model["lr"] * model["weight_decay"] == pytest.approx(0.0153 * scale, rel=1e-3)
+    assert (model["bias_lr_factor"], model["optimizer"]) == (64.0, "sgd")
+    assert (model["schedule"], model["rising"]) == ("triangular", 0.23)
+    assert (model["triangle"], model["label_smoothing"]) == ([0.2, 0.07], 0.2)
+    assert (model["whitening"], model["dirac"], model["bn_momentum"]) == (True, True, 0.4)
+    assert model["whitening_bias"] == pytest.approx(3 / 9.9, abs=0.01)
+    assert (data["crop_padding"], data["crop_mode"]) == (2, "reflect")
+    assert (data["flip"], data["flip_mode"]) == (0.5, "alternating")
+    assert cli.trainer.max_steps / (45_000 / batch_size) == pytest.approx(9.9, abs=0.02)
+    assert cli.trainer.max_epochs == 10
+    assert kinds(cli) == {ParameterBudget, Lookahead}
+    lookahead = callback(cli, Lookahead)
+    assert (lookahead.k, lookahead.schedule) == (5, "cubic")
+    assert lookahead.alpha == pytest.approx(1 - 0.95**5, abs=1e-3)
+    # So that the weights which are evaluated are Lookahead's slow ones.
+    assert cli.trainer.max_steps % lookahead.k == 0
+
+
 def test_flags_stand_above_configs_and_these_above_the_preset(resolve, tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("model: {lr: 0.2, momentum: 0.8}\ndata: {cutout: 8}\nema: {decay: 0.9}\n")
@@ -161,7 +189,7 @@ def test_quick_is_small_and_short_and_otherwise_the_preset(arch, resolve):
     assert small.items() <= dict(quick.model.hparams).items()
     assert count_parameters(quick.model.network) < count_parameters(full.model.network) / 4
     assert settings(quick)["model"] == settings(full)["model"] | small
-    assert quick.trainer.max_epochs == 4
+    assert (quick.trainer.max_epochs, quick.trainer.max_steps) == (4, -1)
     assert kinds(quick) == kinds(full)
     assert settings(quick)["quick"] is True
 

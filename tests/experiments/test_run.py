@@ -277,6 +277,30 @@ def test_an_average_that_never_began_is_left_out(experiment):
     assert load_weights(run.folder, "swa") is None
 
 
+def test_a_run_that_max_steps_ends_within_an_epoch_is_validated_and_finished(experiment):
+    class Slow(Callback):
+        def on_train_batch_end(self, *_):
+            time.sleep(1)
+
+    # Two of three batches, with which its time is up too.
+    flags = ("--arch=speed_resnet", "--model.base_width=2", "--model.lr=0.1")
+    limits = ("--trainer.max_epochs=9", "--trainer.max_steps=2", "--trainer.max_time=00:00:00:01")
+    run = experiment(*flags, *limits, callbacks=[Slow()])
+    assert (run.record.steps, run.record.epochs) == (2, 1)
+    [accuracy] = column(run, "val/acc")
+    score = run.record.scores["val"]["raw"]
+    assert (score.accuracy, score.checkpoint) == (pytest.approx(accuracy, abs=1e-7), "best.ckpt")
+
+
+def test_augmix_its_loss_and_sam_train_together_and_the_views_are_shown(experiment):
+    augmix = ("--data.policy=augmix", "--model.jsd_weight=12", "--data.mixup_alpha=0")
+    run = experiment(*augmix, "--model.sharpness=sam", "--trainer.max_epochs=1", pictures=True)
+    # The divergence of views comes on top of the cross-entropy of ten classes.
+    assert 2 < column(run, "train/loss")[-1] < 20
+    assert 0 <= run.record.train_accuracy <= 1
+    assert (run.folder / "augmented.png").stat().st_size > 10_000
+
+
 def test_the_test_images_are_not_read_before_training_has_ended(experiment, few_images):
     events = []
 

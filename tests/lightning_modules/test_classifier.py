@@ -5,11 +5,12 @@ from torch.nn import functional as F
 
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier, accuracy_per_image, count_parameters
+from lightning_modules.losses import jensen_shannon
 
 
 def small(name: str, **training: object) -> ImageClassifier:
     cls = ARCHITECTURES[name]
-    return cls(**cls.quick, **training)  # type: ignore[arg-type]
+    return cls(**cls.quick | training)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -37,10 +38,11 @@ def test_every_architecture_loads_from_its_checkpoint_as_it_was(name: str, tmp_p
 def test_the_widest_network_that_fits_is_named(name: str) -> None:
     module = small(name)
     count = count_parameters(module.network)
-    width = int(module.hparams[module.grows])
-    assert module.fitting_widths(count) == f"{module.grows} <= {width} fits ({count:,})"
+    width = module.hparams[module.grows]
+    assert module.fitting_widths(count) == f"{module.grows} <= {width:g} fits ({count:,})"
     narrower = module.fitting_widths(count - 1)
-    assert narrower is None or narrower.startswith(f"{module.grows} <= {width - 1} fits")
+    assert narrower is not None
+    assert narrower.startswith(f"{module.grows} <= {width - module.grows_by:g} fits")
     assert module.fitting_widths(10) is None
 
 
@@ -66,10 +68,23 @@ def test_the_training_loss_is_smoothed_cross_entropy(soft: bool) -> None:
     torch.testing.assert_close(module.training_step((images, targets), 0), expected)
 
 
+def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
+    module = small("sam_resnet", label_smoothing=0.1, jsd_weight=12.0)
+    views, labels = torch.randn(4, 3, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+    # In one batch, whose statistics all of them share.
+    logits = module.network(views.flatten(0, 1)).unflatten(0, (4, 3))
+    clean = F.cross_entropy(logits[:, 0], labels, label_smoothing=0.1)
+    expected = clean + 12 * jensen_shannon(logits[:, 0], logits[:, 1], logits[:, 2])
+    torch.testing.assert_close(module.training_step((views, labels), 0), expected)
+    loss, accuracy = module.train_metric.compute()
+    torch.testing.assert_close(loss, expected.detach())
+    assert accuracy == (logits[:, 0].argmax(1) == labels).float().mean()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("rising", 1.0), ("warmup", 1.0),
-     ("warmup_lr", -0.1), ("label_smoothing", 1.0), ("gamma", 0.0)],
+     ("warmup_lr", -0.1), ("label_smoothing", 1.0), ("jsd_weight", -1.0), ("gamma", 0.0)],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value}$"):

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -62,6 +63,12 @@ def test_onecycle_is_torchs() -> None:
     assert ours("onecycle") == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+def test_the_triangle_is_two_lines() -> None:
+    # It peaks at 0.4 of 200 steps; 0.2 and 0.07 are the defaults.
+    corners = [0.2 * 0.1, 0.1, 0.07 * 0.1]
+    assert ours("triangular") == pytest.approx(np.interp(range(STEPS), [0, 80, 200], corners))
+
+
 def test_samresnets_warmup_lies_over_a_cycle_that_runs_from_the_first_step() -> None:
     with_warmup, cycle = ours("warmup_onecycle", warmup=0.05), ours("onecycle")
     # 10 of 200 steps from 0.001 to 0.1 in a line, then the cycle as if there had been no warm-up.
@@ -77,7 +84,9 @@ def test_cosine_after_a_warmup_spans_the_remaining_steps() -> None:
     assert values[110] == pytest.approx(0.1 * (1 + math.cos(math.pi / 2)) / 2)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "warmup_onecycle", "step"])
+@pytest.mark.parametrize(
+    "schedule", ["cosine", "onecycle", "warmup_onecycle", "step", "triangular"]
+)
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_a_schedule_of_a_few_steps_has_finite_rates(schedule: str, total: int) -> None:
     arguments = (schedule, total, 0.4, 0.05, 0.01, (0.3, 0.6, 0.8), 0.2)

@@ -1,0 +1,105 @@
+"""Muon: momentum whose steps are orthogonal matrices (Jordan et al. 2024), beside plain SGD."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Of the odd quintic that the authors of Muon iterate: it takes singular values in (0, 1] to about
+# 0.7 to 1.2 in few steps instead of converging to 1.
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of matrices (..., M, N) = U S V^T, by Newton-Schulz steps, in their own dtype.
+
+    Singular values of the result lie between 0.7 and 1.2 where those of the argument are not below
+    a thousandth of its Frobenius norm; zero stays zero.
+    """
+    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    # The Frobenius norm bounds the largest singular value.
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = A * x + (B * gram + C * gram @ gram) @ x
+    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+
+
+class MuonSGD(Optimizer):
+    """SGD with momentum, which takes Muon's steps in groups with `orthogonal=True`.
+
+    torch.optim.Muon takes matrices alone, and a Trainer's automatic optimization one optimizer: in
+    groups without `orthogonal` this one is torch.optim.SGD. In the others each parameter (M, ...)
+    is a matrix of M rows. Its momentum is accumulated as in SGD and orthogonalised, and it moves by
+    lr times sqrt(max(1, M / N)) times that. In place of weight decay it keeps the Frobenius norm
+    sqrt(M): such filters are to be followed by a normalisation, which undoes their scale.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            params: parameters or groups; a group may have settings of its own.
+            lr: learning rate.
+            momentum: share of the accumulated gradient that a step keeps.
+            nesterov: step along the gradient plus momentum times what is accumulated.
+            weight_decay: L2 penalty added to the gradient, where a group is not orthogonal.
+        """
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "orthogonal": False,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; a `closure` computes the gradients and returns the loss, which is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            if group["weight_decay"] and not group["orthogonal"]:
+                decay = group["weight_decay"]
+                gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+            momenta = []
+            for p in parameters:
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                momenta.append(state["momentum_buffer"])
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, gradients)
+            updates = momenta
+            if group["nesterov"]:
+                updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
+            if group["orthogonal"]:
+                for p, update in zip(parameters, updates, strict=True):
+                    _orthogonal_step(p, update, group["lr"])
+            else:
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        return loss
+
+
+def _orthogonal_step(parameter: Tensor, update: Tensor, lr: float) -> None:
+    rows = len(parameter)
+    matrix = update.flatten(1)
+    scale = math.sqrt(max(1.0, rows / matrix.shape[1]))
+    parameter.mul_(math.sqrt(rows) / parameter.norm().clamp(min=1e-7))
+    parameter.add_(orthogonalise(matrix).view_as(parameter), alpha=-lr * scale)
