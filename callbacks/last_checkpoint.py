@@ -7,9 +7,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-#: batches after which several processes agree whether a checkpoint is due, which waits for all
-TOGETHER = 50
-
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`: written at every epoch's end, within one every so often, and at SIGTERM.
@@ -20,11 +17,18 @@ class LastCheckpoint(ModelCheckpoint):
     would go on without the epoch's validation.
     """
 
-    def __init__(self, dirpath: str | None = None, every: timedelta = timedelta(minutes=2)) -> None:
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        every: timedelta = timedelta(minutes=2),
+        agree_every: int = 50,
+    ) -> None:
         """
         Args:
             dirpath: folder of the checkpoint (default: checkpoints in the logger's folder).
             every: time between two checkpoints of one epoch.
+            agree_every: batches after which several processes ask each other whether one is due,
+                which waits for all of them.
         """
         super().__init__(
             dirpath=dirpath,
@@ -33,6 +37,7 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.every = every
+        self.agree_every = agree_every
         self._written = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,7 +46,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.world_size > 1 and (batch_idx + 1) % TOGETHER:
+        if trainer.world_size > 1 and (batch_idx + 1) % self.agree_every:
             return
         late = time.monotonic() - self._written >= self.every.total_seconds()
         # The clocks of several processes differ, and all of them take part in a checkpoint.

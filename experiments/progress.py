@@ -78,7 +78,8 @@ class Display:
         left = sum(job.operations - self._done(job) for job in self.jobs)
         now = sum(self._done(job) - job.operations * self.before[job.name] for job in self.jobs)
         text = _time_left(left, now, time.time() - self.began)
-        return f"{len(self.outcomes)} of {len(self.jobs)} rows{text}"
+        finished = sum(outcome.ending == "finished" for outcome in self.outcomes.values())
+        return f"{finished} of {len(self.jobs)} rows{text}"
 
     def _show(self, job: Job) -> None:
         share = share_done(job, self.runs)
@@ -101,4 +102,4 @@ class Display:
 
 def _time_left(left: float, done: float, seconds: float) -> str:
     """In words, at the speed so far; nothing where there is none yet."""
-    return f", {duration(left * seconds / done)} left" if done > 0 else ""
+    return f", {duration(left * seconds / done)} left" if left > 0 and done > 0 else ""

@@ -1,5 +1,6 @@
 """Rows as tasks of a Ray cluster, whose machines share the run folders and this checkout."""
 
+import socket
 from collections.abc import Sequence
 from logging import ERROR
 from typing import Any
@@ -34,13 +35,14 @@ class RayCluster:
             deadline: when the time is up, in seconds of the epoch.
         """
         try:
+            _knock(address)
             # The workers import this checkout, wherever they were started.
             environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=ERROR)
-        except (ConnectionError, ValueError, RayError) as error:
+        except (OSError, ValueError, RayError) as error:
             raise MisconfigurationException(
-                f"--ray {address}: no Ray cluster answers ({error}). Start one with `ray start "
-                "--head`"
+                f"--ray {address}: no Ray cluster answers ({error}). `ray start --head` starts one, "
+                "and says its address"
             ) from None
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -78,3 +80,10 @@ class RayCluster:
             for call in self.calls:
                 # In the task this is a KeyboardInterrupt, at which it ends its training.
                 ray.cancel(call)
+
+
+def _knock(address: str) -> None:
+    """OSError or ValueError where nothing listens at an address, for which Ray waits minutes."""
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()

@@ -191,7 +191,7 @@ def run(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Outcome]:
 
 def summarise(outcomes: Sequence[Outcome], scale: Scale) -> int:
     """Print what became of the jobs; the exit code."""
-    count = {x: sum(o.ending == x for o in outcomes) for x in ("finished", "failed", "taken")}
+    count = {x: sum(o.ending == x for o in outcomes) for x in ("finished", "failed")}
     left = len(outcomes) - count["finished"] - count["failed"]
     print(f"{count['finished']} finished, {count['failed']} failed, {left} left, {SCALES[scale]}")
     if left:
@@ -211,13 +211,12 @@ def main() -> None:
     try:
         suites = read_suites(flags.suites)
         rows = read_rows(flags.rows, suites)
-        flags.results.mkdir(parents=True, exist_ok=True)
         results = load_results(flags.results)
         jobs = make_plan(suites, rows, flags.scale, flags.seeds, results, flags.output)
         if suites and flags.dry_run:
             show_plan(jobs, Stopwatch(results.records), flags.output, flags.scale)
         elif suites:
-            code = summarise(run(jobs, flags), flags.scale) if jobs else 0
+            code = summarise(run(jobs, flags) if jobs else [], flags.scale)
             show_claims(suites, flags.scale, flags.results)
         if flags.table:
             print(f"Every claim: {write_claims(flags.results)}")

@@ -24,7 +24,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        fail(f"{error}: make room, and continue with --name {launch.folder.name} --ckpt_path last")
+        fail(f"the disk is full: {error}")
 
 
 if __name__ == "__main__":

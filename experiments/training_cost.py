@@ -35,9 +35,10 @@ def operations_of_training(config: dict[str, Any]) -> int:
     steps = batches_per_epoch(config) * config["trainer"]["max_epochs"]
     if (most := config["trainer"]["max_steps"]) > 0:
         steps = min(steps, most)
-    # AugMix shows three views of each image, SAM takes two gradients a step.
-    views = 3 if config["data"]["policy"] == "augmix" else 1
-    gradients = 1 if config["model"]["sharpness"] == "none" else 2
+    # AugMix shows three views of each image, SAM takes two gradients a step. Records of before
+    # there were these have no such settings.
+    views = 3 if config["data"].get("policy") == "augmix" else 1
+    gradients = 2 if config["model"].get("sharpness", "none") != "none" else 1
     per_image = _operations_per_image(config["arch"], json.dumps(config["model"]))
     return PASSES * per_image * steps * config["data"]["batch_size"] * views * gradients
 

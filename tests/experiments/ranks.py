@@ -85,7 +85,7 @@ class Interrupt(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for callback in trainer.callbacks:
             if isinstance(callback, LastCheckpoint):
-                callback.every = timedelta(0)
+                callback.every, callback.agree_every = timedelta(0), 1
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
