@@ -41,7 +41,7 @@ class RayCluster:
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=ERROR)
         except (OSError, ValueError, RayError) as error:
             raise MisconfigurationException(
-                f"--ray {address}: no Ray cluster answers ({error}). `ray start --head` starts one, "
+                f"--ray {address}: no Ray cluster answers ({error}). `ray start --head` starts one "
                 "and says its address"
             ) from None
         if gpus is None:

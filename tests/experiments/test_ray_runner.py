@@ -1,4 +1,4 @@
-"""Rows as tasks of a local cluster of two machines. Takes minutes: `-m slow`."""
+"""Rows as tasks of a local cluster of two machines; takes minutes, `-m slow`."""
 
 import os
 import signal
@@ -8,17 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.matching import load_results
+from experiments.runner import Workplace
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
+from experiments.ray_runner import RayCluster
+
 SCRIPTS = Path(__file__).parent / "tiny_scripts"
 ROOT = Path(__file__).parents[2]
 KILLED = "suite-se-full-0"
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,7 @@ def scores(folder):
     return {x.name: (x.scores, x.train_accuracy) for x in load_results(folder / "results").records}
 
 
+@pytest.mark.slow
 def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(cluster, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     undisturbed = start(here)
@@ -86,10 +89,26 @@ def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(cluster, tmp_p
     assert len(scores(there)) == 2
 
 
+@pytest.mark.slow
+def test_a_signal_ends_rows_on_the_cluster_with_a_checkpoint(cluster, tmp_path):
+    driver = start(tmp_path, f"--ray={cluster.address}")
+    run = tmp_path / "runs" / KILLED
+    while not (run / "last.ckpt").exists():
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.05)
+    driver.terminate()
+    output, errors = driver.communicate()
+    assert driver.returncode == 0, errors
+    assert "0 failed" in output
+    assert f"{KILLED}: cut off" in output
+    assert parent_of(f"--name={KILLED}") is None
+    assert not (run / "result.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ray=127.0.0.1:1"], "no Ray cluster answers"),
         (["--ray=ADDRESS", "--gpus-per-row=0.5"], "has 1 CPUs and 0.5 GPUs"),
         (["--ray=ADDRESS", "--cpus-per-row=64"], "has 64 CPUs and 0 GPUs"),
     ],
@@ -101,3 +120,10 @@ def test_a_cluster_that_cannot_do_it_is_answered_in_one_line(cluster, tmp_path, 
     assert len(errors.splitlines()) == 1, errors
     assert message in errors
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1"])
+def test_an_address_where_no_cluster_is_is_refused_at_once(address, tmp_path):
+    place = Workplace(tmp_path, tmp_path)
+    with pytest.raises(MisconfigurationException, match=f"--ray {address}: no Ray cluster answers"):
+        RayCluster(address, 1, None, place, deadline=0)
