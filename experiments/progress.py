@@ -46,9 +46,10 @@ class Display:
         self.before = {job.name: share_done(job, runs) for job in jobs}
         self.since: dict[str, float] = {}  # when a row was first seen in training
         self.epochs: dict[str, int] = {}  # that were shown last
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        name, bar, text = "{task.description}", BarColumn(bar_width=20), "{task.fields[text]}"
+        columns = (TextColumn(name), bar, TextColumn(text))
         self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.rows = self.bars.add_task("rows", total=None, text="")
+        self.rows = self.bars.add_task(f"rows at {jobs[0].scale} scale", total=None, text="")
         self.bar_of: dict[str, TaskID] = {}
 
     def look(self) -> None:

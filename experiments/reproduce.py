@@ -180,10 +180,10 @@ def run(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Outcome]:
     """Execute the plan; Ctrl-C and SIGTERM end it as the end of the time does."""
     place = Workplace(flags.output.resolve(), (flags.results / "claims").resolve())
     deadline = time.time() + 60 * flags.budget_minutes
-    stop = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     engine = start_engine(flags, place, deadline)
+    stop = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # behind Ray, which sets its own
+        signal.signal(number, lambda *_: stop.set())
     display = Display(jobs, place.runs, Console())
     with display.bars:
         return execute(jobs, engine, deadline, stop, display.look, display.ended)
