@@ -160,8 +160,8 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
     for column in ("claim", "claimed", "measured", "n", "verdict", "seeds needed"):
         table.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
     for row in claim_rows(found.records, found.evaluations, {x.name: x for x in suites}):
-        if row.scale == scale:
-            verdict = f"{row.verdict} ({scale})" if scale == "mini" else row.verdict
+        if row.scale in (scale, "counted"):
+            verdict = f"{row.verdict} (mini)" if row.scale == "mini" else row.verdict
             cells = (row.text, row.claimed, row.measured, row.n, verdict, row.seeds)
             table.add_row(*(escape(cell) for cell in cells))
     print_table(table)
@@ -191,6 +191,9 @@ def run(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Outcome]:
 
 def summarise(outcomes: Sequence[Outcome], scale: Scale) -> int:
     """Print what became of the jobs; the exit code."""
+    if not outcomes:
+        print(f"Nothing is left to train, {SCALES[scale]}")
+        return 0
     count = {x: sum(o.ending == x for o in outcomes) for x in ("finished", "failed")}
     left = len(outcomes) - count["finished"] - count["failed"]
     print(f"{count['finished']} finished, {count['failed']} failed, {left} left, {SCALES[scale]}")

@@ -468,6 +468,7 @@ def test_what_is_measured_is_shown_with_its_scale(reproduce):
     reproduce("--rows=plain,se", "--seeds=2")
     code, out, _ = reproduce("--rows=plain,se", "--seeds=2")
     assert code == 0
+    assert "Nothing is left to train, full scale" in out
     assert "Claims, full scale" in out
     assert "+0.00 ± 0.00" in out
     assert "2 + 2" in out
