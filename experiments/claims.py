@@ -17,11 +17,11 @@ from experiments.estimates import (
     is_paired,
 )
 from experiments.matching import Results, training_of_row
+from experiments.presets import EXPERIMENTS
 from experiments.record import Evaluation, Record
 from experiments.seed_statistics import USUAL_SD, Estimate, needed_seeds
 from experiments.suites import Claim, Row, Scale, Suite, load_suites
 from experiments.verdicts import Verdict, judge
-from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import count_parameters
 
 
@@ -149,7 +149,7 @@ def _parameters(training: str) -> int:
     of_model = {key: x for key, x in settings.items() if key.startswith("model.")}
     arguments = {key.removeprefix("model."): x for key, x in of_model.items()}
     with torch.device("meta"):
-        return count_parameters(ARCHITECTURES[settings["arch"]](**arguments).network)
+        return count_parameters(EXPERIMENTS[settings["arch"]](**arguments).network)
 
 
 def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> ClaimRow:

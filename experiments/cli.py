@@ -31,9 +31,9 @@ from experiments.devices import check_devices
 from experiments.fit_budget import FittedBudget, fit_to_budget
 from experiments.launch import CONFIGS, Launch, fail, near
 from experiments.loggers import WandbMode, csv_logger, wandb_logger
+from experiments.presets import EXPERIMENTS
 from experiments.processes import is_first
 from experiments.trainer import Trainer
-from lightning_modules import ARCHITECTURES
 
 # Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
 # before EMA, which averages the weights that it leaves.
@@ -96,7 +96,7 @@ def arguments_of(launch: Launch) -> list[str]:
     """What the full parser reads: for --quick the small version, and above it what was given."""
     if not launch.quick:
         return launch.arguments
-    cls = ARCHITECTURES[launch.arch]
+    cls = EXPERIMENTS[launch.arch]
     fitted = any(x.partition("=")[0] == "--fit_budget" for x in launch.arguments)
     quick = {name: x for name, x in cls.quick.items() if not (fitted and name == cls.grows)}
     small = [f"--model.{name}={x}" for name, x in quick.items()]
@@ -120,7 +120,7 @@ class ExperimentCLI(LightningCLI):
         quiet()
         try:
             super().__init__(
-                ARCHITECTURES[launch.arch],
+                EXPERIMENTS[launch.arch],
                 CIFAR10DataModule,
                 save_config_callback=None,
                 trainer_class=Trainer,

@@ -13,6 +13,7 @@ from torch import nn
 from datamodules import CIFAR10DataModule
 from datamodules.tensor_loader import EvalLoader
 from experiments.evaluation import load_weights
+from experiments.presets import EXPERIMENTS
 from experiments.record import (
     Evaluation,
     Record,
@@ -22,7 +23,6 @@ from experiments.record import (
     read_shift,
 )
 from experiments.trainer import Precision, resolve_precision
-from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class FinishedRun:
             ) from None
         if found is None:
             raise MisconfigurationException(f"{self.folder} has no {weights} weights")
-        module = ARCHITECTURES[self.record.arch](**self.record.config["model"] | {"compile": False})
+        module = EXPERIMENTS[self.record.arch](**self.record.config["model"] | {"compile": False})
         try:
             module.network.load_state_dict(found.state)
         except RuntimeError:

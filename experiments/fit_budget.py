@@ -6,7 +6,7 @@ from functools import partial
 from jsonargparse import Namespace
 
 from callbacks import ParameterBudget
-from lightning_modules import ARCHITECTURES
+from experiments.presets import EXPERIMENTS
 from lightning_modules.fitting import ALIGNED, Fit, aligned_fit, largest_fit, preferred_fit
 
 #: more parameters than any machine trains
@@ -46,7 +46,7 @@ def fit_to_budget(arch: str, config: Namespace, flags: list[str]) -> FittedBudge
     ValueError, which names the flag, for a budget that is none, that nothing fits, or that stands
     among the `flags` of the command line with the one that it would decide.
     """
-    cls, budget = ARCHITECTURES[arch], config.fit_budget
+    cls, budget = EXPERIMENTS[arch], config.fit_budget
     if not 1 <= budget <= MOST or budget % 1:
         raise ValueError(
             "--fit_budget: fit_budget must be a whole number of parameters from 1 to 10^12, "

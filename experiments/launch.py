@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 
 import yaml
 
+from experiments.presets import EXPERIMENTS
 from experiments.processes import (
     agree_on_a_name,
     await_parents_end,
     handed_on,
     is_first_of_machine,
 )
-from lightning_modules import ARCHITECTURES
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -83,7 +83,7 @@ def read_launch(argv: list[str]) -> Launch:
     flags, _ = parser.parse_known_args(argv)
     config = _read_config(flags.config) if flags.config else {}
     arch = flags.arch or config.get("arch")
-    known = list(ARCHITECTURES)
+    known = list(EXPERIMENTS)
     if arch is None:
         if {"-h", "--help"} & set(argv):
             print(f"usage: run.py --arch NAME [flags]\n\nNAME: {', '.join(known)}")

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 
 from experiments.launch import near
 from experiments.measures import Measure
+from experiments.presets import EXPERIMENTS
 from experiments.strategies import PLAIN, STRATEGIES
 from experiments.suite_file import Entry, read_entry
-from lightning_modules import ARCHITECTURES
 
 SUITES = Path(__file__).resolve().parent / "suites"
 
@@ -164,7 +164,7 @@ def _row(name: str, entry: Entry, suite_mini: dict[str, Any]) -> Row:
     keys = entry.mapping(required=("arch", "title"), optional=("overrides", "mini"))
     row = Row(
         name,
-        arch=keys["arch"].choice(tuple(ARCHITECTURES)),
+        arch=keys["arch"].choice(tuple(EXPERIMENTS)),
         title=keys["title"].text(),
         overrides=_overrides(keys.get("overrides")),
         mini=suite_mini | _overrides(keys.get("mini")),

@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from experiments.experiment import operations_per_image
+from experiments.presets import EXPERIMENTS
 from experiments.provenance import describe_device
 from experiments.record import Record
 from experiments.trainer import resolve_precision
-from lightning_modules import ARCHITECTURES
 
 #: A backward pass takes two operations for each one of the forward pass.
 PASSES = 3
@@ -46,7 +46,7 @@ def operations_of_training(config: dict[str, Any]) -> int:
 @cache
 def _operations_per_image(arch: str, model: str) -> int:
     with torch.device("meta"):
-        module = ARCHITECTURES[arch](**json.loads(model) | {"compile": False})
+        module = EXPERIMENTS[arch](**json.loads(model) | {"compile": False})
         return operations_per_image(module)
 
 
@@ -86,7 +86,7 @@ class Stopwatch:
 
     def _operations_per_second(self, config: dict[str, Any], precision: str) -> float:
         """Of a forward and backward pass of random images: the fastest of three."""
-        module = ARCHITECTURES[config["arch"]](**config["model"] | {"compile": False})
+        module = EXPERIMENTS[config["arch"]](**config["model"] | {"compile": False})
         module = module.to(self.device)
         # A GPU is slow with few images, and a CPU no faster with many.
         count = config["data"]["batch_size"] if self.device.type == "cuda" else 16

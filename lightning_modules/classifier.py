@@ -99,6 +99,7 @@ class ImageClassifier(LightningModule):
         optimizer: Literal["sgd", "muon"] = "sgd",
         muon_lr: float = 0.24,
         muon_momentum: float = 0.6,
+        muon_steps: int = 5,
         label_smoothing: float = 0.0,
         jsd_weight: float = 0.0,
         sharpness: Sharpness = "none",
@@ -127,6 +128,7 @@ class ImageClassifier(LightningModule):
             optimizer: SGD for everything, or Muon for the filters of convolutions.
             muon_lr: peak learning rate of the filters under Muon.
             muon_momentum: momentum of the filters under Muon.
+            muon_steps: Newton-Schulz steps of an update under Muon.
             label_smoothing: weight of the uniform distribution in the target.
             jsd_weight: weight of the Jensen-Shannon divergence between the three views that
                 data.policy augmix makes; 12 in its paper.
@@ -140,7 +142,9 @@ class ImageClassifier(LightningModule):
         _check("lr", lr, lr > 0, "above 0")
         _check("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-        _check("rising", rising, 0 < rising < 1, "between 0 and 1, a share of training")
+        _check("rising", rising, 0 <= rising < 1, "in [0, 1), a share of training")
+        if rising == 0 and schedule in ("onecycle", "warmup_onecycle"):
+            raise ValueError(f"rising must be above 0 where schedule is {schedule}, got {rising}")
         _check("warmup", warmup, 0 <= warmup < 1, "in [0, 1), a share of training")
         _check("warmup_lr", warmup_lr, warmup_lr >= 0, "0 or more")
         if [*milestones] != sorted(x for x in milestones if 0 < x < 1):
@@ -151,6 +155,7 @@ class ImageClassifier(LightningModule):
         _check("bias_lr_factor", bias_lr_factor, bias_lr_factor > 0, "above 0")
         _check("muon_lr", muon_lr, muon_lr > 0, "above 0")
         _check("muon_momentum", muon_momentum, 0 <= muon_momentum < 1, "in [0, 1)")
+        _check("muon_steps", muon_steps, muon_steps >= 1, "1 or more")
         _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
         _check("jsd_weight", jsd_weight, jsd_weight >= 0, "0 or more")
         if nesterov and momentum == 0:

@@ -14,10 +14,10 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of matrices (..., M, N) = U S V^T, by Newton-Schulz steps, in their own dtype.
+    """About U V^T of matrices (..., M, N) = U S V^T, by Newton-Schulz steps.
 
-    Singular values of the result lie between 0.7 and 1.2 where those of the argument are not below
-    a thousandth of its Frobenius norm; zero stays zero.
+    After five, singular values of the result lie between 0.7 and 1.2 where those of the argument
+    are not below a thousandth of its Frobenius norm; fewer leave small ones small. Zero stays zero.
     """
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
     # The Frobenius norm bounds the largest singular value.
@@ -45,6 +45,7 @@ class MuonSGD(Optimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        steps: int = 5,
     ) -> None:
         """
         Args:
@@ -53,12 +54,14 @@ class MuonSGD(Optimizer):
             momentum: share of the accumulated gradient that a step keeps.
             nesterov: step along the gradient plus momentum times what is accumulated.
             weight_decay: L2 penalty added to the gradient, where a group is not orthogonal.
+            steps: Newton-Schulz steps that make a group's update orthogonal.
         """
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "nesterov": nesterov,
             "weight_decay": weight_decay,
+            "steps": steps,
             "orthogonal": False,
         }
         super().__init__(params, defaults)
@@ -91,15 +94,17 @@ class MuonSGD(Optimizer):
                 updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
             if group["orthogonal"]:
                 for p, update in zip(parameters, updates, strict=True):
-                    _orthogonal_step(p, update, group["lr"])
+                    _orthogonal_step(p, update, group["lr"], group["steps"])
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
         return loss
 
 
-def _orthogonal_step(parameter: Tensor, update: Tensor, lr: float) -> None:
+def _orthogonal_step(parameter: Tensor, update: Tensor, lr: float, steps: int) -> None:
     rows = len(parameter)
-    matrix = update.flatten(1)
+    # In bf16, as torch.optim.Muon: what is iterated forgives it, and on two cores a matrix of 256 x
+    # 2,304 takes 7 ms instead of 38.
+    matrix = update.flatten(1).bfloat16()
     scale = math.sqrt(max(1.0, rows / matrix.shape[1]))
     parameter.mul_(math.sqrt(rows) / parameter.norm().clamp(min=1e-7))
-    parameter.add_(orthogonalise(matrix).view_as(parameter), alpha=-lr * scale)
+    parameter.add_(orthogonalise(matrix, steps).view_as(parameter), alpha=-lr * scale)

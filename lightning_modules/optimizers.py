@@ -73,7 +73,12 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
     settings = {"lr": lr, "momentum": hparams["momentum"], "nesterov": hparams["nesterov"]}
     if hparams["optimizer"] == "sgd":
         return torch.optim.SGD(groups, **settings)
-    muon = {"lr": hparams["muon_lr"], "momentum": hparams["muon_momentum"], "orthogonal": True}
+    muon = {
+        "lr": hparams["muon_lr"],
+        "momentum": hparams["muon_momentum"],
+        "steps": hparams["muon_steps"],
+        "orthogonal": True,
+    }
     return MuonSGD(set_apart(groups, filters(network), **muon), **settings)
 
 
@@ -124,7 +129,10 @@ def step_decay(step: int, total_steps: int, milestones: Sequence[float], gamma: 
 
 
 def triangular(step: int, total_steps: int, rising: float, start: float, end: float) -> float:
-    """A line from `start` up to 1 at `rising` of all steps, and one down to `end` (Page 2018)."""
+    """A line from `start` up to 1 at `rising` of all steps, and one down to `end` (Page 2018).
+
+    With `rising` 0 there is only the way down.
+    """
     peak = rising * total_steps
     if step < peak:
         return start + (1 - start) * step / peak

@@ -10,8 +10,8 @@ import yaml
 
 from experiments.experiment import operations_per_image
 from experiments.matching import training_of
+from experiments.presets import EXPERIMENTS
 from experiments.resolve import resolve_config
-from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import count_parameters
 from lightning_modules.fitting import ALIGNED, Fit, aligned_fit, largest_fit, preferred_fit
 
@@ -20,15 +20,15 @@ DECIDES = "--fit_budget decides base_width: leave out --model.base_width, or set
 
 def parameters(arch, model, **changes):
     with torch.device("meta"):
-        module = ARCHITECTURES[arch](**model | changes)
+        module = EXPERIMENTS[arch](**model | changes)
     return count_parameters(module.network)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", EXPERIMENTS)
 @pytest.mark.parametrize("budget", [300_000, 5_000_000])
 def test_the_fitted_network_fits_and_the_next_step_does_not(arch, budget):
     config = resolve_config([f"--arch={arch}", f"--fit_budget={budget}"])
-    cls, model = ARCHITECTURES[arch], config["model"]
+    cls, model = EXPERIMENTS[arch], config["model"]
     steps = round(model[cls.grows] / cls.grows_by)
     # What was preferred to the largest network is a multiple of 8 channels, and so is the next one.
     following = (cls.grows_by * (steps + step) for step in (1, ALIGNED))
@@ -96,7 +96,7 @@ def test_multiples_of_eight_are_preferred_where_little_is_lost():
 def test_choosing_takes_no_second():
     resolve_config(["--arch=sam_resnet", "--fit_budget=5e6"])
     began = time.process_time()
-    cls = ARCHITECTURES["sam_resnet"]
+    cls = EXPERIMENTS["sam_resnet"]
     assert largest_fit(partial(cls.parameters_with, arguments={}), 4_999_999)
     assert time.process_time() - began < 1
 
@@ -131,8 +131,8 @@ def test_a_fitted_run_is_that_of_the_chosen_size():
 
 def test_quick_gives_way_in_what_the_budget_decides():
     model = resolve_config(["--arch=wide_resnet", "--quick", "--fit_budget=150000"])["model"]
-    assert model["depth"] == ARCHITECTURES["wide_resnet"].quick["depth"]
-    assert model["widen_factor"] != ARCHITECTURES["wide_resnet"].quick["widen_factor"]
+    assert model["depth"] == EXPERIMENTS["wide_resnet"].quick["depth"]
+    assert model["widen_factor"] != EXPERIMENTS["wide_resnet"].quick["widen_factor"]
 
 
 def test_the_choice_is_printed_recorded_and_resumed(experiment, command):

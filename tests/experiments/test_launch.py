@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.launch import near, read_launch
-from lightning_modules import ARCHITECTURES
+from experiments.presets import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,16 +67,16 @@ def test_a_mistyped_architecture_is_answered_before_torch_is_imported():
     ],
 )
 def test_the_nearest_architecture_comes_first(name, matches):
-    assert near(name, list(ARCHITECTURES)).startswith(f" (did you mean {matches} ")
+    assert near(name, list(EXPERIMENTS)).startswith(f" (did you mean {matches} ")
 
 
 def test_a_name_near_none_gets_no_hint(mistake):
     line = mistake("--arch", "transformer9000")
-    assert line == f"--arch transformer9000 is unknown: name one of {', '.join(ARCHITECTURES)}"
+    assert line == f"--arch transformer9000 is unknown: name one of {', '.join(EXPERIMENTS)}"
 
 
 def test_without_an_architecture_all_are_named(mistake):
-    assert mistake() == f"--arch is missing: name one of {', '.join(ARCHITECTURES)}"
+    assert mistake() == f"--arch is missing: name one of {', '.join(EXPERIMENTS)}"
 
 
 def test_an_architecture_is_not_abbreviated(mistake):
@@ -89,7 +89,7 @@ def test_help_without_an_architecture_lists_them(flag, capsys):
         read_launch([flag])
     assert end.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ARCHITECTURES)
+    assert all(name in out for name in EXPERIMENTS)
     assert "run.py --arch NAME --help" in out
 
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from datamodules.augmentation import normalise
 from experiments.evaluation import load_weights
 from experiments.experiment import operations_per_image
+from experiments.presets import EXPERIMENTS
 from experiments.provenance import git_state
 from experiments.record import read_record
-from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.sam_resnet import SAMResNet
 
@@ -349,7 +349,7 @@ def test_shuffled_labels_are_not(experiment, few_images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", EXPERIMENTS)
 def test_quick_learns_the_synthetic_set_in_two_minutes(arch, tmp_path):
     flags = ["--arch", arch, "--quick", "--data.source", "synthetic", "--wandb", "disabled"]
     command = [sys.executable, "experiments/run.py", *flags, "--output", str(tmp_path)]

@@ -84,11 +84,18 @@ def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("rising", 1.0), ("warmup", 1.0),
-     ("warmup_lr", -0.1), ("label_smoothing", 1.0), ("jsd_weight", -1.0), ("gamma", 0.0)],
+     ("warmup_lr", -0.1), ("label_smoothing", 1.0), ("jsd_weight", -1.0), ("gamma", 0.0),
+     ("muon_steps", 0)],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value}$"):
         small("sam_resnet", **{name: value})
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "warmup_onecycle"])
+def test_a_cycle_must_rise(schedule: str) -> None:
+    with pytest.raises(ValueError, match=rf"^rising must be above 0 where schedule is {schedule}"):
+        small("sam_resnet", schedule=schedule, rising=0.0)
 
 
 @pytest.mark.parametrize("milestones", [(0.6, 0.3), (0.3, 1.0), (0.0, 0.5)])

@@ -1,0 +1,83 @@
+"""Measure speed, the sides of each comparison in turns, and record it.
+
+python experiments/benchmark.py data
+python experiments/benchmark.py step --output step.json
+python experiments/benchmark.py overhead
+python experiments/benchmark.py time-to-accuracy --target 0.94
+python experiments/benchmark.py predict --run runs/NAME
+python experiments/benchmark.py data --help
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
+from experiments.cli import quiet
+from experiments.launch import ArgumentParser, fail
+from experiments.provenance import describe_device, git_state
+from experiments.tables import print_table
+
+KINDS: dict[str, ModuleType] = {
+    name: import_module(f"experiments.benchmarks.{name.replace('-', '_')}")
+    for name in ("data", "step", "overhead", "time-to-accuracy", "predict")
+    if find_spec(f"experiments.benchmarks.{name.replace('-', '_')}")
+}
+
+
+class Subcommand(ArgumentParser):
+    """The parser of one kind of benchmark, made as argparse makes those of subcommands."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(description)
+        self.prog = prog
+
+
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags; a mistake in them ends the process."""
+    parser = ArgumentParser("Measure speed, and what it is made of.")
+    kinds = parser.add_subparsers(
+        dest="kind", metavar="KIND", required=True, parser_class=Subcommand
+    )
+    for name, module in KINDS.items():
+        kind = kinds.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
+        module.add_arguments(kind)
+        kind.add_argument(
+            "--device",
+            choices=("cpu", "cuda"),
+            default="cuda" if torch.cuda.is_available() else "cpu",
+            help="what computes (default here: %(default)s)",
+        )
+        kind.add_argument("--output", metavar="FILE.json", type=Path, help="the record to write")
+    flags = parser.parse_args(argv)
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: there is none that this PyTorch can use")
+    return flags
+
+
+def main() -> None:
+    flags = read_arguments(sys.argv[1:])
+    quiet()
+    code = git_state()
+    module = KINDS[flags.kind]
+    try:
+        if flags.output:  # found out now rather than after minutes
+            flags.output.parent.mkdir(parents=True, exist_ok=True)
+        rows = module.measure(flags)
+        if flags.output:
+            write_benchmark(make_benchmark(flags, code, rows), flags.output)
+    except (MisconfigurationException, OSError) as error:
+        fail(str(error))
+    print_table(module.table(rows))
+    print(f"On {describe_device(torch.device(flags.device))}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What a device can do at most: operations per second of matrix products."""
+
+import time
+
+import torch
+
+from experiments.benchmarks.timing import synchronise
+
+#: rows and columns of the matrices
+SIZES = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192, 16384)}
+REPEATS = 5
+
+
+def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
+    """The most operations per second that products of two square matrices reach.
+
+    The best of several sizes and repeats, a multiply-add counted as two. In 32 bits a GPU may take
+    TF32 where cuDNN's convolutions may, so that both are measured in one number format.
+    """
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return max(_products_per_second(size, dtype, device) for size in SIZES[device.type])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def _products_per_second(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = a @ b  # warm-up
+    best = float("inf")
+    for _ in range(REPEATS):
+        synchronise(device)
+        start = time.perf_counter()
+        torch.mm(a, b, out=product)
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

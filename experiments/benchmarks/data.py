@@ -1,0 +1,300 @@
+"""`data`: images per second of each preset's data path, and of the stock way to do the same.
+
+Ours is `TrainLoader` whole: choosing images that lie on the device, augmenting, normalising and
+mixing them there. The stock way is torchvision's v2 transforms of one image after another in the
+worker processes of a `DataLoader`, mixing of the collated batch in these processes too, and on a
+GPU pinned memory and a copy that nobody waits for. Both have the same strengths, probabilities and
+batches. Worker processes live through all repeats, so that their start is in no figure.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
+from math import ceil
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
+from torchvision.transforms import InterpolationMode, v2
+
+from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
+from datamodules.tensor_loader import Batch, TrainLoader
+from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
+from experiments.launch import near
+from experiments.resolve import default_config, resolve_config
+from experiments.trainer import Trainer
+from lightning_modules import ARCHITECTURES
+
+SUMMARY = "Images per second of every preset's data path, beside torchvision's in a DataLoader."
+# Beside the presets' recipes, whose batches the default is too.
+PLAIN = {"cutout": 16}
+# What decides no image.
+ELSEWHERE = ("root", "source", "download", "eval_batch_size", "val_fraction", "split_seed", "seed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--presets",
+        metavar="NAME,NAME",
+        help="some presets (default: all, and crop, flip and Cutout): " + ", ".join(ARCHITECTURES),
+    )
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=positive,
+        default=10_000,
+        help="that our side prepares in a repeat, in whole batches (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stock-images",
+        metavar="N",
+        type=positive,
+        default=2_500,
+        help="the same for the stock way, as many batches for each worker (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=positive,
+        default=os.cpu_count(),
+        help="processes of the stock way (default: the number of CPUs, here %(default)s)",
+    )
+    add_repeats(parser, default=5)
+    parser.add_argument("--root", help="folder of CIFAR-10 (default: $CIFAR10_ROOT, else data)")
+    parser.add_argument(
+        "--source",
+        choices=("auto", "cifar10", "synthetic"),
+        default="auto",
+        help="images, on which no time depends (default: CIFAR-10 where it is or can be had)",
+    )
+
+
+def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each recipe: those of several presets that are alike are one.
+
+    MisconfigurationException for a preset that does not exist, or that has no stock counterpart.
+    """
+    wanted = list(ARCHITECTURES) if flags.presets is None else flags.presets.split(",")
+    for name in wanted:
+        if name not in ARCHITECTURES:
+            hint = near(name, list(ARCHITECTURES))
+            raise MisconfigurationException(f"--presets {name} is unknown{hint}")
+    recipes = {name: resolve_config(["--arch", name])["data"] for name in wanted}
+    if flags.presets is None:
+        recipes["-"] = default_config(wanted[0])["data"] | PLAIN
+    alike: dict[str, list[str]] = {}
+    for name, settings in recipes.items():
+        relevant = {key: value for key, value in settings.items() if key not in ELSEWHERE}
+        alike.setdefault(str(relevant), []).append(name)
+    rows = []
+    for names in alike.values():
+        settings = recipes[names[0]] | {"root": flags.root, "source": flags.source}
+        presets = [name for name in names if name != "-"]
+        rows.append({"presets": presets, **compare(settings, flags)})
+    return rows
+
+
+def compare(settings: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
+    """Time both ways of a recipe, which is arguments of `CIFAR10DataModule`."""
+    device = torch.device(flags.device)
+    ours = train_loader(settings, flags.device)
+    size = ours.batch_size
+    batches = min(ceil(flags.images / size), len(ours))
+    turns = ceil(flags.stock_images / size / flags.workers)
+    stock_batches = min(turns * flags.workers, len(ours))
+    stock = stock_loader(settings, ours, stock_batches, flags.workers)
+
+    def run_ours() -> None:
+        ours.set_epoch(ours.epoch + 1)
+        for _ in islice(ours, batches):
+            pass
+
+    def run_stock() -> None:
+        for images, targets in stock:
+            images.to(device, non_blocking=True)
+            targets.to(device, non_blocking=True)
+
+    seconds = alternate({"ours": run_ours, "stock": run_stock}, flags.repeats, device)
+    images, stock_images = batches * size, stock_batches * size
+    gain = ratio(
+        [x / stock_images for x in seconds["stock"]], [x / images for x in seconds["ours"]]
+    )
+    return {
+        "recipe": in_words(settings),
+        "batch_size": size,
+        "images": images,
+        "seconds": seconds["ours"],
+        "images_per_second": images / median(seconds["ours"]),
+        "stock_instead": stock_instead(settings),
+        "stock_images": stock_images,
+        "stock_seconds": seconds["stock"],
+        "stock_images_per_second": stock_images / median(seconds["stock"]),
+        "ratio": gain.median,
+        "ratio_low": gain.low,
+        "ratio_high": gain.high,
+    }
+
+
+def train_loader(settings: Mapping[str, Any], device: str) -> TrainLoader:
+    """Our loader of a recipe, as a run's, its images on the device."""
+    data = CIFAR10DataModule(**settings)
+    data.trainer = Trainer(
+        accelerator=device,  # type: ignore[arg-type]
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+class Images(Dataset):
+    """Images uint8 (N, 3, 32, 32) and labels, each image transformed when it is asked for."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: v2.Transform) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+class Cutout(v2.Transform):
+    """Zero a square hole of a normalised image, as `datamodules.augmentation.cutout` places it.
+
+    Torchvision's RandomErasing keeps its hole within the image and draws its size.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        height, width = inpt.shape[-2:]
+        y, x = (int(torch.randint(side, ())) - self.size // 2 for side in (height, width))
+        top, left = max(y, 0), max(x, 0)
+        rows, columns = min(y + self.size, height) - top, min(x + self.size, width) - left
+        zero = torch.zeros(1, 1, 1)
+        return v2.functional.erase(inpt, top, left, rows, columns, zero)
+
+
+def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
+    """A recipe's transforms of one image uint8 (3, 32, 32), in `Augmentation`'s order.
+
+    MisconfigurationException for a policy, which this benchmark does not compare.
+    """
+    if settings["policy"] != "none":
+        raise MisconfigurationException(
+            f"data.policy must be none to be compared with the stock way, got {settings['policy']}"
+        )
+    steps: list[v2.Transform] = []
+    if padding := settings["crop_padding"]:
+        mode = {"zero": "constant", "reflect": "reflect"}[settings["crop_mode"]]
+        steps.append(v2.RandomCrop(32, padding=padding, padding_mode=mode))
+    if settings["flip"]:
+        steps.append(v2.RandomHorizontalFlip(settings["flip"]))
+    colours = {name: settings[name] for name in ("brightness", "contrast", "saturation", "hue")}
+    if any(colours.values()):
+        steps.append(v2.ColorJitter(**colours))
+    bilinear = InterpolationMode.BILINEAR
+    if settings["rotation"]:
+        steps.append(v2.RandomRotation(settings["rotation"], interpolation=bilinear))
+    if settings["perspective"]:
+        scale, probability = settings["perspective"], settings["perspective_p"]
+        steps.append(v2.RandomPerspective(scale, probability, interpolation=bilinear))
+    # Bytes as long as that goes, which is the faster order of the two.
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    if settings["cutout"]:
+        steps.append(Cutout(settings["cutout"]))
+    return v2.Compose(steps)
+
+
+def collate(mix: v2.Transform, items: list[tuple[Tensor, Tensor]]) -> Batch:
+    """A batch of images and targets, mixed."""
+    return mix(*default_collate(items))
+
+
+def stock_loader(
+    settings: Mapping[str, Any], ours: TrainLoader, batches: int, workers: int
+) -> DataLoader:
+    """As many batches of the images of our loader, by the stock way."""
+    classes = len(CIFAR10_CLASSES)
+    mixtures: dict[v2.Transform, float] = {}
+    if alpha := settings["mixup_alpha"]:
+        mixtures[v2.MixUp(alpha=alpha, num_classes=classes)] = settings["mixup_p"]
+    if alpha := settings["cutmix_alpha"]:
+        mixtures[v2.CutMix(alpha=alpha, num_classes=classes)] = settings["cutmix_p"]
+    mixtures[v2.Identity()] = 1 - sum(mixtures.values())
+    mix = v2.RandomChoice(list(mixtures), p=list(mixtures.values()))
+    images = Images(ours.images.cpu(), ours.labels.cpu(), stock_transform(settings))
+    return DataLoader(
+        images,
+        ours.batch_size,
+        sampler=RandomSampler(images, num_samples=batches * ours.batch_size),
+        num_workers=workers,
+        collate_fn=partial(collate, mix),
+        pin_memory=ours.images.is_cuda,
+        persistent_workers=True,
+    )
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """What a recipe does to images."""
+    flip = {"random": "flip", "alternating": "alternating flip"}[settings["flip_mode"]]
+    tones = [name for name in ("brightness", "contrast", "saturation", "hue") if settings[name]]
+    does = {
+        f"{settings['crop_mode']} crop": settings["crop_padding"],
+        flip: settings["flip"],
+        ", ".join(tones): tones,
+        "rotation": settings["rotation"],
+        "perspective": settings["perspective"],
+        "Cutout": settings["cutout"],
+        "MixUp": settings["mixup_alpha"],
+        "CutMix": settings["cutmix_alpha"],
+    }
+    return ", ".join(name for name, strength in does.items() if strength)
+
+
+def stock_instead(settings: Mapping[str, Any]) -> str:
+    """What torchvision does otherwise, because it has no counterpart."""
+    instead = []
+    if settings["flip_mode"] == "alternating":
+        instead.append("flips by chance")
+    if settings["mixup_ramp"]:
+        instead.append("MixUp without a ramp")
+    return ", ".join(instead)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    shown = Table(
+        title="Data path, images per second",
+        caption="Medians. Ratio: ours over the stock way, with its range over the rounds.",
+    )
+    shown.add_column("recipe")
+    shown.add_column("presets")
+    for column in ("batch", "ours", "stock", "ratio"):
+        shown.add_column(column, justify="right")
+    shown.add_column("stock way otherwise")
+    for row in rows:
+        shown.add_row(
+            row["recipe"],
+            "\n".join(row["presets"]),
+            f"{row['batch_size']:,}",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['stock_images_per_second']:,.0f}",
+            str(Ratio(row["ratio"], row["ratio_low"], row["ratio_high"])),
+            row["stock_instead"],
+        )
+    return shown

@@ -1,0 +1,91 @@
+"""Operations of training as they are carried out, a multiply-add counted as two."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.record import write_atomically
+
+#: in the run's folder
+FILE = "operations.json"
+
+Kind = tuple[Any, ...]
+
+
+@final
+class CountOperations(Callback):
+    """Counts a training's operations and writes them to `operations.json` in the run's folder.
+
+    Steps are alike while they train the same parameters on batches of one shape: the first of each
+    kind is counted by `torch.utils.flop_counter` while it is taken, and stands for the others. So
+    the count has what a step really does: the backward pass without what is frozen, the optimizer's
+    matrix products, further passes. Matrix products and convolutions count, what is done to each
+    element does not. A counted step of a compiled network is taken without compilation.
+
+    Not counted is what happens between training steps: validation, and computing a first layer from
+    the data. MisconfigurationException on several devices.
+    """
+
+    def __init__(self) -> None:
+        self.steps: Counter[Kind] = Counter()
+        self.operations: dict[Kind, int] = {}
+        self._batch: Kind = ()
+        self._kind: Kind | None = None
+        self._counter: FlopCounterMode | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            raise MisconfigurationException(
+                f"CountOperations must be on one device, got {trainer.world_size}"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook = pl_module.register_forward_pre_hook(self._before_forward)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        last = batch_idx + 1 == trainer.num_training_batches
+        steps = last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._batch = (batch[0].shape, steps)
+        self._kind = None
+
+    def _before_forward(self, module: torch.nn.Module, inputs: Any) -> None:
+        # Not in on_train_batch_start: the module's own, which may freeze parameters, comes later.
+        if self._kind is not None or not self._batch:
+            return
+        trained = (name for name, p in module.named_parameters() if p.requires_grad)
+        self._kind = (*self._batch, *trained)
+        if self._kind not in self.operations:
+            torch.compiler.set_stance("force_eager")
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._kind is not None
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            torch.compiler.set_stance("default")
+            self.operations[self._kind] = self._counter.get_total_flops()
+            self._counter = None
+        self.steps[self._kind] += 1
+        self._batch = ()
+
+    @property
+    def total(self) -> int:
+        """Operations of all steps so far."""
+        return sum(self.operations[kind] * steps for kind, steps in self.steps.items())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook.remove()
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / FILE
+            write_atomically(path, json.dumps({"operations": self.total}) + "\n")

@@ -1,0 +1,172 @@
+"""`predict`: images per second in evaluation, by one view of each image and by several.
+
+What is timed is evaluation as `evaluate.py` does it: batches of the loader, normalised, through the
+network in evaluation mode and through the averaging of its views.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import torch
+from lightning.fabric import Fabric
+from rich.table import Table
+from torch import Tensor, nn
+
+from datamodules.cifar10 import MEAN, STD
+from datamodules.tensor_loader import EvalLoader
+from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
+from experiments.finished import FinishedRun, open_run
+from experiments.resolve import resolve_config
+from experiments.strategies import PLAIN, STRATEGIES
+from experiments.trainer import Precision, resolve_precision
+from lightning_modules import ARCHITECTURES
+from lightning_modules.prediction import is_unsure
+
+SUMMARY = "Images per second in evaluation, with and without test-time augmentation."
+# Which images are unsure only a trained network can say.
+UNTRAINED = (PLAIN, "flip", "six-view")
+TRAINED = (*UNTRAINED, "adaptive")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--run",
+        metavar="RUN",
+        type=Path,
+        help="folder of a finished run: with its raw weights on its validation images, also views "
+        "of unsure images alone; where it has none on test images, whose labels stay unread",
+    )
+    what.add_argument(
+        "--arch",
+        choices=list(ARCHITECTURES),
+        default="speed_resnet",
+        help="a preset's network, untrained, on noise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=positive,
+        default=5_000,
+        help="the first of these images (default: %(default)s, all that validate)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="number format (default: that of training)",
+    )
+    add_repeats(parser, default=3)
+    parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
+
+
+@torch.inference_mode()
+def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each way of predicting.
+
+    MisconfigurationException where the run or its images cannot be had.
+    """
+    if flags.run:
+        run = open_run(flags.run)
+        module, trained_in = run.module(), run.record.precision
+        loader, split = images_of(run, flags.root)
+        subject, names = run.record.name, TRAINED
+    else:
+        config = resolve_config(["--arch", flags.arch])
+        module = ARCHITECTURES[flags.arch](**config["model"] | {"compile": False}).eval()
+        trained_in, subject, names = config["trainer"]["precision"], flags.arch, UNTRAINED
+        loader, split = noise(flags.images, config["data"]["eval_batch_size"]), None
+    chosen = resolve_precision(flags.precision or trained_in, flags.device)
+    fabric = Fabric(accelerator=flags.device, devices=1, precision=chosen)
+    network = fabric.setup_module(module)
+    loader = first(loader, flags.images, fabric.device)
+
+    answers: dict[str, list[Tensor]] = {}
+
+    def answer(name: str, way: nn.Module) -> None:
+        answers[name] = [way(images) for images, _ in loader]
+
+    ways = {name: STRATEGIES[name].build({"raw": network}, loader.mean, loader.std) for name in names}
+    sides = {name: partial(answer, name, way) for name, way in ways.items()}
+    seconds = alternate(sides, flags.repeats, fabric.device)
+
+    predictions = {name: torch.cat(batches) for name, batches in answers.items()}
+    rows = []
+    for name, times in seconds.items():
+        threshold = STRATEGIES[name].threshold
+        over_plain = ratio(times, seconds[PLAIN])
+        right = predictions[name].argmax(1) == loader.labels
+        rows.append(
+            {
+                "network": subject,
+                "precision": fabric.strategy.precision.precision,
+                "strategy": name,
+                "images": len(loader.images),
+                "split": split,
+                "seconds": times,
+                "images_per_second": len(loader.images) / median(times),
+                "over_plain": over_plain.median,
+                "over_plain_low": over_plain.low,
+                "over_plain_high": over_plain.high,
+                "unsure": share(is_unsure(predictions[PLAIN], threshold)) if threshold else None,
+                "accuracy": share(right) if split == "val" else None,
+            }
+        )
+    return rows
+
+
+def images_of(run: FinishedRun, root: str | None) -> tuple[EvalLoader, str]:
+    """The run's validation images, or its test images where it has none, and which these are."""
+    data = run.data(root)
+    data.prepare_data()
+    data.setup("validate")
+    if loader := data.val_dataloader():
+        return loader, "val"
+    data.setup("test")
+    return data.test_dataloader(), "test"
+
+
+def noise(count: int, batch_size: int) -> EvalLoader:
+    """Random pixels, on which no time depends."""
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.zeros(count, dtype=torch.int64)
+    return EvalLoader(images, labels, batch_size, torch.tensor(MEAN), torch.tensor(STD))
+
+
+def first(loader: EvalLoader, count: int, device: torch.device) -> EvalLoader:
+    """The first images of a loader, on a device."""
+    tensors = (loader.images[:count], loader.labels[:count])
+    images, labels, mean, std = (x.to(device) for x in (*tensors, loader.mean, loader.std))
+    return EvalLoader(images, labels, loader.batch_size, mean, std)
+
+
+def share(true: Tensor) -> float:
+    """Of bool (N,), how much is true."""
+    return true.double().mean().item()
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    of = {"val": "validation images", "test": "test images", None: "images of noise"}
+    row = rows[0]
+    shown = Table(
+        title=f"{row['network']} in evaluation: {row['images']:,} {of[row['split']]}, "
+        f"{row['precision']}",
+        caption="Medians, and ratios with their range over the rounds. Unsure: the share of images "
+        "that get more than one view.",
+    )
+    shown.add_column("strategy")
+    for column in ("images/s", "time over plain", "unsure", "validation accuracy"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        over_plain = Ratio(row["over_plain"], row["over_plain_low"], row["over_plain_high"])
+        shown.add_row(
+            row["strategy"],
+            f"{row['images_per_second']:,.0f}",
+            str(over_plain),
+            "" if row["unsure"] is None else f"{row['unsure']:.1%}",
+            "" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+        )
+    return shown

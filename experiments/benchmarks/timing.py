@@ -1,0 +1,77 @@
+"""Wall clocks of things that are compared: measured in turns, summed up by medians."""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+
+def positive(text: str) -> int:
+    """A flag's number of images, rounds and the like: an integer of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
+    """Add `--repeats`, the rounds of `alternate`."""
+    parser.add_argument(
+        "--repeats",
+        metavar="N",
+        type=positive,
+        default=default,
+        help="rounds, in each of which every side is timed once (default: %(default)s)",
+    )
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that it was given; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of each side in each of `repeats` rounds, after one warm-up of each.
+
+    A round runs every side once, every other round in the reversed order: what heats up or slows
+    down a machine in the meantime meets all sides alike. What a side gives the device is waited
+    for. ValueError for fewer than one round.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    for side in sides.values():
+        side()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for turn in range(repeats):
+        for name in names if turn % 2 == 0 else reversed(names):
+            synchronise(device)
+            start = time.perf_counter()
+            sides[name]()
+            synchronise(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one side took as another."""
+
+    median: float  # the ratio of the two medians
+    low: float  # the lowest ratio within a round
+    high: float  # the highest
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def ratio(seconds: Sequence[float], others: Sequence[float]) -> Ratio:
+    """The ratio of `seconds` to `others`, both of the same rounds."""
+    rounds = [a / b for a, b in zip(seconds, others, strict=True)]
+    return Ratio(median(seconds) / median(others), min(rounds), max(rounds))

@@ -1,0 +1,34 @@
+"""What `--arch` knows: every architecture, and presets of some under names of their own.
+
+`configs/NAME.yaml` is the preset of NAME.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from lightning_modules import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from lightning_modules.classifier import ImageClassifier
+
+#: name -> architecture, where the two differ
+PRESETS = {"speed_resnet_96": "speed_resnet"}
+
+
+class _Experiments(Mapping[str, "type[ImageClassifier]"]):
+    """Name -> class of its architecture, imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> "type[ImageClassifier]":
+        return ARCHITECTURES[PRESETS.get(name, name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in PRESETS or name in ARCHITECTURES
+
+    def __iter__(self) -> Iterator[str]:
+        yield from sorted([*ARCHITECTURES, *PRESETS])
+
+    def __len__(self) -> int:
+        return len(ARCHITECTURES) + len(PRESETS)
+
+
+EXPERIMENTS: Mapping[str, "type[ImageClassifier]"] = _Experiments()
