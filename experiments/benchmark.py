@@ -11,14 +11,13 @@ python experiments/benchmark.py data --help
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments.benchmarks import data, overhead, predict, step, time_to_accuracy
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
 from experiments.cli import quiet
 from experiments.launch import ArgumentParser, fail
@@ -26,9 +25,11 @@ from experiments.provenance import describe_device, git_state
 from experiments.tables import print_table
 
 KINDS: dict[str, ModuleType] = {
-    name: import_module(f"experiments.benchmarks.{name.replace('-', '_')}")
-    for name in ("data", "step", "overhead", "time-to-accuracy", "predict")
-    if find_spec(f"experiments.benchmarks.{name.replace('-', '_')}")
+    "data": data,
+    "step": step,
+    "overhead": overhead,
+    "time-to-accuracy": time_to_accuracy,
+    "predict": predict,
 }
 
 

@@ -32,7 +32,7 @@ class Strategy:
     views: Mapping[str, float]  # what each of them sees, and how much that counts
     average: Average = "logits"  # what is averaged, over views and over networks
     temperature: float = 1.0  # divides the averaged logits
-    threshold: float | None = None  # the first view's probability from which it stands alone
+    threshold: float | None = None  # from which share of the two likeliest a view stands alone
     claim: float | None = None  # accuracy in SAMResNet's Figure 1
 
     def build(self, networks: Mapping[str, nn.Module], mean: Tensor, std: Tensor) -> nn.Module:

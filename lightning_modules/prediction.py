@@ -100,8 +100,13 @@ def average_predictions(predictions: Tensor, weights: Tensor, average: Average) 
 
 
 def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
-    """Where the greatest probability is below the threshold, bool (N,), by log-probabilities."""
-    return predictions.amax(dim=1) < log(threshold)
+    """Where the likelier of the two likeliest classes has less than `threshold` of both, bool (N,).
+
+    By log-probabilities (N, C). Only those two can change places, and their ratio is what label
+    smoothing leaves alone, with which no class may ever reach a probability of 0.9.
+    """
+    first, second = predictions.topk(2, dim=1).values.unbind(1)
+    return first - second < log(threshold / (1 - threshold))
 
 
 @torch.inference_mode(False)
@@ -147,11 +152,12 @@ class TTA(nn.Module):
     Logits or log-probabilities inside, log-probabilities out. `views` are names with their weights:
     `FLIP`, `SAM_VIEWS`, `SIX_VIEWS` or a mapping of one's own, such as `{"identity": 2.0,
     "flip+up2": 1.0}`. Those that change brightness need the `mean` and `std` (C,) of the
-    normalisation. With a `threshold` the augmentation is adaptive: where the first view's greatest
-    probability reaches it, that view's answer stands, and the other views are never computed.
+    normalisation. With a `threshold` the augmentation is adaptive: where the first view gives
+    one of its two likeliest classes at least that share of both, its answer stands, and the other
+    views are never computed.
 
     ValueError for views that do not exist, for weights that are not positive, and for a threshold
-    outside (0, 1).
+    outside (0.5, 1).
     """
 
     weights: Tensor
@@ -176,8 +182,8 @@ class TTA(nn.Module):
             )
         if steps & set(BRIGHTNESS) and (mean is None or std is None):
             raise ValueError("mean and std must be given for views that change brightness")
-        if threshold is not None and not 0 < threshold < 1:
-            raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
+        if threshold is not None and not 0.5 < threshold < 1:
+            raise ValueError(f"threshold must be between 0.5 and 1, got {threshold}")
         self.network = network
         self.views = tuple(views)
         self.average: Average = average

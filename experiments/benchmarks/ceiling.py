@@ -7,8 +7,8 @@ import torch
 from experiments.benchmarks.timing import synchronise
 
 #: rows and columns of the matrices
-SIZES = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192, 16384)}
-REPEATS = 5
+SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
+REPEATS = 10
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:

@@ -5,11 +5,15 @@ mixing them there. The stock way is torchvision's v2 transforms of one image aft
 worker processes of a `DataLoader`, mixing of the collated batch in these processes too, and on a
 GPU pinned memory and a copy that nobody waits for. Both have the same strengths, probabilities and
 batches. Worker processes live through all repeats, so that their start is in no figure.
+
+`--share` times our data path in turns with the preset's training step as `step` takes it, with
+whole batches, as every step of a training has its own.
 """
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from math import ceil
@@ -26,15 +30,16 @@ from torchvision.transforms import InterpolationMode, v2
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
 from datamodules.tensor_loader import Batch, TrainLoader
+from experiments.benchmarks.step import DTYPES, Step, Variant
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
 from experiments.launch import near
+from experiments.presets import EXPERIMENTS
 from experiments.resolve import default_config, resolve_config
-from experiments.trainer import Trainer
-from lightning_modules import ARCHITECTURES
+from experiments.trainer import Trainer, resolve_precision
 
 SUMMARY = "Images per second of every preset's data path, beside torchvision's in a DataLoader."
-# Beside the presets' recipes, whose batches the default is too.
-PLAIN = {"cutout": 16}
+# Beside the presets: crop, flip and Cutout.
+PLAIN = "-"
 # What decides no image.
 ELSEWHERE = ("root", "source", "download", "eval_batch_size", "val_fraction", "split_seed", "seed")
 
@@ -43,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--presets",
         metavar="NAME,NAME",
-        help="some presets (default: all, and crop, flip and Cutout): " + ", ".join(ARCHITECTURES),
+        help="some presets (default: all, and crop, flip and Cutout): " + ", ".join(EXPERIMENTS),
     )
     parser.add_argument(
         "--images",
@@ -66,6 +71,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.cpu_count(),
         help="processes of the stock way (default: the number of CPUs, here %(default)s)",
     )
+    parser.add_argument(
+        "--share",
+        metavar="NAME",
+        help="a preset whose training step is timed too, in turns with its data path",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=DTYPES,
+        help="number format of that step (default: the preset's)",
+    )
     add_repeats(parser, default=5)
     parser.add_argument("--root", help="folder of CIFAR-10 (default: $CIFAR10_ROOT, else data)")
     parser.add_argument(
@@ -79,16 +94,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each recipe: those of several presets that are alike are one.
 
-    MisconfigurationException for a preset that does not exist, or that has no stock counterpart.
+    MisconfigurationException for a preset that does not exist, for one to share that is not among
+    them, and for one that has no stock counterpart.
     """
-    wanted = list(ARCHITECTURES) if flags.presets is None else flags.presets.split(",")
+    wanted = list(EXPERIMENTS) if flags.presets is None else flags.presets.split(",")
     for name in wanted:
-        if name not in ARCHITECTURES:
-            hint = near(name, list(ARCHITECTURES))
+        if name not in EXPERIMENTS:
+            hint = near(name, list(EXPERIMENTS))
             raise MisconfigurationException(f"--presets {name} is unknown{hint}")
+    if flags.share is not None and flags.share not in wanted:
+        raise MisconfigurationException(f"--share must be one of {','.join(wanted)}")
     recipes = {name: resolve_config(["--arch", name])["data"] for name in wanted}
     if flags.presets is None:
-        recipes["-"] = default_config(wanted[0])["data"] | PLAIN
+        recipes[PLAIN] = default_config("resnet")["data"] | {"cutout": 16}
     alike: dict[str, list[str]] = {}
     for name, settings in recipes.items():
         relevant = {key: value for key, value in settings.items() if key not in ELSEWHERE}
@@ -96,9 +114,48 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for names in alike.values():
         settings = recipes[names[0]] | {"root": flags.root, "source": flags.source}
-        presets = [name for name in names if name != "-"]
-        rows.append({"presets": presets, **compare(settings, flags)})
+        presets = [name for name in names if name != PLAIN]
+        row = {"presets": presets, **compare(settings, flags), "share": None}
+        if flags.share in presets:
+            row["share"] = share_of_step(flags.share, settings, flags)
+        rows.append(row)
     return rows
+
+
+def share_of_step(
+    preset: str, settings: Mapping[str, Any], flags: argparse.Namespace
+) -> dict[str, Any]:
+    """The time of the data path's batch over that of a preset's step with as many images.
+
+    MisconfigurationException for a number format of the preset that `step` does not take.
+    """
+    config, device = resolve_config(["--arch", preset]), torch.device(flags.device)
+    model = config["model"]
+    precision = resolve_precision(flags.precision or config["trainer"]["precision"], flags.device)
+    if precision not in DTYPES:
+        raise MisconfigurationException(
+            f"--share {preset} trains in {precision}: set --precision to one of {', '.join(DTYPES)}"
+        )
+    memory_format = "channels_last" if model["channels_last"] else "contiguous"
+    variant = Variant(model["compile"], precision, memory_format)
+    loader = train_loader(settings, flags.device)
+    step = Step(preset, model, variant, loader.batch_size, device)
+    batches = endless(loader)
+    seconds = alternate({"data": lambda: next(batches), "step": step}, flags.repeats, device)
+    share = ratio(seconds["data"], seconds["step"])
+    return {
+        "preset": preset,
+        **asdict(variant),
+        **{f"{name}_seconds": times for name, times in seconds.items()},
+        **asdict(share),
+    }
+
+
+def endless(loader: TrainLoader) -> Iterator[Batch]:
+    """The batches of one epoch after the other."""
+    while True:
+        yield from loader
+        loader.set_epoch(loader.epoch + 1)
 
 
 def compare(settings: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
@@ -280,11 +337,12 @@ def stock_instead(settings: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(
         title="Data path, images per second",
-        caption="Medians. Ratio: ours over the stock way, with its range over the rounds.",
+        caption="Medians. Ratio: ours over the stock way, with its range over the rounds. Share: "
+        "a batch's time in our data path over a training step's.",
     )
     shown.add_column("recipe")
     shown.add_column("presets")
-    for column in ("batch", "ours", "stock", "ratio"):
+    for column in ("batch", "ours", "stock", "ratio", "share"):
         shown.add_column(column, justify="right")
     shown.add_column("stock way otherwise")
     for row in rows:
@@ -295,6 +353,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['images_per_second']:,.0f}",
             f"{row['stock_images_per_second']:,.0f}",
             str(Ratio(row["ratio"], row["ratio_low"], row["ratio_high"])),
+            share_in_words(row["share"]) if row["share"] else "",
             row["stock_instead"],
         )
     return shown
+
+
+def share_in_words(share: Mapping[str, Any]) -> str:
+    """The share in percent, and its range."""
+    middle, low, high = (f"{share[key]:.1%}" for key in ("median", "low", "high"))
+    return f"{share['preset']}\n{middle} [{low}, {high}]"

@@ -6,6 +6,7 @@ network in evaluation mode and through the averaging of its views.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,7 @@ from typing import Any, get_args
 
 import torch
 from lightning.fabric import Fabric
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -20,10 +22,10 @@ from datamodules.cifar10 import MEAN, STD
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
 from experiments.finished import FinishedRun, open_run
+from experiments.presets import EXPERIMENTS
 from experiments.resolve import resolve_config
 from experiments.strategies import PLAIN, STRATEGIES
 from experiments.trainer import Precision, resolve_precision
-from lightning_modules import ARCHITECTURES
 from lightning_modules.prediction import is_unsure
 
 SUMMARY = "Images per second in evaluation, with and without test-time augmentation."
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--arch",
-        choices=list(ARCHITECTURES),
+        choices=list(EXPERIMENTS),
         default="speed_resnet",
         help="a preset's network, untrained, on noise (default: %(default)s)",
     )
@@ -59,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Precision),
         help="number format (default: that of training)",
     )
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        help="the first view's probability below which adaptive is unsure of an image (default: "
+        f"{STRATEGIES['adaptive'].threshold})",
+    )
     add_repeats(parser, default=3)
     parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
 
@@ -67,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each way of predicting.
 
-    MisconfigurationException where the run or its images cannot be had.
+    MisconfigurationException where the run or its images cannot be had, or for a threshold that is
+    no probability.
     """
     if flags.run:
         run = open_run(flags.run)
@@ -76,7 +86,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
         subject, names = run.record.name, TRAINED
     else:
         config = resolve_config(["--arch", flags.arch])
-        module = ARCHITECTURES[flags.arch](**config["model"] | {"compile": False}).eval()
+        module = EXPERIMENTS[flags.arch](**config["model"] | {"compile": False}).eval()
         trained_in, subject, names = config["trainer"]["precision"], flags.arch, UNTRAINED
         loader, split = noise(flags.images, config["data"]["eval_batch_size"]), None
     chosen = resolve_precision(flags.precision or trained_in, flags.device)
@@ -89,14 +99,23 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     def answer(name: str, way: nn.Module) -> None:
         answers[name] = [way(images) for images, _ in loader]
 
-    ways = {name: STRATEGIES[name].build({"raw": network}, loader.mean, loader.std) for name in names}
+    strategies = {name: STRATEGIES[name] for name in names}
+    if "adaptive" in strategies and flags.threshold is not None:
+        strategies["adaptive"] = replace(strategies["adaptive"], threshold=flags.threshold)
+    try:
+        ways = {
+            name: strategy.build({"raw": network}, loader.mean, loader.std)
+            for name, strategy in strategies.items()
+        }
+    except ValueError as error:
+        raise MisconfigurationException(f"--threshold: {error}") from None
     sides = {name: partial(answer, name, way) for name, way in ways.items()}
     seconds = alternate(sides, flags.repeats, fabric.device)
 
     predictions = {name: torch.cat(batches) for name, batches in answers.items()}
     rows = []
     for name, times in seconds.items():
-        threshold = STRATEGIES[name].threshold
+        threshold = strategies[name].threshold
         over_plain = ratio(times, seconds[PLAIN])
         right = predictions[name].argmax(1) == loader.labels
         rows.append(
@@ -111,6 +130,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
                 "over_plain": over_plain.median,
                 "over_plain_low": over_plain.low,
                 "over_plain_high": over_plain.high,
+                "threshold": threshold,
                 "unsure": share(is_unsure(predictions[PLAIN], threshold)) if threshold else None,
                 "accuracy": share(right) if split == "val" else None,
             }
@@ -163,7 +183,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         over_plain = Ratio(row["over_plain"], row["over_plain_low"], row["over_plain_high"])
         shown.add_row(
-            row["strategy"],
+            row["strategy"] + (f" (below {row['threshold']:g})" if row["threshold"] else ""),
             f"{row['images_per_second']:,.0f}",
             str(over_plain),
             "" if row["unsure"] is None else f"{row['unsure']:.1%}",
