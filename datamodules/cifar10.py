@@ -1,4 +1,4 @@
-"""CIFAR-10 from disk to batches: find or fetch, verify, split, hand out loaders."""
+"""CIFAR-10 as batches: split it, put it on the training device, hand out loaders."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import calculate_md5
 
 from datamodules.augmentation import Augmentation, normalise
+from datamodules.cifar10_files import find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
 from datamodules.policies import AugMix, Policy, RandAugment, TrivialAugmentWide
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
@@ -24,48 +23,6 @@ CIFAR10_CLASSES = (
 # Per channel over all pixels of the 50,000 training images, in [0, 1]; a test measures them again.
 MEAN = (0.49140, 0.48216, 0.44653)
 STD = (0.24703, 0.24349, 0.26159)
-
-
-def cifar10_files(root: Path) -> dict[Path, str]:
-    """The official files of CIFAR-10 under `root`, each with its md5."""
-    entries = [*CIFAR10.train_list, *CIFAR10.test_list]
-    entries.append((CIFAR10.meta["filename"], CIFAR10.meta["md5"]))
-    return {root / CIFAR10.base_folder / name: md5 for name, md5 in entries}
-
-
-def find_cifar10(root: Path, download: bool) -> None:
-    """Make sure that CIFAR-10 lies whole under `root`, fetching it where it is absent and allowed.
-
-    Raises MisconfigurationException, in one line that says what to do, where a file is damaged or
-    nothing can be had.
-    """
-    files = cifar10_files(root)
-    reason = "downloading is switched off"
-    if download and not all(file.exists() for file in files):
-        rank_zero_info(f"CIFAR-10 is not in {root}: downloading it (170 MB)")
-        try:
-            CIFAR10(root, download=True)
-        except (OSError, RuntimeError) as error:
-            reason = f"downloading it failed: {error}"
-    missing = [file for file in files if not file.exists()]
-    if missing:
-        raise MisconfigurationException(
-            f"CIFAR-10 is not whole in {root} ({missing[0].name} is missing) and {reason}. Put the "
-            f"official {CIFAR10.base_folder} folder there, name another folder with --data.root or "
-            "$CIFAR10_ROOT, or take the procedural stand-in with --data.source synthetic"
-        )
-    for file, md5 in files.items():
-        if calculate_md5(file) != md5:
-            raise MisconfigurationException(
-                f"{file} is damaged (its md5 is not {md5}): delete it and run again to fetch it"
-            )
-
-
-def load_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of one official split."""
-    data = CIFAR10(root, train=train)
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(data.targets)
 
 
 def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

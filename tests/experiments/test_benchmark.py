@@ -1,0 +1,222 @@
+import argparse
+import subprocess
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+import datamodules.cifar10
+from datamodules.augmentation import cutout, normalise
+from datamodules.cifar10 import MEAN, STD
+from experiments import benchmark
+from experiments.benchmarks import ceiling, data, predict, time_to_accuracy
+from experiments.benchmarks.benchmark_record import read_benchmark
+from experiments.benchmarks.step import Step
+from experiments.benchmarks.timing import alternate, positive, ratio
+from experiments.presets import EXPERIMENTS
+from experiments.resolve import resolve_config
+from experiments.strategies import STRATEGIES
+from experiments.tables import print_table
+
+CPU = torch.device("cpu")
+SMALL = ["--data.source=synthetic", "--model.base_width=4"]
+TOY = {
+    "data": [
+        *("--presets=sam_resnet", "--share=sam_resnet", "--images=256", "--stock-images=128"),
+        *("--workers=1", "--repeats=1", "--source=synthetic"),
+    ],
+    "step": [
+        *("--arch=sam_resnet", "--batch-size=2", "--compile=off", "--precision=32-true"),
+        "--repeats=1",
+    ],
+    "overhead": [
+        *("--arch=sam_resnet", "--batch-size=8", "--steps=2", "--repeats=1"),
+        *("--", *SMALL, "--wandb=disabled", "--trainer.enable_progress_bar=false"),
+    ],
+    "time-to-accuracy": [
+        *("--arch=sam_resnet", "--seeds=1", "--strategy=plain", "--"),
+        *(*SMALL, "--wandb=disabled", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"),
+        *("--trainer.enable_progress_bar=false", "--data.batch_size=8"),
+    ],
+    "predict": ["--images=2", "--repeats=2"],
+}
+
+
+@pytest.fixture
+def measured(monkeypatch, few_images, command, tmp_path, capsys):
+    """The record that the benchmark writes with these arguments, and what it prints."""
+
+    def small_step(arch, hparams, *rest):
+        return Step(arch, {**hparams, "base_width": 4}, *rest)
+
+    def run_in_this_process(arguments, check):
+        command([str(x) for x in arguments[2:]])
+        return subprocess.CompletedProcess(arguments, 0)
+
+    def measured(kind, *flags):
+        output = tmp_path / "new" / "benchmark.json"
+        own = ["--device=cpu", f"--output={output}"]
+        if kind == "time-to-accuracy":
+            own.append(f"--runs={tmp_path}")
+        monkeypatch.setattr(sys, "argv", ["experiments/benchmark.py", kind, *own, *flags])
+        benchmark.main()
+        return read_benchmark(output), capsys.readouterr().out
+
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    monkeypatch.setattr(data, "Step", small_step)
+    here = SimpleNamespace(run=run_in_this_process)
+    monkeypatch.setattr(time_to_accuracy, "subprocess", here)
+    monkeypatch.setitem(ceiling.SIZES, "cpu", (64,))
+    return measured
+
+
+def printed(table, capsys):
+    print_table(table)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", benchmark.KINDS)
+def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
+    record, output = measured(kind, *TOY[kind])
+    assert record.kind == kind
+    assert record.rows
+    assert record.settings["device"] == "cpu"
+    assert printed(benchmark.KINDS[kind].table(record.rows), capsys) in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], "KIND"),
+        (["speed"], "speed"),
+        (["data", "--images=0"], "--images"),
+        (["data", "--workers=none"], "--workers"),
+        (["data", "--presets=sam_restnet"], "did you mean sam_resnet?"),
+        (["data", "--presets=sam_resnet", "--share=resnet"], "--share"),
+        (["predict", "--repeats=0"], "--repeats"),
+        (["predict", "--run=nowhere"], "nowhere"),
+        (["predict", "--run=nowhere", "--arch=resnet"], "--arch"),
+        (["predict", "--imges=5"], "--imges"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(flags, named, monkeypatch, refusal):
+    monkeypatch.setattr(sys, "argv", ["experiments/benchmark.py", *flags])
+    assert named in refusal(act=benchmark.main)
+
+
+def test_sides_take_turns_in_an_order_that_is_reversed_each_round():
+    calls = []
+    sides = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = alternate(sides, repeats=3, device=CPU)
+    assert "".join(calls) == "abc" + "abc" + "cba" + "abc"  # the first three warm up
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_ratio_is_that_of_medians_and_its_range_that_within_rounds():
+    assert asdict(ratio([2, 9, 4], [1, 3, 8])) == {"median": 4 / 3, "low": 0.5, "high": 3}
+
+
+@pytest.mark.parametrize("text", ["0", "-1"])
+def test_a_number_of_rounds_is_positive(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=text):
+        positive(text)
+
+
+def test_presets_with_the_same_augmentation_are_measured_once_and_none_is_left_out(monkeypatch):
+    compared = []
+    monkeypatch.setattr(data, "compare", lambda settings, flags: compared.append(settings) or {})
+    flags = argparse.Namespace(presets=None, share=None, root=None, source="auto")
+    rows = data.measure(flags)
+    assert sorted(name for row in rows for name in row["presets"]) == sorted(EXPERIMENTS)
+    assert len({tuple(row["presets"]) for row in rows}) == len(rows) < len(EXPERIMENTS)
+    assert "zero crop, flip, Cutout" in {data.in_words(settings) for settings in compared}
+
+
+@pytest.mark.parametrize("preset", EXPERIMENTS)
+def test_the_stock_way_has_each_strength_of_a_preset(preset):
+    settings = resolve_config(["--arch", preset])["data"]
+    steps = {type(step): step for step in data.stock_transform(settings).transforms}
+    assert steps[v2.RandomCrop].padding == settings["crop_padding"]
+    assert (steps[v2.RandomCrop].padding_mode == "reflect") == (settings["crop_mode"] == "reflect")
+    assert steps[v2.RandomHorizontalFlip].p == settings["flip"] == 0.5
+    assert (v2.RandomRotation in steps) == (settings["rotation"] > 0)
+    assert (data.Cutout in steps) == (settings["cutout"] > 0)
+    if v2.RandomRotation in steps:
+        assert tuple(steps[v2.RandomRotation].degrees) == (
+            -settings["rotation"],
+            settings["rotation"],
+        )
+    if v2.RandomPerspective in steps:
+        perspective = steps[v2.RandomPerspective]
+        assert perspective.distortion_scale == settings["perspective"]
+        assert perspective.p == settings["perspective_p"]
+    for name in ("brightness", "contrast", "saturation"):
+        strength = settings[name]
+        low, high = getattr(steps.get(v2.ColorJitter), name, None) or (1, 1)
+        assert (low, high) == (1 - strength, 1 + strength)
+
+
+def test_the_stock_ways_hole_lies_where_ours_does(monkeypatch):
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    normalised = normalise(image[None], mean, std)
+    for y, x in [(0, 31), (16, 16), (8, 24), (31, 0)]:
+        draws = iter([torch.tensor(y), torch.tensor(x)])
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randint", lambda *_: next(draws))  # noqa: B023
+            holed = data.Cutout(16)(normalised[0])
+        ours = cutout(normalised, torch.tensor([y]), torch.tensor([x]), 16, (0.0, 0.0, 0.0))
+        assert torch.equal(holed, ours[0])
+
+
+def test_a_policy_is_refused_rather_than_left_out():
+    settings = resolve_config(["--arch", "resnet", "--data.policy", "rand_augment"])["data"]
+    with pytest.raises(Exception, match="rand_augment"):
+        data.stock_transform(settings)
+
+
+def test_the_stock_way_gives_normalised_batches_and_soft_targets_where_it_mixes(few_images):
+    images, labels = few_images("train")
+    settings = resolve_config(["--arch", "enhanced_efficient_resnet"])["data"]
+    module = data.CIFAR10DataModule(**settings | {"mixup_p": 1.0, "cutmix_p": 0.0})
+    ours = data.TrainLoader(
+        *(images, labels, 128, 0, module.mean, module.std, module.augmentation, module.mixing, 1)
+    )
+    loader = data.stock_loader(dict(module.hparams), ours, batches=1, workers=1)
+    ((stock, targets),) = list(loader)
+    assert stock.shape == (128, 3, 32, 32)
+    assert stock.dtype == torch.float32
+    assert -3 < stock.mean() < 3
+    assert targets.shape == (128, 10)
+    assert torch.allclose(targets.sum(1), torch.ones(128))
+
+
+def test_predicting_with_a_run_is_scored_on_validation_by_evaluates_own_answers(
+    measured, experiment
+):
+    run = experiment("--data.eval_batch_size=64")
+    record, _ = measured("predict", f"--run={run.folder}", "--repeats=1", "--threshold=0.1001")
+    rows = {row["strategy"]: row for row in record.rows}
+    assert set(rows) == {"plain", "flip", "six-view", "adaptive"}
+    assert {row["split"] for row in rows.values()} == {"val"}
+    assert {row["images"] for row in rows.values()} == {200}
+    assert run.record is not None
+    assert rows["plain"]["accuracy"] == run.record.scores["val"]["raw"].accuracy
+    assert 0 <= rows["adaptive"]["unsure"] <= 1
+    assert rows["adaptive"]["threshold"] == 0.1001
+    assert rows["plain"]["unsure"] is None
+
+
+def test_a_run_without_validation_is_timed_on_test_images_and_not_scored(measured, experiment):
+    run = experiment("--data.val_fraction=0")
+    record, _ = measured("predict", f"--run={run.folder}", "--repeats=1", "--images=20")
+    assert {row["split"] for row in record.rows} == {"test"}
+    assert {row["accuracy"] for row in record.rows} == {None}
+
+
+def test_without_a_run_nothing_is_adaptive():
+    assert "adaptive" not in predict.UNTRAINED
+    assert set(predict.TRAINED) <= set(STRATEGIES)
