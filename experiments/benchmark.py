@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments.allocator import keep_freed_memory
 from experiments.benchmarks import data, overhead, predict, step, time_to_accuracy
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
 from experiments.cli import quiet
@@ -66,6 +67,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     quiet()
+    keep_freed_memory()  # as run.py and evaluate.py do
     code = git_state()
     module = KINDS[flags.kind]
     try:

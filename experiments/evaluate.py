@@ -16,6 +16,7 @@ from typing import get_args
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.corruptions import SEVERITIES
+from experiments.allocator import keep_freed_memory
 from experiments.evaluating import check_alike, evaluate_run, evaluate_together
 from experiments.finished import FinishedRun, open_run
 from experiments.launch import ArgumentParser, fail, near
@@ -139,6 +140,7 @@ def send(run: FinishedRun, evaluation: Evaluation) -> None:
 
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
+    keep_freed_memory()
     try:
         runs = [open_run(folder) for folder in flags.runs]
         if flags.shift:

@@ -14,7 +14,7 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from math import ceil
 from statistics import median
@@ -202,7 +202,16 @@ def compare(settings: Mapping[str, Any], flags: argparse.Namespace) -> dict[str,
 def train_loader(settings: Mapping[str, Any], device: str) -> TrainLoader:
     """Our loader of a recipe, as a run's, its images on the device."""
     data = CIFAR10DataModule(**settings)
-    data.trainer = Trainer(
+    data.trainer = trainer_on(device)
+    data.prepare_data()
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+@cache
+def trainer_on(device: str) -> Trainer:
+    """A Trainer for all recipes, because each that is made says which devices it found."""
+    return Trainer(
         accelerator=device,  # type: ignore[arg-type]
         devices=1,
         logger=False,
@@ -210,9 +219,6 @@ def train_loader(settings: Mapping[str, Any], device: str) -> TrainLoader:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    data.prepare_data()
-    data.setup("fit")
-    return data.train_dataloader()
 
 
 class Images(Dataset):
@@ -341,7 +347,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "a batch's time in our data path over a training step's.",
     )
     shown.add_column("recipe")
-    shown.add_column("presets")
+    shown.add_column("presets", no_wrap=True)
     for column in ("batch", "ours", "stock", "ratio", "share"):
         shown.add_column(column, justify="right")
     shown.add_column("stock way otherwise")

@@ -26,7 +26,8 @@ class CountOperations(Callback):
     kind is counted by `torch.utils.flop_counter` while it is taken, and stands for the others. So
     the count has what a step really does: the backward pass without what is frozen, the optimizer's
     matrix products, further passes. Matrix products and convolutions count, what is done to each
-    element does not. A counted step of a compiled network is taken without compilation.
+    element does not. A counted step rounds otherwise in the last bits, as some operations are taken
+    apart for it, and where the network is compiled it is taken without compilation.
 
     Not counted is what happens between training steps: validation, and computing a first layer from
     the data. MisconfigurationException on several devices.

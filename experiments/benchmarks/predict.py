@@ -6,7 +6,6 @@ network in evaluation mode and through the averaging of its views.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,7 +13,6 @@ from typing import Any, get_args
 
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -29,9 +27,9 @@ from experiments.trainer import Precision, resolve_precision
 from lightning_modules.prediction import is_unsure
 
 SUMMARY = "Images per second in evaluation, with and without test-time augmentation."
-# Which images are unsure only a trained network can say.
-UNTRAINED = (PLAIN, "flip", "six-view")
-TRAINED = (*UNTRAINED, "adaptive")
+UNTRAINED = [PLAIN, "flip", "six-view"]
+# Of which images a network is unsure depends on what it has learned.
+TRAINED = [*UNTRAINED, "adaptive"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Precision),
         help="number format (default: that of training)",
     )
-    parser.add_argument(
-        "--threshold",
-        metavar="P",
-        type=float,
-        help="the first view's probability below which adaptive is unsure of an image (default: "
-        f"{STRATEGIES['adaptive'].threshold})",
-    )
     add_repeats(parser, default=3)
     parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
 
@@ -76,21 +67,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each way of predicting.
 
-    MisconfigurationException where the run or its images cannot be had, or for a threshold that is
-    no probability.
+    MisconfigurationException where the run or its images cannot be had.
     """
     if flags.run:
         run = open_run(flags.run)
-        module, trained_in = run.module(), run.record.precision
+        module, precision = run.module(), run.record.precision
         loader, split = images_of(run, flags.root)
         subject, names = run.record.name, TRAINED
     else:
         config = resolve_config(["--arch", flags.arch])
         module = EXPERIMENTS[flags.arch](**config["model"] | {"compile": False}).eval()
-        trained_in, subject, names = config["trainer"]["precision"], flags.arch, UNTRAINED
+        precision, subject, names = config["trainer"]["precision"], flags.arch, UNTRAINED
         loader, split = noise(flags.images, config["data"]["eval_batch_size"]), None
-    chosen = resolve_precision(flags.precision or trained_in, flags.device)
-    fabric = Fabric(accelerator=flags.device, devices=1, precision=chosen)
+    number_format: Any = flags.precision or precision
+    fabric = Fabric(
+        accelerator=flags.device,
+        devices=1,
+        precision=resolve_precision(number_format, flags.device),
+    )
     network = fabric.setup_module(module)
     loader = first(loader, flags.images, fabric.device)
 
@@ -99,23 +93,16 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     def answer(name: str, way: nn.Module) -> None:
         answers[name] = [way(images) for images, _ in loader]
 
-    strategies = {name: STRATEGIES[name] for name in names}
-    if "adaptive" in strategies and flags.threshold is not None:
-        strategies["adaptive"] = replace(strategies["adaptive"], threshold=flags.threshold)
-    try:
-        ways = {
-            name: strategy.build({"raw": network}, loader.mean, loader.std)
-            for name, strategy in strategies.items()
-        }
-    except ValueError as error:
-        raise MisconfigurationException(f"--threshold: {error}") from None
+    ways = {
+        name: STRATEGIES[name].build({"raw": network}, loader.mean, loader.std) for name in names
+    }
     sides = {name: partial(answer, name, way) for name, way in ways.items()}
     seconds = alternate(sides, flags.repeats, fabric.device)
 
     predictions = {name: torch.cat(batches) for name, batches in answers.items()}
     rows = []
     for name, times in seconds.items():
-        threshold = strategies[name].threshold
+        threshold = STRATEGIES[name].threshold
         over_plain = ratio(times, seconds[PLAIN])
         right = predictions[name].argmax(1) == loader.labels
         rows.append(
@@ -130,7 +117,6 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
                 "over_plain": over_plain.median,
                 "over_plain_low": over_plain.low,
                 "over_plain_high": over_plain.high,
-                "threshold": threshold,
                 "unsure": share(is_unsure(predictions[PLAIN], threshold)) if threshold else None,
                 "accuracy": share(right) if split == "val" else None,
             }
@@ -183,7 +169,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         over_plain = Ratio(row["over_plain"], row["over_plain_low"], row["over_plain_high"])
         shown.add_row(
-            row["strategy"] + (f" (below {row['threshold']:g})" if row["threshold"] else ""),
+            row["strategy"],
             f"{row['images_per_second']:,.0f}",
             str(over_plain),
             "" if row["unsure"] is None else f"{row['unsure']:.1%}",

@@ -1,0 +1,132 @@
+"""Counting the operations of trainings, and the memory of steps."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from experiments.benchmarks.memory import held_bytes, peak_growth, tensors_in
+from experiments.benchmarks.operations import FILE, CountOperations
+from experiments.experiment import operations_per_image
+
+CPU = torch.device("cpu")
+BATCH, INPUTS, HIDDEN, OUTPUTS = 4, 5, 6, 3
+
+
+class MultiplyingSGD(torch.optim.SGD):
+    """An optimizer with one matrix product a step."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        torch.mm(torch.ones(7, 8), torch.ones(8, 9))
+        return loss
+
+
+class TwoLayers(LightningModule):
+    """Two linear layers, of which the first is frozen from a step on."""
+
+    def __init__(self, frozen_from=None, compiled=False):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(INPUTS, HIDDEN, bias=False), nn.Linear(HIDDEN, OUTPUTS, bias=False)
+        )
+        if compiled:
+            self.network.compile(backend="eager")
+        self.frozen_from = frozen_from
+
+    def forward(self, x):
+        return self.network(x)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.trainer.global_step == self.frozen_from:
+            self.network[0].requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return MultiplyingSGD(self.parameters(), lr=0.1)
+
+
+def count(module, folder, batches=5, **options):
+    counter = CountOperations()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[counter],
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, DataLoader(TensorDataset(torch.ones(BATCH * batches, INPUTS)), BATCH))
+    (written,) = json.loads((folder / FILE).read_text()).values()
+    assert written == counter.total
+    return written
+
+
+first = 2 * BATCH * INPUTS * HIDDEN  # of one product of the first layer
+second = 2 * BATCH * HIDDEN * OUTPUTS
+optimizer = 2 * 7 * 8 * 9
+# Forward, gradient of the weights, and of the second layer that of its inputs.
+whole = 2 * first + 3 * second + optimizer
+
+
+def test_every_step_counts_forward_backward_and_optimizer(tmp_path):
+    assert count(TwoLayers(), tmp_path) == 5 * whole
+
+
+def test_what_is_frozen_on_the_way_is_not_counted_from_then_on(tmp_path):
+    after = first + 2 * second + optimizer
+    assert count(TwoLayers(frozen_from=2), tmp_path) == 2 * whole + 3 * after
+
+
+def test_accumulated_batches_count_without_the_optimizer(tmp_path):
+    counted = count(TwoLayers(), tmp_path, accumulate_grad_batches=2)
+    assert counted == 5 * (whole - optimizer) + 3 * optimizer
+
+
+def test_a_compiled_network_counts_as_the_eager_one(tmp_path):
+    assert count(TwoLayers(compiled=True), tmp_path) == 5 * whole
+
+
+def test_counting_changes_no_weight_of_a_run_but_for_rounding(experiment):
+    flags = ("--ema=false", "--trainer.max_epochs=1")
+    weights = []
+    for callbacks in ([], [counter := CountOperations()]):
+        run = experiment(*flags, callbacks=callbacks)
+        weights.append(torch.cat([p.flatten() for p in run.cli.model.network.parameters()]))
+    assert torch.allclose(*weights, atol=1e-6)
+    # A backward pass is about two forward passes.
+    forward = operations_per_image(run.cli.model) * 32
+    assert counter.total / (3 * forward) == pytest.approx(3, rel=0.05)
+
+
+def test_several_devices_are_refused():
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    with pytest.raises(MisconfigurationException, match="one device, got 2"):
+        CountOperations().setup(trainer, TwoLayers(), "fit")
+
+
+def test_the_peak_is_what_tensors_take_at_once_above_what_there_was():
+    kept = torch.ones(1_000)
+
+    def call():
+        a, b = torch.empty(2_000), torch.empty(3_000)
+        del a
+        c = kept + 1
+        return b, c
+
+    assert peak_growth(call, CPU) == 4 * 5_000
+
+
+def test_tensors_that_share_memory_are_held_once():
+    x, y = torch.empty(10), torch.empty(5, dtype=torch.float64)
+    state = {"a": {"momentum": x, "step": 1}, "b": [3], "c": y}
+    assert held_bytes([*tensors_in(state.values()), x[2:], x.view(2, 5)]) == 40 + 40
