@@ -1,12 +1,12 @@
 """SAMResNet (SAMResNets: Small, Accurate and Modern)."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.layers.attention import CBAM, SqueezeExcitation
+from lightning_modules.layers.attention import CBAM, CoordinateAttention, SqueezeExcitation
 from lightning_modules.layers.blocks import (
     Activation,
     BasicBlock,
@@ -17,14 +17,18 @@ from lightning_modules.layers.blocks import (
     make_stages,
 )
 
+Attention = Literal["se", "cbam", "coordinate"]
+
 
 class SAMResNet(nn.Module):
     """Three stages of basic blocks with attention between the two convolutions.
 
     Normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
     `base_width`, the strides 1, 2, 2. As published 4,733,610 parameters, without SE 4,697,162; the
-    paper's own figures, 5.02M and 4.96M, follow from no reading of its text. CBAM in SE's place is
-    what the paper names as future work. ValueError for `attention="cbam"` when `se` is off.
+    paper's own figures, 5.02M and 4.96M, follow from no reading of its text. CBAM in SE's place
+    (4,733,056), or attention to channels and positions together, is what the paper names as future
+    work: coordinate attention has about as many parameters (4,737,362), whatever `se_reduction`.
+    ValueError for another `attention` than SE when `se` is off.
     """
 
     def __init__(
@@ -34,21 +38,25 @@ class SAMResNet(nn.Module):
         se: bool = True,
         se_reduction: int = 16,
         activation: Activation = "silu",
-        attention: Literal["se", "cbam"] = "se",
+        attention: Attention = "se",
     ) -> None:
         super().__init__()
         check_positive(base_width=base_width, se_reduction=se_reduction)
-        if attention not in ("se", "cbam"):
-            raise ValueError(f"attention must be 'se' or 'cbam', got {attention!r}")
-        if attention == "cbam" and not se:
-            raise ValueError("attention must be 'se', its default, where se is off, got 'cbam'")
+        if attention not in get_args(Attention):
+            raise ValueError(f"attention must be 'se', 'cbam' or 'coordinate', got {attention!r}")
+        if attention != "se" and not se:
+            raise ValueError(
+                f"attention must be 'se', its default, where se is off, got {attention!r}"
+            )
 
         def make_block(in_channels: int, channels: int, stride: int) -> nn.Module:
             layer: nn.Module | None = None
             if se and attention == "se":
                 layer = SqueezeExcitation(channels, se_reduction, activation)
-            elif se:
+            elif se and attention == "cbam":
                 layer = CBAM(channels, se_reduction)
+            elif se:
+                layer = CoordinateAttention(channels)
             return BasicBlock(in_channels, channels, stride, activation, after_act1=layer)
 
         widths = [base_width, 2 * base_width, 4 * base_width]
@@ -75,7 +83,7 @@ class SAMResNetClassifier(ImageClassifier):
         se: bool = True,
         se_reduction: int = 16,
         activation: Activation = "silu",
-        attention: Literal["se", "cbam"] = "se",
+        attention: Attention = "se",
         **training: Any,
     ) -> None:
         """
@@ -85,7 +93,7 @@ class SAMResNetClassifier(ImageClassifier):
             se: have attention in every block; off, the network is `resnet`.
             se_reduction: how many times fewer channels the attention's hidden layer has.
             activation: nonlinearity of the stem, the blocks and SE.
-            attention: kind of attention, squeeze-and-excitation or CBAM.
+            attention: kind of attention: squeeze-and-excitation, CBAM, or coordinate attention.
         """
         network = SAMResNet(base_width, blocks, se, se_reduction, activation, attention)
         super().__init__(network, **training)

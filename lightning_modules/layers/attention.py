@@ -69,3 +69,27 @@ class CBAM(nn.Sequential):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__(ChannelAttention(channels, reduction), SpatialAttention())
+
+
+class CoordinateAttention(nn.Module):
+    """Each position weighted, channel by channel, by its row's and its column's mean (Hou 2021).
+
+    Channels and positions in one: the means over rows and over columns go through one shared 1x1
+    convolution to max(8, C // reduction) channels with BatchNorm and Hardswish, then through one
+    each back to C, and a position's weight is the product of its row's and its column's.
+    """
+
+    def __init__(self, channels: int, reduction: int = 32) -> None:
+        super().__init__()
+        hidden = max(8, channels // reduction)
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.Hardswish()
+        )
+        self.rows = nn.Conv2d(hidden, channels, 1)
+        self.columns = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        means = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT), dim=2)
+        rows, columns = self.squeeze(means).split([height, width], dim=2)
+        return x * self.rows(rows).sigmoid() * self.columns(columns.mT).sigmoid()

@@ -12,6 +12,7 @@ from lightning_modules.classifier import count_parameters
 from lightning_modules.layers.attention import (
     CBAM,
     ChannelAttention,
+    CoordinateAttention,
     SpatialAttention,
     SqueezeExcitation,
 )
@@ -68,6 +69,29 @@ def test_cbam_attends_to_channels_before_positions() -> None:
     assert not torch.allclose(cbam(x), channel(spatial(x)))
 
 
+def test_coordinate_attention_weighs_a_position_by_its_row_and_its_column() -> None:
+    torch.manual_seed(0)
+    attention = CoordinateAttention(16).eval()
+    convolution, norm, _ = attention.squeeze
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    x = feature_maps(16)
+
+    def weights(mean: Tensor, last: nn.Conv2d) -> Tensor:
+        """Of one row or column, by its mean (N, C)."""
+        hidden = mean @ convolution.weight.flatten(1).T + convolution.bias
+        hidden = (hidden - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+        hidden = hidden * (hidden + 3).clamp(0, 6) / 6
+        return (hidden @ last.weight.flatten(1).T + last.bias).sigmoid()
+
+    for row in range(6):
+        for column in range(5):
+            of_row = weights(x[:, :, row].mean(2), attention.rows)
+            of_column = weights(x[:, :, :, column].mean(2), attention.columns)
+            expected = x[:, :, row, column] * of_row * of_column
+            torch.testing.assert_close(attention(x)[:, :, row, column], expected)
+
+
 @pytest.mark.parametrize(
     ("layer", "parameters"),
     [
@@ -84,7 +108,9 @@ def test_parameter_counts(layer: type[nn.Module], parameters: int) -> None:
     assert count_parameters(layer()) == parameters
 
 
-@pytest.mark.parametrize("layer", [partial(SqueezeExcitation, 16), partial(CBAM, 16)])
+@pytest.mark.parametrize(
+    "layer", [partial(SqueezeExcitation, 16), partial(CBAM, 16), partial(CoordinateAttention, 16)]
+)
 def test_attention_keeps_channels_last(layer: type[nn.Module]) -> None:
     x = feature_maps(16).contiguous(memory_format=torch.channels_last)
-    assert layer()(x).is_contiguous(memory_format=torch.channels_last)
+    assert layer(16)(x).is_contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from lightning_modules.enhanced_efficient_resnet import EnhancedEfficientResNet
 from lightning_modules.layers.attention import (
     CBAM,
     ChannelAttention,
+    CoordinateAttention,
     SpatialAttention,
     SqueezeExcitation,
 )
@@ -34,12 +35,14 @@ SMALL = {
     "enhanced, plain": partial(EnhancedEfficientResNet, 4, False, False, "none"),
     "sam": partial(SAMResNet, base_width=8, blocks=[2, 1, 1]),
     "sam, cbam": partial(SAMResNet, 8, (1, 1, 1), attention="cbam"),
+    "sam, coordinate": partial(SAMResNet, 8, (1, 1, 1), attention="coordinate"),
     # With a positive input a ReLU unit of SE is dead or alive for all images: have more than one.
     "sam, relu": partial(SAMResNet, 8, (1, 1, 1), activation="relu", se_reduction=1),
     "resnet": partial(ResNet, base_width=8, blocks=(1, 2, 1)),
     "se": partial(SEResNet, base_width=8, blocks=(1, 1, 2)),
     "wide": partial(WideResNet, depth=10, widen_factor=0.5),
     "wide, dropout": partial(WideResNet, depth=16, widen_factor=1, dropout=0.3),
+    "wide, stochastic depth": partial(WideResNet, 10, 0.5, stochastic_depth=0.2),
 }
 each_network = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL.keys())
 
@@ -60,6 +63,8 @@ def images(n: int = 4) -> Tensor:
         ("enhanced_efficient_resnet", {"extra_conv": "pointwise"}, 4_904_033),
         ("sam_resnet", {}, 4_733_610),
         ("sam_resnet", {"se": False}, 4_697_162),
+        ("sam_resnet", {"attention": "cbam"}, 4_733_056),
+        ("sam_resnet", {"attention": "coordinate"}, 4_737_362),
         ("resnet", {}, 4_697_162),
         ("se_resnet", {}, 4_733_610),
         ("wide_resnet", {}, 2_748_890),
@@ -140,6 +145,7 @@ def test_each_ablation_of_enhanced_efficient_resnet_removes_its_own_parameters(
         ({}, lambda width: 2 * width * (width // 16) + width // 16 + width),
         ({"se_reduction": 8}, lambda width: 2 * width * (width // 8) + width // 8 + width),
         ({"attention": "cbam"}, lambda width: 2 * width * (width // 16) + 2 * 7 * 7),
+        ({"attention": "coordinate"}, lambda width: 8 * (3 * width + 1) + 2 * 8 + 2 * width),
         ({"activation": "relu", "se": False}, lambda width: 0),
         ({"base_width": 32, "se": False}, lambda width: 0),
         ({"blocks": [1, 3, 2]}, lambda width: 2 * width * (width // 16) + width // 16 + width),
@@ -195,8 +201,9 @@ def blocks_of(network: nn.Module) -> list[BasicBlock]:
 
 
 def test_attention_sits_between_the_convolutions_in_sam_and_before_the_sum_in_the_others() -> None:
-    for network, kind in ((SMALL["sam"](), SqueezeExcitation), (SMALL["sam, cbam"](), CBAM)):
-        for block in blocks_of(network):
+    kinds = {"sam": SqueezeExcitation, "sam, cbam": CBAM, "sam, coordinate": CoordinateAttention}
+    for name, kind in kinds.items():
+        for block in blocks_of(SMALL[name]()):
             assert isinstance(block.after_act1, kind)
             assert isinstance(block.after_bn2, nn.Identity)
     for block in blocks_of(SMALL["se"]()):
@@ -333,7 +340,7 @@ def test_channels_last_gives_the_same_logits(make: Callable[[], nn.Module]) -> N
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["enhanced", "sam", "sam, cbam", "se", "wide"])
+@pytest.mark.parametrize("name", ["enhanced", "sam", "sam, cbam", "sam, coordinate", "se", "wide"])
 def test_the_forward_pass_compiles_into_one_graph(name: str) -> None:
     network = SMALL[name]().eval()
     expected = network(images())
@@ -370,6 +377,7 @@ def test_the_images_are_left_as_they_were(make: Callable[[], nn.Module]) -> None
         (WideResNet, "widen_factor", float("nan")),
         (WideResNet, "widen_factor", float("inf")),
         (WideResNet, "dropout", -0.1),
+        (WideResNet, "stochastic_depth", 1.0),
     ],
 )
 def test_a_wrong_argument_is_named_with_its_value(
@@ -382,9 +390,29 @@ def test_a_wrong_argument_is_named_with_its_value(
     assert "\n" not in str(error.value)
 
 
-def test_cbam_without_attention_is_a_contradiction() -> None:
-    with pytest.raises(ValueError, match=r"^attention must be 'se'.* got 'cbam'"):
-        SAMResNet(se=False, attention="cbam")
+@pytest.mark.parametrize("attention", ["cbam", "coordinate"])
+def test_a_kind_of_attention_without_attention_is_a_contradiction(attention: str) -> None:
+    with pytest.raises(ValueError, match=rf"^attention must be 'se'.* got '{attention}'"):
+        SAMResNet(se=False, attention=attention)
+
+
+def test_stochastic_depth_leaves_out_later_blocks_more_often() -> None:
+    network = WideResNet(depth=16, widen_factor=0.5, stochastic_depth=0.3)
+    drops = [block.drop.p for stage in network.stages for block in stage]
+    assert drops == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
+
+
+def test_a_block_that_is_left_out_hands_its_input_on_and_evaluation_leaves_none_out() -> None:
+    torch.manual_seed(0)
+    block, never = (PreActivationBlock(8, 8, drop=drop) for drop in (0.5, 0.0))
+    never.load_state_dict(block.state_dict())
+    x = torch.randn(64, 8, 4, 4)
+    result = block(x)
+    left_out = (result == x).flatten(1).all(1)
+    assert 16 < left_out.sum() < 48
+    grown = x + 2 * (never(x) - x)
+    torch.testing.assert_close(result[~left_out], grown[~left_out])
+    torch.testing.assert_close(block.eval()(x), never.eval()(x))
 
 
 def test_fractional_widen_factors_round_the_widths() -> None:
