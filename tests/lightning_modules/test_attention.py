@@ -108,9 +108,7 @@ def test_parameter_counts(layer: type[nn.Module], parameters: int) -> None:
     assert count_parameters(layer()) == parameters
 
 
-@pytest.mark.parametrize(
-    "layer", [partial(SqueezeExcitation, 16), partial(CBAM, 16), partial(CoordinateAttention, 16)]
-)
+@pytest.mark.parametrize("layer", [SqueezeExcitation, CBAM, CoordinateAttention])
 def test_attention_keeps_channels_last(layer: type[nn.Module]) -> None:
     x = feature_maps(16).contiguous(memory_format=torch.channels_last)
     assert layer(16)(x).is_contiguous(memory_format=torch.channels_last)
