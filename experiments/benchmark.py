@@ -17,13 +17,13 @@ from types import ModuleType
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.allocator import keep_freed_memory
 from experiments.benchmarks import data, overhead, predict, step, time_to_accuracy
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
-from experiments.cli import quiet
-from experiments.launch import ArgumentParser, fail
-from experiments.provenance import describe_device, git_state
-from experiments.tables import print_table
+from experiments.records.provenance import describe_device, git_state
+from experiments.records.tables import print_table
+from experiments.training.allocator import keep_freed_memory
+from experiments.training.cli import quiet
+from experiments.training.launch import ArgumentParser, fail
 
 KINDS: dict[str, ModuleType] = {
     "data": data,

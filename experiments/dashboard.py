@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from experiments.launch import ArgumentParser, fail
-from experiments.wandb_file import logged_keys
+from experiments.tracking.wandb_file import logged_keys
+from experiments.training.launch import ArgumentParser, fail
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -68,7 +68,7 @@ def logged_by(runs: Sequence[Path]) -> set[str] | None:
 
 def show(workspace: "Workspace", logged: set[str] | None) -> None:
     """Print sections and panels with their keys; those are marked that have not been logged."""
-    from experiments.panels import COLUMNS, is_logged, keys_of, title_of  # noqa: PLC0415
+    from experiments.tracking.panels import COLUMNS, is_logged, keys_of, title_of  # noqa: PLC0415
 
     def named(keys: Sequence[str]) -> str:
         lacking = [logged is not None and not is_logged(key, logged) for key in keys]
@@ -106,7 +106,7 @@ def main() -> None:
         if importlib.util.find_spec(package) is None:
             fail(f"the dashboard needs the package {package.replace('_', '-')}: install it")
     # After the check, as importing them takes seconds, and a machine may be without them.
-    from experiments.panels import build_workspace  # noqa: PLC0415
+    from experiments.tracking.panels import build_workspace  # noqa: PLC0415
 
     workspace = build_workspace(flags.entity, flags.project)
     if flags.save:

@@ -16,17 +16,17 @@ from typing import get_args
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.corruptions import SEVERITIES
-from experiments.allocator import keep_freed_memory
-from experiments.evaluating import check_alike, evaluate_run, evaluate_together
-from experiments.finished import FinishedRun, open_run
-from experiments.launch import ArgumentParser, fail, near
-from experiments.loggers import resumed_wandb_logger
-from experiments.record import Evaluation, write_record
-from experiments.shift import evaluate_shift
-from experiments.strategies import STRATEGIES
-from experiments.tables import show_evaluation, show_figure_1, show_shift
-from experiments.trainer import Precision
-from experiments.wandb_media import log_evaluation
+from experiments.inference.evaluating import check_alike, evaluate_run, evaluate_together
+from experiments.inference.shift import evaluate_shift
+from experiments.inference.strategies import STRATEGIES
+from experiments.records.finished import FinishedRun, open_run
+from experiments.records.record import Evaluation, write_record
+from experiments.records.tables import show_evaluation, show_figure_1, show_shift
+from experiments.tracking.wandb_media import log_evaluation
+from experiments.training.allocator import keep_freed_memory
+from experiments.training.launch import ArgumentParser, fail, near
+from experiments.training.loggers import resumed_wandb_logger
+from experiments.training.trainer import Precision
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.launch import ArgumentParser, fail
+from experiments.training.launch import ArgumentParser, fail
 
 PACKAGES = ("huggingface_hub", "safetensors", "onnx", "onnxruntime", "onnxscript")
 
@@ -57,7 +57,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # Afterwards, because these packages are optional.
-    from experiments.exporting import export  # noqa: PLC0415
+    from experiments.exports.exporting import export  # noqa: PLC0415
 
     export(
         flags.run, flags.output, flags.weights, flags.dtype, flags.verify, flags.root, flags.push

@@ -25,10 +25,10 @@ from datamodules.submission import (
     submission_csv,
 )
 from datamodules.synthetic import SYNTHETIC_CLASSES
-from experiments.finished import FinishedRun, open_run
-from experiments.launch import ArgumentParser, fail, near
-from experiments.record import write_atomically
-from experiments.strategies import PLAIN, STRATEGIES, Strategy
+from experiments.inference.strategies import PLAIN, STRATEGIES, Strategy
+from experiments.records.finished import FinishedRun, open_run
+from experiments.records.record import write_atomically
+from experiments.training.launch import ArgumentParser, fail, near
 
 #: images that the terminal shows
 SHOWN = 20

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import track
 
-from experiments.claims import claim_rows
-from experiments.collect import collect
-from experiments.launch import ArgumentParser, fail
-from experiments.page import render
-from experiments.record import write_atomically
-from experiments.run_details import ImageSource, describe_run
-from experiments.suite_file import SuiteError
+from experiments.claims.claims import claim_rows
+from experiments.claims.suite_file import SuiteError
+from experiments.records.collect import collect
+from experiments.records.record import write_atomically
+from experiments.reporting.page import render
+from experiments.reporting.run_details import ImageSource, describe_run
+from experiments.training.launch import ArgumentParser, fail
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:

@@ -7,10 +7,10 @@ python experiments/reproduce.py all --ray auto --gpus-per-row 0.5
 python experiments/reproduce.py --table
 
 A suite is a file of experiments/suites, or any other YAML file of that schema. Its rows that have
-no record are trained, the most telling first (`experiments.plan.make_plan` says which that is),
-each by a process of run.py in its own folder, from where it goes on when it was cut off. Records
-are filed in experiments/results/claims. When the time is up, and at Ctrl-C or SIGTERM, the training
-at work writes a checkpoint and ends; the same command goes on there.
+no record are trained, the most telling first (`experiments.reproduction.plan.make_plan` says which
+that is), each by a process of run.py in its own folder, from where it goes on when it was cut off.
+Records are filed in experiments/results/claims. When the time is up, and at Ctrl-C or SIGTERM, the
+training at work writes a checkpoint and ends; the same command goes on there.
 
 Exit code: 0, also where the time was up; 1 where a row failed; 2 for a mistake or a full disk.
 """
@@ -31,18 +31,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.claims import claim_rows
-from experiments.claims_page import write_claims
-from experiments.engine import Engine, Here, execute
-from experiments.launch import ArgumentParser, fail, near
-from experiments.matching import RESULTS, load_results
-from experiments.plan import SCALES, Job, make_plan
-from experiments.progress import Display, duration, share_done
-from experiments.runner import Outcome, Workplace
-from experiments.suite_file import SuiteError
-from experiments.suites import SUITES, Scale, Suite, load_suite, load_suites
-from experiments.tables import print_table
-from experiments.training_cost import Stopwatch
+from experiments.claims.claims import claim_rows
+from experiments.claims.claims_page import write_claims
+from experiments.claims.matching import RESULTS, load_results
+from experiments.claims.suite_file import SuiteError
+from experiments.claims.suites import SUITES, Scale, Suite, load_suite, load_suites
+from experiments.records.tables import print_table
+from experiments.reproduction.engine import Engine, Here, execute
+from experiments.reproduction.plan import SCALES, Job, make_plan
+from experiments.reproduction.progress import Display, duration, share_done
+from experiments.reproduction.runner import Outcome, Workplace
+from experiments.reproduction.training_cost import Stopwatch
+from experiments.training.launch import ArgumentParser, fail, near
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -171,7 +171,7 @@ def start_engine(flags: argparse.Namespace, place: Workplace, deadline: float) -
     """What calls `run_row`: this machine alone, or a Ray cluster."""
     if flags.ray is None:
         return Here(place, deadline)
-    from experiments.ray_runner import RayCluster  # noqa: PLC0415  a machine may be without it
+    from experiments.reproduction.ray_runner import RayCluster  # noqa: PLC0415  a machine may be without it
 
     return RayCluster(flags.ray, flags.cpus_per_row, flags.gpus_per_row, place, deadline)
 

@@ -8,8 +8,8 @@ python experiments/run.py --arch sam_resnet --help
 import errno
 import sys
 
-from experiments.allocator import keep_freed_memory
-from experiments.launch import fail, read_launch
+from experiments.training.allocator import keep_freed_memory
+from experiments.training.launch import fail, read_launch
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -18,8 +18,8 @@ def main() -> None:
     launch = read_launch(sys.argv[1:])
     keep_freed_memory()
     # After the launch, whose mistakes are answered before torch is imported, which takes seconds.
-    from experiments.cli import ExperimentCLI  # noqa: PLC0415
-    from experiments.experiment import run_experiment  # noqa: PLC0415
+    from experiments.training.cli import ExperimentCLI  # noqa: PLC0415
+    from experiments.training.experiment import run_experiment  # noqa: PLC0415
 
     try:
         run_experiment(ExperimentCLI(launch))

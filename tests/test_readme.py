@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.cli import ExperimentCLI
-from experiments.launch import read_launch
-from experiments.record import read_record
+from experiments.records.record import read_record
+from experiments.training.cli import ExperimentCLI
+from experiments.training.launch import read_launch
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import count_parameters
 

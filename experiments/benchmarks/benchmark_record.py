@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from experiments.provenance import describe_device, versions
-from experiments.record import write_atomically
+from experiments.records.provenance import describe_device, versions
+from experiments.records.record import write_atomically
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Benchmark:
 
     kind: str  # the subcommand
     command: str  # that measured
-    commit: str  # of the code that was measured, as in `experiments.record.Record`
+    commit: str  # of the code that was measured, as in `experiments.records.record.Record`
     dirty: bool
     versions: dict[str, str]
     device: str  # that computed

@@ -32,10 +32,10 @@ from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
 from datamodules.tensor_loader import Batch, TrainLoader
 from experiments.benchmarks.step import DTYPES, Step, Variant
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
-from experiments.launch import near
-from experiments.presets import EXPERIMENTS
-from experiments.resolve import default_config, resolve_config
-from experiments.trainer import Trainer, resolve_precision
+from experiments.training.launch import near
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import default_config, resolve_config
+from experiments.training.trainer import Trainer, resolve_precision
 
 SUMMARY = "Images per second of every preset's data path, beside torchvision's in a DataLoader."
 # Beside the presets: crop, flip and Cutout.

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.record import write_atomically
+from experiments.records.record import write_atomically
 
 #: in the run's folder
 FILE = "operations.json"

@@ -25,9 +25,9 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.table import Table
 
 from experiments.benchmarks.timing import Ratio, add_repeats, positive, ratio, synchronise
-from experiments.cli import ExperimentCLI
-from experiments.launch import read_launch
-from experiments.presets import EXPERIMENTS
+from experiments.training.cli import ExperimentCLI
+from experiments.training.launch import read_launch
+from experiments.training.presets import EXPERIMENTS
 from lightning_modules.optimizers import make_optimizer
 from lightning_modules.speed_resnet import SpeedResNetClassifier
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from datamodules.cifar10 import MEAN, STD
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
-from experiments.finished import FinishedRun, open_run
-from experiments.presets import EXPERIMENTS
-from experiments.resolve import resolve_config
-from experiments.strategies import PLAIN, STRATEGIES
-from experiments.trainer import Precision, resolve_precision
+from experiments.inference.strategies import PLAIN, STRATEGIES
+from experiments.records.finished import FinishedRun, open_run
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import resolve_config
+from experiments.training.trainer import Precision, resolve_precision
 from lightning_modules.prediction import is_unsure
 
 SUMMARY = "Images per second in evaluation, with and without test-time augmentation."

@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.benchmarks.ceiling import matmul_ceiling
 from experiments.benchmarks.memory import held_bytes, peak_growth, tensors_in
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
-from experiments.launch import near
-from experiments.presets import EXPERIMENTS
-from experiments.resolve import resolve_config
+from experiments.training.launch import near
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import resolve_config
 from lightning_modules import ARCHITECTURES
 from lightning_modules.optimizers import make_optimizer
 

@@ -1,11 +1,11 @@
 """`time-to-accuracy`: a preset trained with several seeds, and what its accuracy has cost.
 
 Each run is a process of `run.py` as anybody would start it. Its network then answers the test
-images once more by a strategy of `experiments.strategies`, with weights, images and precision as
-`evaluate.py` takes them. `training_seconds` is the record's, from the first step to the end of the
-last epoch; `answering_seconds` is the wall clock of the strategy for the whole test set, on the
-device that `evaluate.py` takes, normalising included; `seconds` is both. Operations are of
-training: see `CountOperations`.
+images once more by a strategy of `experiments.inference.strategies`, with weights, images and
+precision as `evaluate.py` takes them. `training_seconds` is the record's, from the first step to
+the end of the last epoch; `answering_seconds` is the wall clock of the strategy for the whole test
+set, on the device that `evaluate.py` takes, normalising included; `seconds` is both. Operations are
+of training: see `CountOperations`.
 
 With `--beside` another program is run in alternation. It prints as its last line a JSON object with
 its accuracy in [0, 1], its seconds, and its operations if it knows them.
@@ -30,11 +30,11 @@ from rich.table import Table
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
 from experiments.benchmarks.operations import FILE, CountOperations
 from experiments.benchmarks.timing import positive, synchronise
-from experiments.finished import FinishedRun, open_images, open_networks, open_run
-from experiments.launch import fail
-from experiments.presets import EXPERIMENTS
-from experiments.provenance import ROOT, git_state
-from experiments.strategies import RAW, STRATEGIES, Strategy
+from experiments.inference.strategies import RAW, STRATEGIES, Strategy
+from experiments.records.finished import FinishedRun, open_images, open_networks, open_run
+from experiments.records.provenance import ROOT, git_state
+from experiments.training.launch import fail
+from experiments.training.presets import EXPERIMENTS
 
 SUMMARY = "What a preset's test accuracy costs in seconds and operations, over several seeds."
 RUN = ROOT / "experiments" / "run.py"

@@ -16,12 +16,12 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 import datamodules.cifar10
-import experiments.experiment
+import experiments.training.experiment
 from datamodules.synthetic import synthetic_cifar10
-from experiments.cli import ExperimentCLI
-from experiments.launch import read_launch
-from experiments.record import Record, Score
-from experiments.resolve import resolve_config
+from experiments.records.record import Record, Score
+from experiments.training.cli import ExperimentCLI
+from experiments.training.launch import read_launch
+from experiments.training.resolve import resolve_config
 
 TINY = (
     "--data.source=synthetic",
@@ -98,10 +98,10 @@ def command() -> Callable[..., Run]:
             patch.setattr(sys, "argv", ["experiments/run.py", *argv])
             patch.setattr(datamodules.cifar10, "synthetic_cifar10", images)
             if not pictures:
-                patch.setattr(experiments.experiment, "write_pictures", lambda *_: None)
+                patch.setattr(experiments.training.experiment, "write_pictures", lambda *_: None)
             cli = ExperimentCLI(read_launch(argv))
             cli.trainer.callbacks.extend(callbacks)
-            record = experiments.experiment.run_experiment(cli)
+            record = experiments.training.experiment.run_experiment(cli)
         return Run(cli, record, cli.launch.folder, output.getvalue())
 
     return command

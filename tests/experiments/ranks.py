@@ -21,12 +21,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 import datamodules.cifar10
-import experiments.experiment
-import experiments.processes
+import experiments.training.experiment
+import experiments.training.processes
 from callbacks import EMA, SWA, LastCheckpoint, Lookahead
 from datamodules.synthetic import synthetic_cifar10
-from experiments.cli import ExperimentCLI
-from experiments.launch import read_launch
+from experiments.training.cli import ExperimentCLI
+from experiments.training.launch import read_launch
 
 synthetic = cache(synthetic_cifar10)
 
@@ -97,8 +97,8 @@ class Interrupt(Callback):
 def work(job: dict[str, Any]) -> None:
     """What `run.py` does, on few synthetic images and without pictures."""
     datamodules.cifar10.synthetic_cifar10 = few_images  # type: ignore[assignment]
-    experiments.experiment.write_pictures = lambda *_: None
-    experiments.processes.PATIENCE = 0.1  # the process that started these does not end
+    experiments.training.experiment.write_pictures = lambda *_: None
+    experiments.training.processes.PATIENCE = 0.1  # the process that started these does not end
     if job.get("group_norm"):
         # Statistics of one image: BatchNorm's are each device's own, by design.
         nn.BatchNorm2d = lambda channels: nn.GroupNorm(1, channels)  # type: ignore[assignment,misc]
@@ -107,7 +107,7 @@ def work(job: dict[str, Any]) -> None:
     cli.trainer.callbacks.append(Spy(Path(job["folder"])))
     if "interrupt" in job:
         cli.trainer.callbacks.append(Interrupt(job["interrupt"]))
-    experiments.experiment.run_experiment(cli)
+    experiments.training.experiment.run_experiment(cli)
 
 
 def start(job: dict[str, Any], rank: int) -> int:

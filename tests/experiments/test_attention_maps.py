@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from experiments.attention_maps import Attention, attend, stretch, upsample
+from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
 from lightning_modules.enhanced_efficient_resnet import EnhancedEfficientResNet
 from lightning_modules.layers import attention
 from lightning_modules.resnet import ResNetClassifier

@@ -14,10 +14,10 @@ from experiments.benchmarks import ceiling, data, predict, time_to_accuracy
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, positive, ratio
-from experiments.presets import EXPERIMENTS
-from experiments.resolve import resolve_config
-from experiments.strategies import STRATEGIES
-from experiments.tables import print_table
+from experiments.inference.strategies import STRATEGIES
+from experiments.records.tables import print_table
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import resolve_config
 
 CPU = torch.device("cpu")
 SMALL = ["--data.source=synthetic", "--model.base_width=4"]

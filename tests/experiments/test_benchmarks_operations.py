@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.benchmarks.memory import held_bytes, peak_growth, tensors_in
 from experiments.benchmarks.operations import FILE, CountOperations
-from experiments.experiment import operations_per_image
+from experiments.training.experiment import operations_per_image
 
 CPU = torch.device("cpu")
 BATCH, INPUTS, HIDDEN, OUTPUTS = 4, 5, 6, 3

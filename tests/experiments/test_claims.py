@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.claims import claim_rows
-from experiments.claims_page import PAGE, render, write_claims
-from experiments.matching import Results, load_results
-from experiments.record import (
+from experiments.claims.claims import claim_rows
+from experiments.claims.claims_page import PAGE, render, write_claims
+from experiments.claims.matching import Results, load_results
+from experiments.claims.suites import load_suite, load_suites
+from experiments.records.record import (
     Calibration,
     Evaluation,
     Score,
@@ -13,7 +14,6 @@ from experiments.record import (
     StrategyScore,
     write_record,
 )
-from experiments.suites import load_suite, load_suites
 
 SUITE = """\
 title: A table

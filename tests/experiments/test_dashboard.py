@@ -21,13 +21,13 @@ from wandb_workspaces.workspaces.internal import View
 
 import datamodules.cifar10
 import experiments.evaluate
-import experiments.evaluation
+import experiments.inference.evaluation
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments import dashboard
-from experiments.finished import FinishedRun, open_run
-from experiments.panels import COLUMNS, build_workspace, is_logged, keys_of
-from experiments.wandb_file import logged_keys, logged_rows
-from experiments.wandb_keys import AUGMENTED, CALIBRATION, CONFUSION, HARDEST, STRATEGIES
+from experiments.records.finished import FinishedRun, open_run
+from experiments.tracking.panels import COLUMNS, build_workspace, is_logged, keys_of
+from experiments.tracking.wandb_file import logged_keys, logged_rows
+from experiments.tracking.wandb_keys import AUGMENTED, CALIBRATION, CONFUSION, HARDEST, STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 W_AND_B = ("--wandb=offline", "--data.eval_batch_size=100")
@@ -66,7 +66,7 @@ def with_ema(experiment: Callable[..., Any], few_images: Callable[..., Any]) -> 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
         patch.setattr(sys, "argv", ["experiments/evaluate.py", str(folder)])
         patch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
-        patch.setattr(experiments.evaluation, "TIMED", 50)
+        patch.setattr(experiments.inference.evaluation, "TIMED", 50)
         experiments.evaluate.main()
     return logged(folder)
 

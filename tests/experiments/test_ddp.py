@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch.optim.swa_utils import update_bn
 
-from experiments.devices import images_per_step, step_in_words
-from experiments.launch import read_launch
-from experiments.loggers import csv_logger, wandb_logger
-from experiments.processes import FOLDER, is_first, is_first_of_machine
-from experiments.record import read_record
-from experiments.trainer import Trainer
+from experiments.records.record import read_record
+from experiments.training.devices import images_per_step, step_in_words
+from experiments.training.launch import read_launch
+from experiments.training.loggers import csv_logger, wandb_logger
+from experiments.training.processes import FOLDER, is_first, is_first_of_machine
+from experiments.training.trainer import Trainer
 from lightning_modules.sam_resnet import SAMResNet
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.cli import ExperimentCLI
-from experiments.launch import read_launch
+from experiments.training.cli import ExperimentCLI
+from experiments.training.launch import read_launch
 from lightning_modules.sam_resnet import SAMResNet
 
 ROOT = Path(__file__).parents[2]

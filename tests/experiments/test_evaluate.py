@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 import datamodules.cifar10
-import experiments.evaluation
+import experiments.inference.evaluation
 from datamodules.synthetic import synthetic_cifar10
-from experiments.bootstrap import paired_bootstrap
 from experiments.evaluate import main
-from experiments.evaluation import calibration
-from experiments.record import Evaluation, read_evaluation, write_record
-from experiments.strategies import FIGURE_1, STRATEGIES, strategies_for
+from experiments.inference.bootstrap import paired_bootstrap
+from experiments.inference.evaluation import calibration
+from experiments.inference.strategies import FIGURE_1, STRATEGIES, strategies_for
+from experiments.records.record import Evaluation, read_evaluation, write_record
 from lightning_modules.prediction import fit_temperature
 
 # Small, and trained for long enough that its probabilities mean something.
@@ -53,7 +53,7 @@ def evaluate(*arguments: Any, data: Callable[..., Any] = few_images) -> str:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(sys, "argv", ["experiments/evaluate.py", *map(str, arguments)])
         patch.setattr(datamodules.cifar10, "synthetic_cifar10", data)
-        patch.setattr(experiments.evaluation, "TIMED", 50)
+        patch.setattr(experiments.inference.evaluation, "TIMED", 50)
         main()
     return printed.getvalue()
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from experiments.evaluation import Weights, load_weights, score
+from experiments.inference.evaluation import Weights, load_weights, score
 
 WEIGHTS = Weights("ema", {}, "best_ema.ckpt", 7)
 

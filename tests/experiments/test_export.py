@@ -14,11 +14,11 @@ from huggingface_hub import HfApi, ModelCard
 from torch import Tensor
 
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
-from experiments import exporting
 from experiments.export import main
-from experiments.exporting import compare, in_32_bits, pretrained
-from experiments.finished import FinishedRun, open_run
-from experiments.model_card import model_card
+from experiments.exports import exporting
+from experiments.exports.exporting import compare, in_32_bits, pretrained
+from experiments.exports.model_card import model_card
+from experiments.records.finished import FinishedRun, open_run
 from lightning_modules.pretrained import PretrainedClassifier
 
 Export = Callable[..., None]

@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from experiments.experiment import operations_per_image
-from experiments.matching import training_of
-from experiments.presets import EXPERIMENTS
-from experiments.resolve import resolve_config
+from experiments.claims.matching import training_of
+from experiments.training.experiment import operations_per_image
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import resolve_config
 from lightning_modules.classifier import count_parameters
 from lightning_modules.fitting import ALIGNED, Fit, aligned_fit, largest_fit, preferred_fit
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.launch import near, read_launch
-from experiments.presets import EXPERIMENTS
+from experiments.training.launch import near, read_launch
+from experiments.training.presets import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ import importlib.util
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.loggers import csv_logger, wandb_logger
+from experiments.training.loggers import csv_logger, wandb_logger
 
 
 @pytest.fixture

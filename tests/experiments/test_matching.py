@@ -5,10 +5,10 @@ import pytest
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.matching import RESULTS, Results, load_results, training_of
-from experiments.record import write_record
-from experiments.resolve import resolve_config
-from experiments.suites import load_suites
+from experiments.claims.matching import RESULTS, Results, load_results, training_of
+from experiments.claims.suites import load_suites
+from experiments.records.record import write_record
+from experiments.training.resolve import resolve_config
 
 BASELINE, SE = (load_suites()["sam_resnet_table1"].rows[name] for name in ("baseline", "se"))
 COMMAND = "--arch resnet --model.base_width 16 --name a --output b"

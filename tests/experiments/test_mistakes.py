@@ -1,7 +1,7 @@
 import torch
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from experiments.mistakes import confusion, hardest
+from experiments.reporting.mistakes import confusion, hardest
 
 
 def test_confusion_counts_labels_in_rows_and_predictions_in_columns() -> None:

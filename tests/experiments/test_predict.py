@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from experiments.predict import main
-from experiments.record import Evaluation, write_record
+from experiments.records.record import Evaluation, write_record
 
 Predict = Callable[..., None]
 

@@ -2,9 +2,9 @@ import pytest
 import yaml
 
 from callbacks import EMA, SWA, Lookahead, ParameterBudget
-from experiments.cli import ExperimentCLI
-from experiments.launch import CONFIGS, read_launch
-from experiments.presets import EXPERIMENTS
+from experiments.training.cli import ExperimentCLI
+from experiments.training.launch import CONFIGS, read_launch
+from experiments.training.presets import EXPERIMENTS
 from lightning_modules.classifier import count_parameters
 
 

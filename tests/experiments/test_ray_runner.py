@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.matching import load_results
-from experiments.runner import Workplace
+from experiments.claims.matching import load_results
+from experiments.reproduction.runner import Workplace
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
-from experiments.ray_runner import RayCluster
+from experiments.reproduction.ray_runner import RayCluster
 
 SCRIPTS = Path(__file__).parent / "tiny_scripts"
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments import provenance
-from experiments.provenance import describe_device, git_state, versions
-from experiments.record import Record, Score, read_record, write_atomically, write_record
+from experiments.records import provenance
+from experiments.records.provenance import describe_device, git_state, versions
+from experiments.records.record import Record, Score, read_record, write_atomically, write_record
 
 SCORE = Score(0.1 + 0.2, nll=1 / 3, ece=0.0, images=5_000, checkpoint="best.ckpt", epoch=3)
 RECORD = Record(

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from experiments.reliability import reliability, wilson_interval
+from experiments.reporting.reliability import reliability, wilson_interval
 
 
 def predictions(count: int = 3_000, sharpness: float = 2.0) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,8 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 import datamodules.cifar10
 from datamodules.corruptions import BENCHMARK, CORRUPTIONS
-from experiments.figures import BUDGET, Result, draw_curves, draw_results
-from experiments.inline import COLOURS, svg
-from experiments.record import (
+from experiments.inference.strategies import STRATEGIES
+from experiments.records.record import (
     Calibration,
     Record,
     Shift,
@@ -27,7 +26,8 @@ from experiments.record import (
     write_record,
 )
 from experiments.report import main
-from experiments.strategies import STRATEGIES
+from experiments.reporting.figures import BUDGET, Result, draw_curves, draw_results
+from experiments.reporting.inline import COLOURS, svg
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -21,12 +21,10 @@ import torch
 import yaml
 
 import experiments.reproduce
-from experiments.engine import Here, execute
-from experiments.matching import load_results
-from experiments.plan import make_plan
-from experiments.progress import duration, steps_done
-from experiments.provenance import describe_device
-from experiments.record import (
+from experiments.claims.matching import load_results
+from experiments.claims.suites import load_suite
+from experiments.records.provenance import describe_device
+from experiments.records.record import (
     Calibration,
     Evaluation,
     StrategyResult,
@@ -34,10 +32,16 @@ from experiments.record import (
     read_evaluation,
     write_record,
 )
-from experiments.resolve import resolve_config
-from experiments.runner import Workplace, lock, run_row
-from experiments.suites import load_suite
-from experiments.training_cost import Stopwatch, batches_per_epoch, operations_of_training
+from experiments.reproduction.engine import Here, execute
+from experiments.reproduction.plan import make_plan
+from experiments.reproduction.progress import duration, steps_done
+from experiments.reproduction.runner import Workplace, lock, run_row
+from experiments.reproduction.training_cost import (
+    Stopwatch,
+    batches_per_epoch,
+    operations_of_training,
+)
+from experiments.training.resolve import resolve_config
 
 FOUR = {"trainer.max_epochs": 4}
 ROWS = {

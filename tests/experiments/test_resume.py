@@ -12,7 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from experiments.record import read_record
+from experiments.records.record import read_record
 
 ROOT = Path(__file__).parents[2]
 SWA = ("--ema=false", "--swa.start=0.4", "--swa.lr=0.05")

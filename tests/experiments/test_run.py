@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from datamodules.augmentation import normalise
-from experiments.evaluation import load_weights
-from experiments.experiment import operations_per_image
-from experiments.presets import EXPERIMENTS
-from experiments.provenance import git_state
-from experiments.record import read_record
+from experiments.inference.evaluation import load_weights
+from experiments.records.provenance import git_state
+from experiments.records.record import read_record
+from experiments.training.experiment import operations_per_image
+from experiments.training.presets import EXPERIMENTS
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.sam_resnet import SAMResNet
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.seed_statistics import (
+from experiments.claims.seed_statistics import (
     mean_of,
     needed_seeds,
     paired_difference,
     sd_ratio,
     welch_difference,
 )
-from experiments.verdicts import MEANING, judge
+from experiments.claims.verdicts import MEANING, judge
 
 # Quantiles as tables print them: t of 2 and 4 degrees of freedom, F of (2, 2), at 97.5%.
 T2, T4, F22 = 4.30265, 2.77645, 39.0

@@ -20,8 +20,9 @@ from datamodules.cifar10 import MEAN, STD
 from datamodules.corruptions import CORRUPTIONS, corrupt
 from datamodules.synthetic import synthetic_cifar10
 from experiments.evaluate import main
-from experiments.finished import open_run
-from experiments.record import (
+from experiments.inference.shift import single_views
+from experiments.records.finished import open_run
+from experiments.records.record import (
     Calibration,
     Shift,
     ShiftScore,
@@ -29,7 +30,6 @@ from experiments.record import (
     read_shift,
     write_record,
 )
-from experiments.shift import single_views
 from lightning_modules.prediction import fit_temperature
 
 BENCHMARK = (

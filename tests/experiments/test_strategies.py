@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.strategies import (
+from experiments.inference.strategies import (
     FIGURE_1,
     PLAIN,
     STRATEGIES,

@@ -3,12 +3,12 @@ import re
 
 import pytest
 
-from experiments.claims import parameters
-from experiments.matching import config_of_row, training_of, training_of_row
-from experiments.measures import Measure, Term
-from experiments.resolve import resolve_config
-from experiments.suite_file import SuiteError
-from experiments.suites import SUITES, load_suite, load_suites
+from experiments.claims.claims import parameters
+from experiments.claims.matching import config_of_row, training_of, training_of_row
+from experiments.claims.measures import Measure, Term
+from experiments.claims.suite_file import SuiteError
+from experiments.claims.suites import SUITES, load_suite, load_suites
+from experiments.training.resolve import resolve_config
 
 ALL = load_suites()
 ROWS = [(suite, row) for suite in ALL.values() for row in suite.rows.values()]

@@ -11,9 +11,9 @@ import wandb
 import yaml
 from wandb.sdk.launch.sweeps import utils as agent
 
-from experiments.cli import ExperimentCLI
-from experiments.launch import read_launch
-from experiments.loggers import wandb_logger
+from experiments.training.cli import ExperimentCLI
+from experiments.training.launch import read_launch
+from experiments.training.loggers import wandb_logger
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from experiments.trainer import Trainer, WholeFiles, resolve_precision
+from experiments.training.trainer import Trainer, WholeFiles, resolve_precision
 
 
 @pytest.fixture

@@ -1,0 +1,196 @@
+"""What the records say of each claim of the papers."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+
+from experiments.claims.estimates import (
+    SPLITS,
+    SPREAD,
+    estimate_claim,
+    interval_over_images,
+    is_paired,
+)
+from experiments.claims.matching import Results, training_of_row
+from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
+from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
+from experiments.claims.verdicts import Verdict, judge
+from experiments.records.record import Evaluation, Record
+from experiments.training.presets import EXPERIMENTS
+from lightning_modules.classifier import count_parameters
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """One claim, what was measured of it at one scale, and the verdict.
+
+    The texts are a table's cells: accuracies in percent, their differences in points.
+    """
+
+    suite: Suite
+    claim: Claim
+    scale: Scale | Literal["counted"]
+    estimate: Estimate | None  # None without records
+    verdict: Verdict
+    over_images: tuple[float, float] | None = None  # of a single run: its interval over test images
+    seeds_needed: int | None = None  # None where no difference is claimed, or its sd is not known
+    paired: bool = False  # whether both sides of the difference are of the same runs
+    note: str | None = None  # how the claim is read, or why it cannot be judged
+
+    @property
+    def source(self) -> str:
+        return self.claim.source
+
+    @property
+    def text(self) -> str:
+        return self.claim.text
+
+    @property
+    def claimed(self) -> str:
+        """As the paper printed it: 5.02M, 4,913,705, +0.62, 0.7 to 1.0, > 0."""
+        text = self.claim.claimed.text.replace("e6", "M")
+        text = re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", text)
+        return f"+{text}" if self._is_difference and text[0].isdigit() else text
+
+    @property
+    def measured(self) -> str:
+        """Mean and 95% interval; of a single run the interval over images where it is known."""
+        if self.estimate is None:
+            return ""
+        value, interval = self._number(self.estimate.value), self.estimate.interval
+        if self.scale == "counted":
+            return value
+        if interval is None:
+            if self.over_images is None:
+                return value
+            low, high = (self._number(x) for x in self.over_images)
+            return f"{value} [{low}, {high}] over images"
+        if self.claim.metric == SPREAD:  # not the same to both sides
+            return f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]"
+        return f"{value} ± {(interval[1] - interval[0]) / 2:.2f}"
+
+    @property
+    def n(self) -> str:
+        """Runs, of each side where there are two."""
+        if self.estimate is None or self.scale == "counted":
+            return ""
+        return " + ".join(map(str, self.estimate.n))
+
+    @property
+    def seeds(self) -> str:
+        """Runs that the claimed difference needs."""
+        if self.seeds_needed is None:
+            return ""
+        return f"{self.seeds_needed} {'pairs' if self.paired else 'a side'}"
+
+    @property
+    def command(self) -> str:
+        """What measures it, or counts."""
+        if self.scale == "counted":
+            return "python experiments/reproduce.py --table"
+        rows = ",".join(self.claim.rows)
+        at_mini = " --scale mini" if self.scale == "mini" else ""
+        return f"python experiments/reproduce.py {self.suite.name} --rows {rows}{at_mini}"
+
+    @property
+    def _is_difference(self) -> bool:
+        pair = self.claim.measure.pair
+        return pair is not None and pair[0] == "-" and self.claim.metric.endswith("accuracy")
+
+    def _number(self, value: float) -> str:
+        if self._is_difference:
+            return f"{value:+.2f}"
+        return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.2f}"
+
+
+def claim_rows(
+    records: Iterable[Record],
+    evaluations: Iterable[Evaluation] = (),
+    suites: Mapping[str, Suite] | None = None,
+) -> list[ClaimRow]:
+    """Every claim of the suites, at full scale and, where there are records, at mini scale too.
+
+    Claims that counting decides have one row. ValueError where a row does not build.
+    """
+    results = Results(tuple(records), tuple(evaluations))
+    rows: list[ClaimRow] = []
+    for suite in (load_suites() if suites is None else suites).values():
+        for claim in suite.claims:
+            if claim.counted:
+                rows.append(_count(suite, claim))
+                continue
+            rows.append(_assess(suite, claim, "full", results))
+            mini = _assess(suite, claim, "mini", results)
+            rows += [mini] if mini.estimate else []
+    return rows
+
+
+def _count(suite: Suite, claim: Claim) -> ClaimRow:
+    counts = {x: float(parameters(suite.rows[x.row])) for x in claim.measure.terms}
+    value = claim.measure(counts)
+    verdict = judge((claim.claimed.low, claim.claimed.high), (value, value), claim.threshold)
+    exact = Estimate(value, None, value, value, ())
+    return ClaimRow(suite, claim, "counted", exact, verdict, note=claim.note)
+
+
+def parameters(row: Row) -> int:
+    """Trainable parameters of a row's network at full scale, counted."""
+    return _parameters(training_of_row(row, "full"))
+
+
+@cache
+def _parameters(training: str) -> int:
+    settings = json.loads(training)
+    of_model = {key: x for key, x in settings.items() if key.startswith("model.")}
+    arguments = {key.removeprefix("model."): x for key, x in of_model.items()}
+    with torch.device("meta"):
+        return count_parameters(EXPERIMENTS[settings["arch"]](**arguments).network)
+
+
+def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> ClaimRow:
+    estimate = estimate_claim(suite, claim, scale, results)
+    note = claim.note
+    if claim.not_comparable:
+        verdict: Verdict = "not comparable"
+        note = "; ".join(filter(None, [claim.not_comparable, claim.note]))
+    elif estimate is None:
+        verdict = "not yet measured"
+    elif scale == "mini" and claim.threshold is None:
+        verdict, note = "not comparable", "what the paper states is not of a miniature"
+    else:
+        claimed = claim.claimed.low, claim.claimed.high
+        verdict = judge(claimed, estimate.interval, claim.threshold)
+    return ClaimRow(
+        suite,
+        claim,
+        scale,
+        estimate,
+        verdict,
+        over_images=interval_over_images(suite, claim, scale, results),
+        seeds_needed=_seeds_needed(suite, claim, scale, estimate),
+        paired=is_paired(suite, claim, scale),
+        note=note,
+    )
+
+
+def _seeds_needed(
+    suite: Suite, claim: Claim, scale: Scale, estimate: Estimate | None
+) -> int | None:
+    """Of the difference that is claimed, in the middle of a range, at the sd that was measured.
+
+    Before there is one, and at full scale, at the usual sd of runs that share nothing.
+    """
+    pair, claimed = claim.measure.pair, claim.claimed
+    if claim.not_comparable or not pair or pair[0] != "-" or claimed.bound is not None:
+        return None
+    paired = is_paired(suite, claim, scale)
+    sd = estimate.sd if estimate else None
+    if sd is None and scale == "full" and not paired and claim.metric in SPLITS:
+        sd = USUAL_SD
+    middle = (claimed.low + claimed.high) / 2
+    return needed_seeds(middle, sd, paired) if sd is not None and middle else None

@@ -1,0 +1,92 @@
+"""The measure of a claim: plain arithmetic of rows, such as `se - baseline`."""
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from experiments.inference.strategies import PLAIN, STRATEGIES
+
+OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One row in a measure: `se`, or with a strategy of prediction `final[ema+tta]`."""
+
+    row: str
+    strategy: str = PLAIN
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Numbers and terms with + - * / and parentheses; ValueError for anything else."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        for term in self.terms:
+            if term.strategy not in STRATEGIES:
+                raise ValueError(
+                    f"names the unknown strategy {term.strategy} (known: {', '.join(STRATEGIES)})"
+                )
+
+    @cached_property
+    def _tree(self) -> ast.expr:
+        try:
+            return ast.parse(self.text, mode="eval").body
+        except SyntaxError:
+            raise ValueError(f"must be arithmetic of rows, got {self.text!r}") from None
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms in order of their appearance, each once."""
+        return tuple(dict.fromkeys(_terms(self._tree)))
+
+    @cached_property
+    def pair(self) -> tuple[str, Term, Term] | None:
+        """`-` or `/` and both sides, where the measure is one term less or over another."""
+        tree = self._tree
+        if not isinstance(tree, ast.BinOp) or not isinstance(tree.op, ast.Sub | ast.Div):
+            return None
+        left, right = _term(tree.left), _term(tree.right)
+        symbol = "-" if isinstance(tree.op, ast.Sub) else "/"
+        return (symbol, left, right) if left and right else None
+
+    def __call__(self, values: Mapping[Term, float]) -> float:
+        """The measure where each term has this value; ZeroDivisionError where it has none."""
+        return _value(self._tree, values)
+
+
+def _term(node: ast.expr) -> Term | None:
+    if isinstance(node, ast.Name):
+        return Term(node.id)
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        # `ema+tta` and `six-view` read as sums and differences of names, and are written back.
+        return Term(node.value.id, ast.unparse(node.slice).replace(" ", ""))
+    return None
+
+
+def _terms(node: ast.expr) -> Iterator[Term]:
+    if term := _term(node):
+        yield term
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
+        yield from _terms(node.left)
+        yield from _terms(node.right)
+    elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
+        raise ValueError(f"must be arithmetic of rows, got {ast.unparse(node)}")
+
+
+def _value(node: ast.expr, values: Mapping[Term, float]) -> float:
+    if term := _term(node):
+        return values[term]
+    if isinstance(node, ast.BinOp):
+        return OPERATIONS[type(node.op)](_value(node.left, values), _value(node.right, values))
+    assert isinstance(node, ast.Constant)
+    return float(node.value)  # type: ignore[arg-type]

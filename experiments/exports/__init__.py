@@ -1,0 +1,1 @@
+"""A run's network for where there is no training."""

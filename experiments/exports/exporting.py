@@ -1,0 +1,190 @@
+"""What an export consists of: files written, loaded back and compared, uploaded."""
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime  # type: ignore[import-untyped]
+import torch
+from huggingface_hub import HfApi, get_token
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from datamodules.augmentation import normalise
+from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
+from datamodules.synthetic import SYNTHETIC_CLASSES
+from experiments.exports.model_card import model_card
+from experiments.records.finished import FinishedRun, open_run
+from experiments.training.launch import fail
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.pretrained import Dtype, PretrainedClassifier
+
+Network = Callable[[Tensor], Tensor]
+
+#: test images that are compared
+IMAGES = 100
+#: how far a logit may lie from that of what was exported
+TOLERANCE = 1e-4
+
+
+def export(
+    folder: Path,
+    output: Path,
+    weights: str | None,
+    dtype: Dtype,
+    verified: bool,
+    root: str | None,
+    repository: str | None,
+) -> None:
+    """Write an export of a run whole or not at all; a user's mistake ends the process."""
+    if repository and get_token() is None:
+        fail("--push needs a login on Hugging Face's Hub: `hf auth login`, or $HF_TOKEN")
+    try:
+        run = open_run(folder)
+        name = weights or run.record.selected or "raw"
+        model = pretrained(run, name, dtype)
+        images = test_images(run, root) if verified else None
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export", dir=output.parent) as beside:
+            draft = Path(beside) / output.name
+            write(model, draft, model_card(run.record, name, model))
+            if images is not None:
+                show(compare(draft, model, images, run.module(name)), len(images))
+            draft.rename(output)
+    except (MisconfigurationException, OSError) as error:
+        fail(str(error))
+    print(f"Written: {output}")
+    if repository:
+        push(output, repository)
+
+
+def pretrained(run: FinishedRun, weights: str, dtype: Dtype) -> PretrainedClassifier:
+    """A run's network with its "raw", "ema" or "swa" weights, as the Hub knows it."""
+    classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
+    arguments = run.record.config["model"]
+    model = PretrainedClassifier(
+        arch=run.record.arch,
+        hyper_parameters=arguments,
+        mean=list(MEAN),
+        std=list(STD),
+        classes=list(classes),
+        dtype=dtype,
+    )
+    model.network.load_state_dict(run.module(weights).network.state_dict())
+    return model
+
+
+def test_images(run: FinishedRun, root: str | None) -> Tensor:
+    """Some of the run's test images, uint8 (N, 3, 32, 32)."""
+    data = run.data(root)
+    data.prepare_data()
+    data.setup("test")
+    return data.test_dataloader().images[:IMAGES]
+
+
+def write(model: PretrainedClassifier, folder: Path, card: str) -> None:
+    """Write model.safetensors, config.json, model.pt2, model.onnx and README.md."""
+    folder.mkdir()
+    # First, because otherwise a card of the library's own is written.
+    (folder / "README.md").write_text(card)
+    model.save_pretrained(folder)
+    # Two images, because torch.export takes a batch of one for a constant.
+    example = (torch.rand(2, 3, 32, 32),)
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(model, example, dynamic_shapes=batch)
+    torch.export.save(program, folder / "model.pt2")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    torch.onnx.export(
+        in_32_bits(model),
+        example,
+        folder / "model.onnx",
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=batch,
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
+
+
+def in_32_bits(model: PretrainedClassifier) -> PretrainedClassifier:
+    """The same weights, computing in 32 bits: onnxruntime has no others on a CPU."""
+    return deepcopy(model).float()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one file, loaded back, answers the same images."""
+
+    file: str
+    difference: float  # largest of a logit, from what was exported
+    from_run: float  # largest of a logit, from the run's network in 32 bits
+    agreement: float  # share of images that get the class that the run gives them
+
+
+def compare(
+    folder: Path, model: PretrainedClassifier, images: Tensor, original: ImageClassifier
+) -> list[Comparison]:
+    """Load every file of an export back and compare its answers to images uint8 (N, 3, 32, 32).
+
+    Ends the process where one lies further than `TOLERANCE` from what was exported.
+    """
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    loaded: dict[str, tuple[Network, Network]] = {
+        "model.safetensors": (PretrainedClassifier.from_pretrained(folder, strict=True), model),
+        "model.pt2": (torch.export.load(folder / "model.pt2").module(), model),
+        "model.onnx": (
+            lambda pixels: torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0]),
+            in_32_bits(model),
+        ),
+    }
+    comparisons = []
+    with torch.inference_mode():
+        normalised = normalise(images, torch.tensor(MEAN), torch.tensor(STD))
+        from_run = answers(original, normalised)
+        for file, (network, exported) in loaded.items():
+            logits = answers(network, images / 255)
+            comparison = Comparison(
+                file,
+                difference=(logits - answers(exported, images / 255)).abs().max().item(),
+                from_run=(logits - from_run).abs().max().item(),
+                agreement=(logits.argmax(1) == from_run.argmax(1)).float().mean().item(),
+            )
+            if not comparison.difference <= TOLERANCE:  # nor where it is no number
+                sys.exit(f"error: {file} differs from what was exported: {comparison}")
+            comparisons.append(comparison)
+    return comparisons
+
+
+def answers(network: Network, images: Tensor) -> Tensor:
+    """Logits (N, 10), the last batch being of another size than the others."""
+    return torch.cat([network(batch) for batch in images.split(IMAGES // 2 - 1)])
+
+
+def show(comparisons: list[Comparison], images: int) -> None:
+    """Print what the comparison found."""
+    table = Table(title=f"Loaded back, on {images} test images")
+    for column in ("file", "difference", "from the run", "same class"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for x in comparisons:
+        table.add_row(x.file, f"{x.difference:.1e}", f"{x.from_run:.1e}", f"{x.agreement:.2%}")
+    Console().print(table)
+
+
+def push(folder: Path, repository: str) -> None:
+    """Upload an export to the Hub, into a repository that is made where there is none."""
+    try:
+        api = HfApi()
+        url = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # the network's, the Hub's and the library's own
+        fail(f"{folder} is not on the Hub: {error}")
+    print(f"Pushed: {url}")

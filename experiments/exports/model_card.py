@@ -1,0 +1,105 @@
+"""What an export says about itself, from the record of the run that it comes from."""
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from experiments.records.record import Record
+from lightning_modules.pretrained import PretrainedClassifier
+
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+{arch} with {parameters:,} parameters. The files hold its {weights} weights ({checkpoint}, after
+{epoch} epochs) in {dtype}. Its classes: {classes}.
+{warning}
+## Use
+
+Pixels go in as float (N, 3, 32, 32) in [0, 1], not normalised; logits (N, 10) come out. Every file
+takes any number of images.
+
+- `model.safetensors` and `config.json`: `PretrainedClassifier.from_pretrained(FOLDER, strict=True)`
+  of this project's `lightning_modules.pretrained`
+- `model.pt2`: `torch.export.load("model.pt2").module()`, with PyTorch alone
+- `model.onnx`: `onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})`, always
+  in 32 bits
+
+## Figures
+
+Of the run, on {source}, from one view of each image. `val` was held out of the training images and
+chose the checkpoint; `test` was read once, after training.
+
+| split | weights | accuracy | NLL | ECE | images |
+|---|---|---|---|---|---|
+{scores}
+
+## Training
+
+{epochs} epochs of {train_images:,} images, {steps:,} steps, {seconds:.0f} s on {device}, precision
+{precision}, seed {seed}; one image takes {operations:,} operations. Commit {commit}, {finished}.
+
+```
+{command}
+```
+"""
+SYNTHETIC = """
+**Trained on a synthetic stand-in, not on CIFAR-10**: its figures say nothing about photographs.
+"""
+QUICK = """
+**From a `--quick` run**, which shows that everything works and says nothing about the network.
+"""
+
+
+def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str:
+    """A model card for the Hub: its metadata, then Markdown."""
+    score = record.scores["test"][weights]
+    synthetic = record.source == "synthetic"
+    result = EvalResult(
+        task_type="image-classification",
+        dataset_type="cifar10",
+        dataset_name="CIFAR-10",
+        dataset_split="test",
+        metric_type="accuracy",
+        metric_value=round(score.accuracy, 4),
+    )
+    metadata = ModelCardData(
+        library_name="sub5m",
+        license="mit",
+        pipeline_tag="image-classification",
+        tags=["sub5m", record.arch],
+        # The stand-in has no name on the Hub, and its figures would be taken for CIFAR-10's.
+        datasets=None if synthetic else ["cifar10"],
+        eval_results=None if synthetic else [result],
+        model_name=record.name,
+    )
+    scores = [
+        f"| {split} | {name} | {x.accuracy:.2%} | {x.nll:.4f} | {x.ece:.4f} | {x.images:,} |"
+        for split, by_weights in record.scores.items()
+        for name, x in by_weights.items()
+    ]
+    return CARD.format(
+        metadata=metadata.to_yaml(),
+        title=record.name,
+        arch=record.arch,
+        parameters=record.parameters,
+        classes=", ".join(model.classes),
+        weights=weights,
+        checkpoint=score.checkpoint,
+        epoch=score.epoch,
+        dtype=str(model.dtype).removeprefix("torch."),
+        warning=synthetic * SYNTHETIC + record.quick * QUICK,
+        source="the synthetic stand-in" if synthetic else "CIFAR-10",
+        scores="\n".join(scores),
+        epochs=record.epochs,
+        train_images=record.train_images,
+        steps=record.steps,
+        seconds=record.training_seconds,
+        device=record.device,
+        precision=record.precision,
+        seed=record.seed,
+        operations=record.operations_per_image,
+        commit=record.commit + (" and uncommitted changes" if record.dirty else ""),
+        finished=record.finished,
+        command="\n".join(record.command),
+    )

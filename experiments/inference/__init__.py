@@ -1,0 +1,1 @@
+"""Ways of predicting with a finished run, and their scores."""

@@ -1,0 +1,133 @@
+"""Score strategies of prediction on validation and test, and choose one on validation."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from torch import Tensor
+
+from experiments.inference.evaluation import look, score_strategy, seconds_per_1000
+from experiments.inference.strategies import (
+    PLAIN,
+    STRATEGIES,
+    Strategy,
+    joint_strategies,
+    strategies_for,
+)
+from experiments.records.finished import FinishedRun, open_images, open_networks
+from experiments.records.provenance import describe_device, git_state, versions
+from experiments.records.record import Evaluation, StrategyResult
+from experiments.training.launch import fail
+from experiments.training.trainer import Precision
+from lightning_modules.prediction import fit_temperature
+
+
+def evaluate(
+    runs: Sequence[FinishedRun],
+    wanted: Mapping[str, tuple[FinishedRun, str]],
+    strategies: Mapping[str, Strategy],
+    baseline: str,
+    root: str | None,
+    precision: Precision | None,
+) -> Evaluation:
+    """Score strategies on validation and test; temperature and choice come from validation alone.
+
+    Of equally accurate strategies the one with the lowest NLL at its fitted temperature is chosen.
+    """
+    commit, dirty = git_state()
+    networks, device, taken_precision = open_networks(wanted, precision)
+    loaders = open_images(runs[0], root)
+    views = dict.fromkeys(view for strategy in strategies.values() for view in strategy.views)
+    labels = {split: loader.labels for split, loader in loaders.items()}
+    predictions: dict[str, dict[str, Tensor]] = {}
+    for split, loader in loaders.items():
+        seen = look(networks, views, loader, device)
+        predictions[split] = {name: s.predict(seen) for name, s in strategies.items()}
+
+    results = {}
+    mean, std = (x.to(device) for x in (loaders["test"].mean, loaders["test"].std))
+    for name, strategy in strategies.items():
+        temperature = None
+        if "val" in loaders:
+            temperature = fit_temperature(predictions["val"][name], labels["val"])
+        scores = {
+            split: score_strategy(by_name[name], by_name[baseline], labels[split], temperature)
+            for split, by_name in predictions.items()
+        }
+        module = strategy.build(networks, mean, std)
+        seconds = seconds_per_1000(module, loaders["test"], device)
+        results[name] = StrategyResult(asdict(strategy), temperature, seconds, scores)
+    return Evaluation(
+        runs=[run.folder.resolve().name for run in runs],
+        command=shlex.join(["python", *sys.argv]),
+        source=runs[0].record.source,
+        commit=commit,
+        dirty=dirty,
+        versions=versions(),
+        device=describe_device(device),
+        precision=taken_precision,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        baseline=baseline,
+        chosen=choose(results),
+        strategies=results,
+    )
+
+
+def choose(results: Mapping[str, StrategyResult]) -> str | None:
+    """The strategy with the best validation accuracy, then the lowest NLL; None without either."""
+    on_validation = {name: x.scores["val"] for name, x in results.items() if "val" in x.scores}
+
+    def merit(name: str) -> tuple[float, float]:
+        fitted = on_validation[name].fitted
+        assert fitted is not None
+        return on_validation[name].accuracy, -fitted.nll
+
+    return max(on_validation, key=merit, default=None)
+
+
+def evaluate_run(
+    run: FinishedRun, only: Sequence[str], root: str | None, precision: Precision | None
+) -> Evaluation:
+    """Every strategy that a run's weights allow, or those that `--only` names beside plain."""
+    weights = run.record.scores["test"]
+    strategies = strategies_for(weights)
+    if only:
+        for name in only:
+            if missing := [w for w in STRATEGIES[name].networks if w not in weights]:
+                fail(f"--only {name}: {run.folder} has no {missing[0]} weights")
+        strategies = {n: s for n, s in strategies.items() if n in (PLAIN, *only)}
+    wanted = {w: (run, w) for w in weights if any(w in s.networks for s in strategies.values())}
+    return evaluate([run], wanted, strategies, PLAIN, root, precision)
+
+
+def evaluate_together(
+    runs: Sequence[FinishedRun], root: str | None, precision: Precision | None
+) -> Evaluation:
+    """The networks of several runs, each with its weights that are best on validation."""
+    wanted, on_validation = {}, {}
+    for run in runs:
+        weights = run.record.selected or "raw"
+        name = f"{run.folder.resolve().name}:{weights}"
+        wanted[name] = run, weights
+        scores = run.record.scores
+        on_validation[name] = scores["val"][weights].accuracy if "val" in scores else 0.0
+    baseline = max(on_validation, key=lambda name: on_validation[name])
+    return evaluate(runs, wanted, joint_strategies(wanted), baseline, root, precision)
+
+
+def check_alike(runs: Sequence[FinishedRun]) -> None:
+    """End the process where runs cannot be evaluated together."""
+    first = runs[0]
+    names = [run.folder.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        fail(f"runs must have different names, got {', '.join(names)}")
+    for run in runs[1:]:
+        if run.record.source != first.record.source:
+            fail(f"{first.folder} is of {first.record.source}, {run.folder} of {run.record.source}")
+        for key in ("val_fraction", "split_seed"):
+            ours, theirs = (x.record.config["data"][key] for x in (first, run))
+            if ours != theirs:
+                # One would have been trained on images that the other one holds out.
+                fail(f"data.{key} is {ours} in {first.folder} and {theirs} in {run.folder}")

@@ -1,0 +1,167 @@
+"""From the checkpoints of a run to logits and scores."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+)
+
+from datamodules.tensor_loader import EvalLoader
+from experiments.inference.bootstrap import paired_bootstrap
+from experiments.records.record import Calibration, Score, StrategyScore
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.prediction import log_probabilities, see
+
+CLASSES = 10
+#: images on which the time of a strategy is measured
+TIMED = 1_000
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of a network's weights, and where it comes from."""
+
+    name: str
+    state: dict[str, Any]
+    checkpoint: str
+    epoch: int
+
+
+def load_weights(folder: Path, name: str) -> Weights | None:
+    """The raw, "ema" or "swa" weights of a run: the best on validation, else the last.
+
+    None where the run has none of them, as when averaging never began.
+    """
+    best = folder / ("best.ckpt" if name == "raw" else f"best_{name}.ckpt")
+    path = best if best.exists() else folder / "last.ckpt"
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if name == "raw":
+        prefix = "network."
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith(prefix)
+        }
+    else:
+        callback = checkpoint["callbacks"].get(name.upper())
+        if not callback or not callback["updates"]:
+            return None
+        state = callback["average"]
+    # A checkpoint at an epoch's end is written before that epoch is counted.
+    return Weights(name, state, path.name, checkpoint["epoch"] + 1)
+
+
+def predict(
+    trainer: Trainer, module: ImageClassifier, weights: Weights, loader: Iterable[Any]
+) -> Tensor:
+    """Logits float32 (N, 10), on the CPU, of every image of a loader."""
+    module.network.load_state_dict(weights.state)
+    batches = trainer.predict(module, dataloaders=loader)
+    assert batches is not None
+    return torch.cat([batch.cpu() for batch in batches])  # type: ignore[union-attr]
+
+
+def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
+    """Accuracy, negative log-likelihood and calibration error of logits (N, 10)."""
+    probabilities = logits.softmax(dim=1)
+    calibration = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=15, norm="l1")
+    return Score(
+        accuracy=(logits.argmax(dim=1) == labels).double().mean().item(),
+        nll=F.cross_entropy(logits, labels).item(),
+        ece=calibration.item(),
+        images=len(labels),
+        checkpoint=weights.checkpoint,
+        epoch=weights.epoch,
+    )
+
+
+@torch.inference_mode()
+def look(
+    networks: Mapping[str, nn.Module],
+    views: Iterable[str],
+    loader: EvalLoader,
+    device: torch.device,
+) -> dict[str, dict[str, Tensor]]:
+    """What each network sees in each view: log-probabilities float32 (N, 10), on the CPU."""
+    views = list(views)
+    mean, std = loader.mean.to(device), loader.std.to(device)
+    batches: dict[str, dict[str, list[Tensor]]] = {
+        name: {view: [] for view in views} for name in networks
+    }
+    for images, _ in loader:
+        on_device = images.to(device)
+        for view in views:
+            viewed = see(on_device, view, mean, std)
+            for name, network in networks.items():
+                batches[name][view].append(log_probabilities(network(viewed)).cpu())
+    return {
+        name: {view: torch.cat(parts) for view, parts in by_view.items()}
+        for name, by_view in batches.items()
+    }
+
+
+def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """Calibration of logits or log-probabilities (N, 10) with labels int64 (N,), in 64 bits.
+
+    Classwise: the mean over classes of the calibration error of that class's probability, whichever
+    class is predicted (Nixon et al. 2019, Kull et al. 2019).
+    """
+    logits = logits.double()
+    probabilities = logits.softmax(dim=1)
+    is_label = F.one_hot(labels, CLASSES)
+    by_class = zip(probabilities.T.contiguous(), is_label.T.contiguous(), strict=True)
+    classwise = [binary_calibration_error(p, y, n_bins=15, norm="l1") for p, y in by_class]
+    return Calibration(
+        nll=F.cross_entropy(logits, labels).item(),
+        brier=(probabilities - is_label).square().sum(dim=1).mean().item(),
+        ece=multiclass_calibration_error(
+            probabilities, labels, CLASSES, n_bins=15, norm="l1"
+        ).item(),
+        classwise_ece=torch.stack(classwise).mean().item(),
+    )
+
+
+def score_strategy(
+    predictions: Tensor, baseline: Tensor, labels: Tensor, temperature: float | None
+) -> StrategyScore:
+    """Score log-probabilities (N, 10) of a strategy against those of the baseline."""
+    correct = predictions.argmax(dim=1) == labels
+    plain = baseline.argmax(dim=1) == labels
+    low, high = paired_bootstrap(correct, plain)
+    return StrategyScore(
+        accuracy=correct.double().mean().item(),
+        gain=(correct.double() - plain.double()).mean().item(),
+        gain_low=low,
+        gain_high=high,
+        images=len(labels),
+        as_it_is=calibration(predictions, labels),
+        fitted=calibration(predictions / temperature, labels) if temperature else None,
+    )
+
+
+@torch.inference_mode()
+def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device) -> float:
+    """Wall clock of a module for 1,000 images that lie on the device already."""
+
+    def synchronise() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    batches = [images.to(device) for images, _ in islice(loader, ceil(TIMED / loader.batch_size))]
+    synchronise()
+    start = time.perf_counter()
+    for images in batches:
+        module(images)
+    synchronise()
+    return (time.perf_counter() - start) * 1_000 / sum(map(len, batches))

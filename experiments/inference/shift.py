@@ -1,0 +1,158 @@
+"""A run's networks under distribution shift: on CIFAR-10-C, generated or published, and CIFAR-10.1.
+
+Nothing is fitted to a shift: temperatures come from clean validation images.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from datamodules.corruptions import BENCHMARK, CORRUPTIONS, corrupt
+from datamodules.shifted import CIFAR10C, read_cifar10_1
+from datamodules.tensor_loader import EvalLoader
+from experiments.inference.evaluation import calibration, look
+from experiments.inference.strategies import BOTH, PLAIN, Strategy
+from experiments.records.finished import FinishedRun, open_images, open_networks
+from experiments.records.provenance import describe_device, git_state, versions
+from experiments.records.record import Calibration, Shift, ShiftMean, ShiftResult, ShiftScore
+from experiments.training.trainer import Precision
+from lightning_modules.prediction import IDENTITY, fit_temperature
+
+#: of the corruptions that are generated
+SEED = 0
+
+Scores = dict[str, ShiftScore]  # by strategy
+
+
+def single_views(weights: Iterable[str]) -> dict[str, Strategy]:
+    """The raw weights, their average where there is one, and both in SAMResNet's shares."""
+    strategies = {PLAIN: Strategy({"raw": 1.0}, IDENTITY)}
+    for name in weights:
+        if name != "raw":
+            strategies[name] = Strategy({name: 1.0}, IDENTITY)
+            shares = {"raw": BOTH["raw"], name: BOTH["ema"]}
+            strategies["ensemble"] = Strategy(shares, IDENTITY)
+    return strategies
+
+
+def evaluate_shift(
+    run: FinishedRun,
+    severities: Sequence[int],
+    count: int | None = None,
+    cifar10_c: Path | None = None,
+    cifar10_1: Path | None = None,
+    root: str | None = None,
+    precision: Precision | None = None,
+) -> Shift:
+    """Predict the first `count` test images, all by default, under every corruption.
+
+    Corruptions are generated, or read from the folder of the published CIFAR-10-C where it is
+    given; CIFAR-10.1 is scored where its folder is given. MisconfigurationException, in one line,
+    for what cannot be read or does not belong to the run's test set.
+    """
+    commit, dirty = git_state()
+    loaders = open_images(run, root)
+    test = loaders["test"]
+    images, labels = test.images[:count], test.labels[:count]
+    if count is not None and len(images) < count:
+        raise MisconfigurationException(
+            f"--images must be at most {len(images):,}, which the test set has, got {count:,}"
+        )
+    published = CIFAR10C(cifar10_c, test.labels) if cifar10_c else None
+    read_anew = read_cifar10_1(cifar10_1) if cifar10_1 else None
+
+    strategies = single_views(run.record.scores["test"])
+    wanted = {weights: (run, weights) for weights in run.record.scores["test"]}
+    networks, device, taken_precision = open_networks(wanted, precision)
+    mean, std = test.mean.to(device), test.std.to(device)
+    temperatures: dict[str, float] = {}
+
+    def predict(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        loader = EvalLoader(images.to(device), labels, test.batch_size, mean, std)
+        seen = look(networks, IDENTITY, loader, device)
+        return {name: strategy.predict(seen) for name, strategy in strategies.items()}
+
+    def score(images: Tensor, labels: Tensor) -> Scores:
+        predictions = predict(images, labels)
+        return {n: score_shift(x, labels, temperatures.get(n)) for n, x in predictions.items()}
+
+    def shifted(name: str, severity: int) -> Tensor:
+        if published:
+            return published.images(name, severity)[: len(images)]
+        return corrupt(images, name, severity, SEED)
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("clean images", total=len(CORRUPTIONS) * len(severities))
+        if "val" in loaders:
+            for name, x in predict(loaders["val"].images, loaders["val"].labels).items():
+                temperatures[name] = fit_temperature(x, loaders["val"].labels)
+        clean = score(images, labels)
+        new = score(*read_anew) if read_anew else {}
+        corrupted: dict[str, list[Scores]] = {name: [] for name in CORRUPTIONS}
+        for name, severity in product(CORRUPTIONS, severities):
+            progress.update(task, description=f"{name}, severity {severity}")
+            corrupted[name].append(score(shifted(name, severity), labels))
+            progress.advance(task)
+
+    return Shift(
+        run=run.folder.resolve().name,
+        command=shlex.join(["python", *sys.argv]),
+        source=run.record.source,
+        commit=commit,
+        dirty=dirty,
+        versions=versions(),
+        device=describe_device(device),
+        precision=taken_precision,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        corruptions="published" if published else "generated",
+        seed=None if published else SEED,
+        severities=list(severities),
+        images=len(images),
+        strategies={
+            name: ShiftResult(
+                strategy=asdict(strategy),
+                temperature=temperatures.get(name),
+                clean=clean[name],
+                corrupted={c: [x[name] for x in scores] for c, scores in corrupted.items()},
+                mean_15=mean_score(x[name] for c in BENCHMARK for x in corrupted[c]),
+                mean_19=mean_score(x[name] for scores in corrupted.values() for x in scores),
+                cifar10_1=new.get(name),
+            )
+            for name, strategy in strategies.items()
+        },
+    )
+
+
+def score_shift(predictions: Tensor, labels: Tensor, temperature: float | None) -> ShiftScore:
+    """Score log-probabilities (N, 10), as they are and divided by a temperature."""
+    return ShiftScore(
+        accuracy=(predictions.argmax(dim=1) == labels).double().mean().item(),
+        as_it_is=calibration(predictions, labels),
+        fitted=calibration(predictions / temperature, labels) if temperature else None,
+    )
+
+
+def mean_score(scores: Iterable[ShiftScore]) -> ShiftMean:
+    """The mean over corruptions and severities, all of as many images."""
+    scores = list(scores)
+    fitted = [x.fitted for x in scores if x.fitted]
+    return ShiftMean(
+        mce=1 - fmean(x.accuracy for x in scores),
+        as_it_is=mean_calibration([x.as_it_is for x in scores]),
+        fitted=mean_calibration(fitted) if fitted else None,
+    )
+
+
+def mean_calibration(calibrations: Sequence[Calibration]) -> Calibration:
+    """The mean of each measure."""
+    return Calibration(*map(fmean, zip(*map(astuple, calibrations), strict=True)))

@@ -1,0 +1,1 @@
+"""Records: what they hold, how they are written, found and printed."""

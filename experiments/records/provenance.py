@@ -1,0 +1,46 @@
+"""What a record says of where it came from: the code's commit, versions, the machine."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import lightning
+import torch
+import torchmetrics
+import torchvision
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def git_state() -> tuple[str, bool]:
+    """The commit of the code that runs, and whether tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no") != ""
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    packages = (torch, torchvision, lightning, torchmetrics)
+    return {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages}
+
+
+def describe_device(device: torch.device) -> str:
+    """The accelerator's name, or the processor's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0].partition(":")[2].strip() if models else name
+    return f"{name} ({torch.get_num_threads()} of {os.cpu_count()} CPUs)"

@@ -1,0 +1,203 @@
+"""The report's charts as matplotlib figures: records, curves and calibration."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from experiments.reporting.inline import COLOURS, SERIES, STYLE
+from experiments.reporting.reliability import Reliability, wilson_interval
+
+#: trainable parameters that the project allows itself
+BUDGET = 5_000_000
+#: in inches of 96 pixels: two charts stand side by side on a screen, and one fills a phone
+SIZE = (4.4, 3.0)
+MARKERS = "os^Dvp*X"
+
+#: column of metrics.csv -> label, colour and dashes
+LINES = {
+    "train/acc": ("training", "train", ":"),
+    "train/acc_soft": ("training, as mixed", "train", ":"),
+    "train/loss": ("training", "train", ":"),
+    "val/acc": ("raw", "raw", "-"),
+    "val/acc_ema": ("EMA", "ema", "--"),
+    "val/acc_swa": ("SWA", "swa", "-."),
+    "val/loss": ("raw", "raw", "-"),
+    "val/loss_ema": ("EMA", "ema", "--"),
+    "val/loss_swa": ("SWA", "swa", "-."),
+}
+
+Points = list[tuple[int, float]]  # (optimizer step, value)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run as a point among others."""
+
+    rank: int
+    arch: str
+    parameters: int
+    accuracy: float  # share of the images, in [0, 1]
+    images: int
+
+
+@matplotlib.rc_context(STYLE)
+def draw_results(results: Sequence[Result]) -> Figure:
+    """Accuracy against parameters with the 95% interval of so many images, and the budget."""
+    figure = Figure(figsize=(5.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for i, arch in enumerate(dict.fromkeys(result.arch for result in results)):
+        points = [result for result in results if result.arch == arch]
+        x = [result.parameters for result in points]
+        y = torch.tensor([result.accuracy for result in points])
+        low, high = wilson_interval(y, torch.tensor([result.images for result in points]))
+        colour = COLOURS[f"series-{i % SERIES}"]
+        axis.vlines(x, low.numpy(), high.numpy(), color=colour, alpha=0.5, linewidth=1.2)
+        axis.scatter(x, y.numpy(), color=colour, marker=MARKERS[i % len(MARKERS)], s=34, label=arch)
+    axis.axvline(BUDGET, color=COLOURS["budget"], linestyle="--", linewidth=1.2)
+    axis.annotate(
+        "budget 5M",
+        (BUDGET, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 8),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        color=COLOURS["budget"],
+    )
+    axis.set_xscale("log")
+    smallest = min([result.parameters for result in results], default=BUDGET)
+    axis.set_xlim(min(smallest, BUDGET) / 1.4, max(BUDGET, *(r.parameters for r in results)) * 1.3)
+    axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1e6:g}M"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_xlabel("trainable parameters")
+    axis.set_ylabel("test accuracy")
+    _legend(figure)
+    _label(figure, axis, results)
+    return figure
+
+
+def _label(figure: Figure, axis: Axes, results: Sequence[Result]) -> None:
+    """Write ranks beside points, the best first, on a side where there is room for them."""
+    figure.draw_without_rendering()
+    taken: list[tuple[float, float]] = []
+    for result in results:
+        point = (result.parameters, result.accuracy)
+        x, y = axis.transData.transform(point)
+        for side, alignment in ((9, "left"), (-9, "right")):
+            place = (x + side, y)
+            if all(abs(place[0] - u) > 16 or abs(place[1] - v) > 14 for u, v in taken):
+                axis.annotate(
+                    f"{result.rank}",
+                    point,
+                    xytext=(0.72 * side, 0),
+                    textcoords="offset points",
+                    ha=alignment,
+                    va="center",
+                    fontsize=9,
+                )
+                taken.append(place)
+                break
+
+
+def read_metrics(path: Path) -> dict[str, Points]:
+    """Every column with values of a run's metrics.csv; ValueError where there is none."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns: dict[str, Points] = {}
+    for row in rows:
+        for name, value in row.items():
+            if value and name not in ("step", "epoch"):
+                columns.setdefault(name, []).append((int(row["step"]), float(value)))
+    if not columns:
+        raise ValueError(f"there are no metrics in {path}")
+    return columns
+
+
+@matplotlib.rc_context(STYLE)
+def draw_curves(metrics: Mapping[str, Points], measure: str, steps_per_epoch: float) -> Figure:
+    """Training and validation "acc" or "loss" over epochs."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axis = figure.subplots()
+    for name, (label, colour, dashes) in LINES.items():
+        if name in metrics and name.partition("/")[2].startswith(measure):
+            epochs, values = _over_epochs(metrics[name], steps_per_epoch)
+            marker = "." if len(values) < 40 else ""
+            axis.plot(epochs, values, dashes, color=COLOURS[colour], label=label, marker=marker)
+    if measure == "acc":
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_ylabel("accuracy" if measure == "acc" else "cross-entropy, nats")
+    _epochs(axis)
+    _legend(figure)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_learning_rate(metrics: Mapping[str, Points], steps_per_epoch: float) -> Figure:
+    """The learning rate of every optimizer over epochs."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axis = figure.subplots()
+    names = [name for name in metrics if name.startswith("lr")]
+    for i, name in enumerate(names):
+        epochs, values = _over_epochs(metrics[name], steps_per_epoch)
+        label = name.removeprefix("lr-")
+        axis.plot(epochs, values, color=COLOURS[f"series-{i % SERIES}"], label=label)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("learning rate")
+    _epochs(axis)
+    _legend(figure)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_reliability(bins: Reliability) -> Figure:
+    """Accuracy over confidence with 95% intervals, above the share of predictions in each bin."""
+    figure = Figure(figsize=(SIZE[0], 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    filled = bins.counts > 0
+    x, y = bins.confidence[filled].numpy(), bins.accuracy[filled].numpy()
+    low, high = wilson_interval(bins.accuracy[filled], bins.counts[filled])
+    above.plot([0, 1], [0, 1], "--", color=COLOURS["muted"], linewidth=1)
+    above.vlines(x, low.numpy(), high.numpy(), color=COLOURS["raw"], alpha=0.6)
+    above.plot(x, y, "o", color=COLOURS["raw"], markersize=4, clip_on=False)
+    above.set_ylim(0, 1)
+    above.set_ylabel("accuracy")
+    above.yaxis.set_major_formatter(PercentFormatter(1))
+    ece = f"ECE {bins.ece:.4f}"
+    above.text(0.97, 0.05, ece, transform=above.transAxes, ha="right", fontsize=11)
+    width = 1 / len(bins.counts)
+    centres = [(i + 0.5) * width for i in range(len(bins.counts))]
+    shares = (bins.counts / bins.counts.sum()).tolist()
+    below.bar(centres, shares, 0.9 * width, color=COLOURS["raw"], alpha=0.5)
+    below.set_ylabel("share")
+    below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    below.yaxis.set_major_locator(MaxNLocator(2, prune="lower"))
+    below.set_xlim(0, 1)
+    below.set_xlabel("confidence")
+    below.xaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def _over_epochs(points: Points, steps_per_epoch: float) -> tuple[list[float], list[float]]:
+    # A step is numbered from 0 and logged when it has been done.
+    return [(step + 1) / steps_per_epoch for step, _ in points], [value for _, value in points]
+
+
+def _epochs(axis: Axes) -> None:
+    axis.set_xlabel("epoch")
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(figure: Figure) -> None:
+    """Above the axes, where it covers nothing."""
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=4, borderaxespad=0)

@@ -1,0 +1,221 @@
+"""What the report says of one run: its curves, how sure it is, where it errs, where it looks."""
+
+import shlex
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from markupsafe import Markup
+from torch import Tensor
+
+from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import CIFAR10_CLASSES
+from datamodules.synthetic import SYNTHETIC_CLASSES
+from experiments.records.collect import Entry
+from experiments.records.finished import FinishedRun
+from experiments.records.record import Evaluation, Shift
+from experiments.reporting.figures import (
+    draw_curves,
+    draw_learning_rate,
+    draw_reliability,
+    read_metrics,
+)
+from experiments.reporting.inline import Picture, svg
+from experiments.reporting.mistakes import confusion
+from experiments.reporting.pictures import (
+    AttentionPictures,
+    attention_pictures,
+    augmented_images,
+    hardest_images,
+)
+from experiments.reporting.reliability import reliability
+from lightning_modules.prediction import fit_temperature
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing and what it shows."""
+
+    drawing: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of each class (rows) were taken for each class (columns)."""
+
+    classes: Sequence[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """The parts of one run's section; a text says why one is not there, or what makes it."""
+
+    entry: Entry
+    curves: list[Chart] | str
+    reliability: list[Chart] | str
+    confusion: Confusion | str
+    hardest: list[Picture] | str
+    attention: AttentionPictures | str
+    augmented: Picture | str
+    evaluation: Evaluation | str
+    shift: Shift | str
+
+
+class ImageSource:
+    """The test images of runs, each set decoded once; none are fetched."""
+
+    def __init__(self, root: str | None) -> None:
+        """`root` is the folder of CIFAR-10, by default that of each run."""
+        self.root = root
+        self._sets: dict[tuple[str | None, str], tuple[Tensor, Tensor]] = {}
+
+    def test(self, run: FinishedRun) -> tuple[Tensor, Tensor]:
+        """Images uint8 (N, 3, 32, 32) and labels int64 (N,).
+
+        MisconfigurationException, in one line, where they are not to be had.
+        """
+        root, source = self.root or run.record.config["data"]["root"], run.record.source
+        if (root, source) not in self._sets:
+            data = CIFAR10DataModule(root=root, source=source, download=False)
+            data.prepare_data()
+            data.setup("test")
+            loader = data.test_dataloader()
+            self._sets[root, source] = loader.images, loader.labels
+        return self._sets[root, source]
+
+
+def describe_run(entry: Entry, name: str, images: ImageSource) -> RunDetails:
+    """Everything that the folder of a run gives; `name` is unique in the page."""
+    parts = _Parts(entry, name, images)
+    return RunDetails(
+        entry,
+        curves=_or_why(parts.curves),
+        reliability=_or_why(parts.reliability),
+        confusion=_or_why(parts.confusion),
+        hardest=_or_why(parts.hardest),
+        attention=_or_why(parts.attention),
+        augmented=_or_why(parts.augmented),
+        evaluation=_or_why(parts.evaluation),
+        shift=_or_why(parts.shift),
+    )
+
+
+def _or_why(part: Callable[[], T]) -> T | str:
+    """A part, or in a sentence why it is not there: one run of fifty must not stop the others."""
+    try:
+        return part()
+    except FileNotFoundError as error:
+        return f"Not shown: there is no {error.filename}."
+    except (MisconfigurationException, OSError) as error:
+        return f"Not shown: {str(error).rstrip('.')}."
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = f"{type(error).__name__}: {error}"
+        return f"Not shown: what it is made from cannot be read ({reason.rstrip('.')})."
+
+
+class _Parts:
+    """What a run left, each file read when a part first needs it."""
+
+    def __init__(self, entry: Entry, name: str, images: ImageSource) -> None:
+        assert entry.run is not None
+        self.run, self.record, self.weights = entry.run, entry.record, entry.weights
+        self.name, self.images = name, images
+        self.place = shlex.quote(str(self.run.folder))
+        synthetic = self.record.source == "synthetic"
+        self.classes = SYNTHETIC_CLASSES if synthetic else CIFAR10_CLASSES
+
+    @cached_property
+    def predictions(self) -> dict[str, Tensor]:
+        """`{split}_labels` int64 (N,) and `{split}_{weights}`, logits float32 (N, 10)."""
+        with np.load(self.run.folder / "predictions.npz") as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+    def on(self, split: str) -> tuple[Tensor, Tensor]:
+        """Logits, of the weights that validation selected, and labels."""
+        return self.predictions[f"{split}_{self.weights}"], self.predictions[f"{split}_labels"]
+
+    def curves(self) -> list[Chart]:
+        metrics = read_metrics(self.run.folder / "metrics.csv")
+        record = self.record
+        steps = record.steps / record.epochs
+        val = record.scores.get("val", {}).get("raw")
+        where = "on its training batches"
+        where += f" and {val.images:,} validation images" if val else ""
+        drawn = [
+            (f"Accuracy of {record.name} {where}.", "/acc", draw_curves(metrics, "acc", steps)),
+            (f"Loss of {record.name} {where}.", "/loss", draw_curves(metrics, "loss", steps)),
+            (
+                f"Learning rate of {record.name} over {record.steps:,} steps.",
+                "lr",
+                draw_learning_rate(metrics, steps),
+            ),
+        ]
+        charts: list[Chart] = []
+        for caption, part, figure in drawn:
+            ends = [f"{name} {x[-1][1]:.4g}" for name, x in metrics.items() if part in name]
+            description = f"{caption} At the end: {', '.join(ends)}."
+            drawing = svg(figure, f"{self.name}-curve-{len(charts)}", description)
+            charts.append(Chart(drawing, caption))
+        return charts
+
+    def reliability(self) -> list[Chart]:
+        temperatures = {"As trained": 1.0}
+        if "val_labels" in self.predictions:
+            fitted = fit_temperature(*self.on("val"))
+            temperatures[f"At temperature {fitted:.3f}, fitted on validation"] = fitted
+        logits, labels = self.on("test")
+        charts: list[Chart] = []
+        for title, temperature in temperatures.items():
+            bins = reliability(logits, labels, temperature)
+            caption = (
+                f"{title}: {self.record.name}, {self.weights} weights, {len(labels):,} test "
+                f"images, ECE {bins.ece:.4f}."
+            )
+            drawing = svg(draw_reliability(bins), f"{self.name}-reliability-{len(charts)}", caption)
+            charts.append(Chart(drawing, caption))
+        return charts
+
+    def confusion(self) -> Confusion:
+        return Confusion(self.classes, confusion(*self.on("test")).tolist())
+
+    def hardest(self) -> list[Picture]:
+        logits, labels = self.on("test")
+        images, labels_here = self.images.test(self.run)
+        if not torch.equal(labels, labels_here):
+            raise MisconfigurationException("the test images here are not those of the run")
+        return hardest_images(images, labels, logits, self.classes)
+
+    def attention(self) -> AttentionPictures:
+        network = self.run.module(self.weights).network
+        pictures = attention_pictures(network, *self.images.test(self.run), self.classes)
+        if pictures is None:
+            raise MisconfigurationException(f"{self.record.arch} has no attention")
+        return pictures
+
+    def augmented(self) -> Picture:
+        return augmented_images(self.run.folder / "augmented.png")
+
+    def evaluation(self) -> Evaluation:
+        found = self.run.evaluation()
+        if found is None:
+            raise MisconfigurationException(
+                f"`python experiments/evaluate.py {self.place}` measures them"
+            )
+        return found
+
+    def shift(self) -> Shift:
+        found = self.run.shift()
+        if found is None:
+            raise MisconfigurationException(
+                f"`python experiments/evaluate.py {self.place} --shift` measures it"
+            )
+        return found

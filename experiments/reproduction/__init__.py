@@ -1,0 +1,1 @@
+"""Training what the suites still lack, here or on many machines."""

@@ -1,0 +1,89 @@
+"""Rows as tasks of a Ray cluster, whose machines share the run folders and this checkout."""
+
+import socket
+from collections.abc import Sequence
+from logging import ERROR
+from typing import Any
+
+import ray
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from ray.exceptions import RayError, TaskCancelledError
+
+from experiments.records.provenance import ROOT
+from experiments.reproduction.plan import Job
+from experiments.reproduction.runner import Outcome, Workplace, run_row
+
+#: how often a row is begun again, from its checkpoint, whose worker or machine was lost
+RETRIES = 3
+
+
+class RayCluster:
+    """An engine that calls `run_row` wherever a cluster has the processors and GPUs for it.
+
+    MisconfigurationException, in one line, where there is no cluster or no machine of it is enough.
+    """
+
+    def __init__(
+        self, address: str, cpus: float, gpus: float | None, place: Workplace, deadline: float
+    ) -> None:
+        """
+        Args:
+            address: of the cluster's head, or "auto" for the one that runs on this machine.
+            cpus: processors for a row.
+            gpus: GPUs for a row, also a fraction; None is 1 where the cluster has any.
+            place: where the plan is executed, on every machine of the cluster.
+            deadline: when the time is up, in seconds of the epoch.
+        """
+        try:
+            _knock(address)
+            # The workers import this checkout, wherever they were started.
+            environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=ERROR)
+        except (OSError, ValueError, RayError) as error:
+            raise MisconfigurationException(
+                f"--ray {address}: no Ray cluster answers ({error}). `ray start --head` starts one "
+                "and says its address"
+            ) from None
+        if gpus is None:
+            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(x.get("CPU", 0) >= cpus and x.get("GPU", 0) >= gpus for x in machines):
+            raise MisconfigurationException(
+                f"--ray {address}: no machine of the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
+            )
+        self.task = ray.remote(run_row).options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False
+        )
+        self.place, self.deadline = place, deadline
+        self.calls: list[ray.ObjectRef] = []
+        self.stopped = False
+
+    def submit(self, job: Job) -> Any:
+        call = self.task.remote(job, self.place, self.deadline)
+        self.calls.append(call)
+        return call
+
+    def done(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
+        return ray.wait(list(calls), timeout=seconds)[0]
+
+    def outcome(self, call: Any, job: Job) -> Outcome:
+        try:
+            return ray.get(call)
+        except TaskCancelledError:
+            return Outcome(job, "cut off")
+        except RayError as error:
+            return Outcome(job, "failed", " ".join(str(error).split()))
+
+    def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            for call in self.calls:
+                # In the task this is a KeyboardInterrupt, at which it ends its training.
+                ray.cancel(call)
+
+
+def _knock(address: str) -> None:
+    """OSError or ValueError where nothing listens at an address, for which Ray waits minutes."""
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()

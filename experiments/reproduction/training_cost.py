@@ -1,0 +1,105 @@
+"""What a training will cost: operations by counting, seconds by what was measured."""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from experiments.records.provenance import describe_device
+from experiments.records.record import Record
+from experiments.training.experiment import operations_per_image
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.trainer import resolve_precision
+
+#: A backward pass takes two operations for each one of the forward pass.
+PASSES = 3
+
+
+def batches_per_epoch(config: dict[str, Any]) -> int:
+    """Training batches of an epoch on CIFAR-10, of which each class has 5,000 images."""
+    held_out = 10 * round(5_000 * config["data"]["val_fraction"])
+    batches = (50_000 - held_out) // config["data"]["batch_size"]
+    limit = config["trainer"]["limit_train_batches"]
+    if limit is None:
+        return batches
+    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+
+
+def operations_of_training(config: dict[str, Any]) -> int:
+    """Operations of all forward and backward passes on training images; a multiply-add is two."""
+    steps = batches_per_epoch(config) * config["trainer"]["max_epochs"]
+    if (most := config["trainer"]["max_steps"]) > 0:
+        steps = min(steps, most)
+    # AugMix shows three views of each image, SAM takes two gradients a step. Records of before
+    # there were these have no such settings.
+    views = 3 if config["data"].get("policy") == "augmix" else 1
+    gradients = 2 if config["model"].get("sharpness", "none") != "none" else 1
+    per_image = _operations_per_image(config["arch"], json.dumps(config["model"]))
+    return PASSES * per_image * steps * config["data"]["batch_size"] * views * gradients
+
+
+@cache
+def _operations_per_image(arch: str, model: str) -> int:
+    with torch.device("meta"):
+        module = EXPERIMENTS[arch](**json.loads(model) | {"compile": False})
+        return operations_per_image(module)
+
+
+class Stopwatch:
+    """Seconds that trainings take on this device, validation included."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        """`records` are of any device: those of this one count."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = describe_device(self.device)
+        self.records = [r for r in records if r.device == name and r.training_seconds > 0]
+        self._measured: dict[tuple[str, str], float] = {}
+
+    def seconds(self, config: dict[str, Any]) -> tuple[float, str]:
+        """An estimate for a training, and what it is based on.
+
+        The speed is that of a record with the same precision: of the same architecture if there is
+        one, and of several the nearest in operations per image. Without any it is that of a step
+        taken now.
+        """
+        operations = operations_of_training(config)
+        precision = resolve_precision(config["trainer"]["precision"], self.device.type)
+        if alike := [record for record in self.records if record.precision == precision]:
+            per_image = _operations_per_image(config["arch"], json.dumps(config["model"]))
+
+            def distance(record: Record) -> tuple[bool, float]:
+                ratio = math.log(record.operations_per_image / per_image)
+                return record.arch != config["arch"], abs(ratio)
+
+            nearest = min(alike, key=distance)
+            done = PASSES * nearest.operations_per_image * nearest.train_images * nearest.epochs
+            return operations * nearest.training_seconds / done, f"record {nearest.name}"
+        kind = config["arch"], precision
+        if kind not in self._measured:
+            self._measured[kind] = self._operations_per_second(config, precision)
+        return operations / self._measured[kind], "a step taken now"
+
+    def _operations_per_second(self, config: dict[str, Any], precision: str) -> float:
+        """Of a forward and backward pass of random images: the fastest of three."""
+        module = EXPERIMENTS[config["arch"]](**config["model"] | {"compile": False})
+        module = module.to(self.device)
+        # A GPU is slow with few images, and a CPU no faster with many.
+        count = config["data"]["batch_size"] if self.device.type == "cuda" else 16
+        seconds = math.inf
+        images = torch.randn(count, 3, 32, 32, device=self.device)
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device)
+        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+        for _ in range(3):
+            began = time.perf_counter()
+            with torch.autocast(self.device.type, mixed, enabled=mixed is not None):
+                loss = F.cross_entropy(module(images), labels)
+            loss.backward()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = min(seconds, time.perf_counter() - began)
+        return PASSES * operations_per_image(module) * count / seconds

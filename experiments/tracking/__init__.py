@@ -1,0 +1,1 @@
+"""What Weights & Biases gets, and how its workspace shows it."""

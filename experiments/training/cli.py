@@ -1,0 +1,271 @@
+"""The command line: flags and presets in, a trainer, a network and its data out."""
+
+import logging
+import re
+import warnings
+from typing import Any, ClassVar, NoReturn
+
+import torch
+import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    LearningRateMonitor,
+    RichProgressBar,
+    Timer,
+)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks import (
+    EMA,
+    SWA,
+    BestCheckpoint,
+    LastCheckpoint,
+    LastStep,
+    Lookahead,
+    ParameterBudget,
+    RandomState,
+)
+from datamodules import CIFAR10DataModule
+from experiments.training.devices import check_devices
+from experiments.training.fit_budget import FittedBudget, fit_to_budget
+from experiments.training.launch import CONFIGS, Launch, fail, near
+from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.processes import is_first
+from experiments.training.trainer import Trainer
+
+# Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
+# before EMA, which averages the weights that it leaves.
+SWITCHES: dict[str, tuple[type[Callback], bool]] = {
+    "budget": (ParameterBudget, True),
+    "lookahead": (Lookahead, False),
+    "ema": (EMA, False),
+    "swa": (SWA, False),
+}
+
+# What Lightning warns of and this project means.
+QUIETED = (
+    "Experiment logs directory .* exists and is not empty",  # the run folder, with its config
+    "Checkpoint directory .* exists and is not empty",
+    "The number of training batches .* is smaller than the logging interval",
+    "Total length of `EvalLoader` across ranks is zero",  # val_fraction 0
+    "You're resuming from a checkpoint that ended before the epoch",  # the data module resumes
+    "The '.*_dataloader' does not have many workers",  # no loader of ours has any
+    "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
+)
+
+
+def quiet() -> None:
+    """Leave out what Lightning says of other products, and warnings of what is meant here."""
+    for message in QUIETED:
+        warnings.filterwarnings("ignore", message)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not re.match("💡 Tip|TPU available", record.getMessage()))
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors are one line that names the flag."""
+
+    # The command line, of the class because jsonargparse makes parsers of its own for the switches.
+    given: ClassVar[list[str]] = []
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        unknown = re.match(r"Unrecognized arguments: (--[\w.]+)", message)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        fail(f"{self.clear(message)}{near(unknown[1], flags) if unknown else ''}")
+
+    def clear(self, message: str) -> str:
+        """The reason within jsonargparse's report on a switch, and the flag in full."""
+        message = " ".join(message.split())
+        if switch := re.match(r'Parser key "(\w+)": .* import path string: (.+?) Given', message):
+            return f"--{switch[1]} must be true or false, got {switch[2]}"
+        if reason := re.search(r"Expected a <class 'bool'> - (.+?) Given value", message):
+            message = reason[1]
+        argument = re.match(r"Option '(\w+)'|Parser key \"(\w+)\"|(\w+) must ", message)
+        if argument:
+            name = argument[argument.lastindex or 0]
+            flags = {text.partition("=")[0] for text in self.given}
+            given = [flag for flag in flags if flag.endswith(f".{name}")]
+            message = f"{given[0]}: {message}" if len(given) == 1 else message
+        return message
+
+
+def arguments_of(launch: Launch) -> list[str]:
+    """What the full parser reads: for --quick the small version, and above it what was given."""
+    if not launch.quick:
+        return launch.arguments
+    cls = EXPERIMENTS[launch.arch]
+    fitted = any(x.partition("=")[0] == "--fit_budget" for x in launch.arguments)
+    quick = {name: x for name, x in cls.quick.items() if not (fitted and name == cls.grows)}
+    small = [f"--model.{name}={x}" for name, x in quick.items()]
+    return ["--config", str(CONFIGS / "quick.yaml"), *small, *launch.arguments]
+
+
+class ExperimentCLI(LightningCLI):
+    """`LightningCLI` for one architecture, its preset, and the callbacks that the preset asks for.
+
+    Precedence: the preset, then `--config`, then flags. A user's mistake ends the process with one
+    line and exit code 2.
+    """
+
+    model: Any
+    datamodule: CIFAR10DataModule
+    trainer: Trainer
+    fitted: FittedBudget | None = None
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        quiet()
+        try:
+            super().__init__(
+                EXPERIMENTS[launch.arch],
+                CIFAR10DataModule,
+                save_config_callback=None,
+                trainer_class=Trainer,
+                trainer_defaults={
+                    "max_epochs": 200,
+                    "devices": 1,
+                    "benchmark": True,
+                    "log_every_n_steps": 50,
+                    "enable_model_summary": False,
+                },
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs={
+                    "prog": "run.py",
+                    "description": f"Train and test {launch.arch}.",
+                    "allow_abbrev": False,
+                    "default_config_files": [str(CONFIGS / f"{launch.arch}.yaml")],
+                },
+                args=arguments_of(launch),
+                run=False,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        except (ValueError, MisconfigurationException) as error:
+            assert isinstance(self.parser, Parser)
+            fail(self.parser.clear(str(error)))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        Parser.given = args
+        self.config = parser.parse_args(args)
+        if not 0 <= self.config.seed < 2**32:
+            fail(f"--seed: seed must be in [0, 2**32), got {self.config.seed}")
+        policy, weight = self.config.data.policy, self.config.model.jsd_weight
+        if policy == "augmix" and weight == 0:
+            fail("--data.policy augmix needs its loss: set --model.jsd_weight, to 12 in its paper")
+        if policy != "augmix" and weight > 0:
+            fail(f"--model.jsd_weight {weight} needs --data.policy augmix, got {policy}")
+        if self.config.fit_budget is not None:
+            try:
+                self.fitted = fit_to_budget(self.launch.arch, self.config, args)
+            except ValueError as error:
+                parser.error(str(error))
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--arch", type=str, default=self.launch.arch, help="Which network.")
+        parser.add_argument("--name", type=str | None, help="Name of the run's folder.")
+        parser.add_argument("--output", type=str, default="runs", help="Where run folders lie.")
+        parser.add_argument(
+            "--seed", type=int, default=0, help="Seed of initialisation, order and augmentation."
+        )
+        parser.add_argument(
+            "--quick",
+            action="store_true",
+            help="Two minutes or less: a small network, a short schedule, the stand-in for CIFAR-10"
+            " where that cannot be had.",
+        )
+        parser.add_argument(
+            "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
+        )
+        parser.add_argument(
+            "--wandb", type=WandbMode, default="offline", help="Curves to Weights & Biases."
+        )
+        parser.add_argument(
+            "--fit_budget",
+            type=float | None,
+            help="Parameters: choose the largest network in them.",
+        )
+        for key, (callback, default) in SWITCHES.items():
+            parser.add_argument(
+                f"--{key}", type=bool | callback, default=default, help=callback.__doc__
+            )
+        parser.link_arguments("seed", "seed_everything")
+        parser.link_arguments("seed", "data.seed")
+
+    def before_instantiate_classes(self) -> None:
+        self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        folder = self.launch.folder
+        # Nothing is written for a run that has no data, or that cannot be resumed.
+        if is_first():
+            self.datamodule.prepare_data()
+        keep_steps = 0
+        if self.launch.checkpoint is not None:
+            path = self.launch.checkpoint
+            try:
+                checkpoint = torch.load(path, "cpu", weights_only=True)
+            except Exception as error:  # which one depends on the bytes that unpickling meets
+                fail(f"--ckpt_path {path} is not a checkpoint ({type(error).__name__})")
+            if not isinstance(checkpoint, dict):
+                fail(f"--ckpt_path {path} is not a checkpoint but a {type(checkpoint).__name__}")
+            self.model.on_load_checkpoint(checkpoint)
+            keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+        loggers = [
+            csv_logger(folder, keep_steps),
+            wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
+        ]
+        callbacks = [*(self.config_init.trainer.callbacks or []), *self._callbacks()]
+        try:
+            trainer = super().instantiate_trainer(
+                default_root_dir=str(folder),
+                logger=[x for x in loggers if x],
+                callbacks=callbacks,
+                max_time=None,  # our Timer's, which ends a run between two epochs
+            )
+        except RuntimeError as error:  # what SLURM was asked for is not what Lightning supports
+            fail(str(error))
+        assert isinstance(trainer, Trainer)
+        return trainer
+
+    def _callbacks(self) -> list[Callback]:
+        folder = self.launch.folder
+        switched: list[Callback] = []
+        for key, (callback, _) in SWITCHES.items():
+            value = self.config_init[key]
+            if value:
+                switched.append(callback() if value is True else value)
+        validated = [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
+        best = [BestCheckpoint(str(folder), suffix) for suffix in validated]
+        return [
+            RandomState(),
+            *switched,
+            LearningRateMonitor(logging_interval="step"),
+            Timer(self.config_init.trainer.max_time, interval="epoch"),
+            LastStep(),
+            *([] if self.config.trainer.enable_progress_bar is False else [RichProgressBar()]),
+            *(best if self.config.data.val_fraction else []),
+            # Behind the best ones, so that it holds their state.
+            LastCheckpoint(str(folder)),
+        ]
+
+    def after_instantiate_classes(self) -> None:
+        trainer = self.config.trainer
+        check_devices(self.trainer, self.config.data.batch_size, trainer.sync_batchnorm)
+        if (limit := trainer.limit_predict_batches) is not None:
+            fail(f"--trainer.limit_predict_batches {limit} is refused: every image is evaluated")
+        if self.config.data.val_fraction:
+            return
+        for callback in self.trainer.callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor and monitor.startswith("val/"):
+                fail(
+                    f"{type(callback).__name__} monitors {monitor}, but --data.val_fraction 0 "
+                    "leaves no validation images: set it above 0 or drop the monitor"
+                )

@@ -1,0 +1,73 @@
+"""One run on several devices: what that takes, what a step is there, and how it ends."""
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from experiments.training.processes import started_outside
+from experiments.training.trainer import Trainer
+
+
+def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> None:
+    """Raise MisconfigurationException or ValueError where a run cannot take a Trainer's devices."""
+    processes, strategy = trainer.world_size, trainer.strategy
+    if processes == 1:
+        if started_outside() > 1:
+            raise MisconfigurationException(
+                f"{started_outside()} processes were started, but --trainer.devices x "
+                "--trainer.num_nodes is 1"
+            )
+        return
+    # Others split the weights, which the callbacks average whole, or train in processes that take
+    # what the run has counted with them.
+    launcher = strategy.launcher
+    if type(strategy) is not DDPStrategy or not isinstance(launcher, _SubprocessScriptLauncher):
+        raise MisconfigurationException("--trainer.strategy must be ddp on several devices")
+    if batch_size % processes:
+        raise MisconfigurationException(
+            f"--data.batch_size must be a multiple of the number of devices, {processes}, "
+            f"got {batch_size}"
+        )
+    if sync_batchnorm and strategy.root_device.type == "cpu":
+        raise MisconfigurationException("--trainer.sync_batchnorm needs GPUs, got CPUs")
+    assert strategy.cluster_environment is not None
+    strategy.cluster_environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+
+
+def images_per_step(trainer: Trainer, batch_size: int) -> int:
+    """The effective batch size: images that one optimizer step has seen."""
+    return batch_size * trainer.accumulate_grad_batches
+
+
+def step_in_words(trainer: Trainer, batch_size: int, lr: float) -> str:
+    """The effective batch size, what it is made of, and its learning rate."""
+    images, devices = images_per_step(trainer, batch_size), trainer.world_size
+    parts = [f"{devices} devices x"] if devices > 1 else []
+    if images > batch_size:
+        parts.append(f"{trainer.accumulate_grad_batches} batches x")
+    made_of = f" ({' '.join(parts)} {batch_size // devices})" if parts else ""
+    return f"An optimizer step sees {images} images{made_of}; peak learning rate {lr:g}"
+
+
+def end_processes() -> None:
+    """Leave the group of processes, where there is one: from here on each is on its own."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def on_one_device(trainer: Trainer) -> Trainer:
+    """A Trainer for this process and its device alone; the given one where it is that."""
+    if trainer.world_size == 1:
+        return trainer
+    device = trainer.strategy.root_device
+    return Trainer(
+        precision=trainer.precision,  # type: ignore[arg-type]
+        accelerator=device.type,  # type: ignore[arg-type]
+        devices=1 if device.index is None else [device.index],
+        max_epochs=trainer.max_epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

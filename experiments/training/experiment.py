@@ -1,0 +1,238 @@
+"""One experiment from the first step to its record: fit, evaluate, write, show."""
+
+import csv
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.inference.evaluation import load_weights, predict, score
+from experiments.records.provenance import describe_device, git_state, versions
+from experiments.records.record import Record, Score, write_atomically, write_record
+from experiments.tracking.wandb_media import log_results
+from experiments.training.cli import ExperimentCLI
+from experiments.training.devices import (
+    end_processes,
+    images_per_step,
+    on_one_device,
+    step_in_words,
+)
+from experiments.training.launch import fail
+from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
+from experiments.training.processes import hand_on
+from lightning_modules.classifier import ImageClassifier, count_parameters
+
+#: what it is called where targets are hard, and under mixing
+TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
+
+Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
+
+
+def run_experiment(cli: ExperimentCLI) -> Record | None:
+    """Train, then evaluate validation and test once with every set of weights, and record it.
+
+    None where `--trainer.max_time` ended the training before its last epoch: the test set stays
+    unread until the run is resumed and finished. Of several processes only the first one goes on
+    after training, and the others return None: it evaluates on its device alone, which takes
+    seconds and gives what a run on one device would give.
+    """
+    folder = cli.launch.folder
+    code = git_state()
+    try:
+        if cli.trainer.is_global_zero:
+            write_atomically(folder / "config.yaml", cli.resolved)
+            with (folder / "commands.txt").open("a") as file:
+                file.write(shlex.join(["python", *sys.argv]) + "\n")
+            batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
+            print(step_in_words(cli.trainer, batch_size, lr))
+            if cli.fitted:
+                print(cli.fitted.in_words(operations_per_image(on_meta(cli.model))))
+        if cli.trainer.world_size > 1:
+            hand_on(folder)
+        cli.trainer.fit(
+            cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint, weights_only=True
+        )
+    except MisconfigurationException as error:
+        fail(str(error))
+    end_processes()
+    if not cli.trainer.is_global_zero:
+        return None
+    timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
+    remaining = timer.time_remaining()
+    trainer = cli.trainer
+    ended = trainer.global_step == trainer.max_steps
+    unfinished = not ended and trainer.current_epoch < (trainer.max_epochs or 0)
+    if unfinished and remaining is not None and remaining <= 0:
+        print(
+            f"Out of time: continue with --name {folder.name} --ckpt_path last and a longer "
+            "--trainer.max_time, which counts from the first epoch"
+        )
+        return None
+    if not (folder / "last.ckpt").exists():
+        fail("no epoch has ended, so that there is nothing to evaluate: see the --trainer flags")
+
+    labels, logits, scores = evaluate(cli, folder)
+    record = make_record(cli, folder, code, scores, timer.time_elapsed("train"))
+    write_predictions(folder / "predictions.npz", labels, logits)
+    write_record(record, folder / "result.json")
+    write_pictures(cli, folder, logits["test"][record.selected or "raw"], labels["test"])
+    send_results(cli, folder, record, logits["test"], labels["test"])
+    show(record, folder)
+    return record
+
+
+def evaluate(
+    cli: ExperimentCLI, folder: Path
+) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
+    """Labels, logits and scores of validation and test, of all the weights that there are."""
+    trainer, data = on_one_device(cli.trainer), cli.datamodule
+    data.trainer = trainer
+    data.setup("test")
+    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    loaders = {split: loader for split, loader in loaders.items() if loader}
+    names = [name for name in ("raw", "ema", "swa") if name == "raw" or cli.config[name]]
+    weights = [w for w in (load_weights(folder, name) for name in names) if w is not None]
+    logits = {
+        split: {w.name: predict(trainer, cli.model, w, loader) for w in weights}
+        for split, loader in loaders.items()
+    }
+    # --trainer.limit_predict_batches may have left some out.
+    labels = {
+        split: loader.labels[: len(logits[split]["raw"])].cpu() for split, loader in loaders.items()
+    }
+    scores = {
+        split: {w.name: score(logits[split][w.name], labels[split], w) for w in weights}
+        for split in loaders
+    }
+    return labels, logits, scores
+
+
+def write_predictions(path: Path, labels: dict[str, Tensor], logits: Logits) -> None:
+    """Arrays `{split}_labels` (N,) and `{split}_{weights}` (N, 10): logits, for paired tests."""
+    arrays = {f"{split}_labels": x.numpy() for split, x in labels.items()}
+    for split, by_weights in logits.items():
+        arrays |= {f"{split}_{name}": x.numpy() for name, x in by_weights.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def make_record(
+    cli: ExperimentCLI,
+    folder: Path,
+    code: tuple[str, bool],
+    scores: dict[str, dict[str, Score]],
+    seconds: float,
+) -> Record:
+    """Put together what the run knows about itself."""
+    trainer, data = cli.trainer, cli.datamodule
+    commit, dirty = code
+    on_validation = scores.get("val", {})
+    config = yaml.safe_load(cli.resolved)
+    assert data.source is not None
+    return Record(
+        arch=cli.launch.arch,
+        name=folder.name,
+        command=(folder / "commands.txt").read_text().splitlines(),
+        config=config,
+        quick=config["quick"],
+        source=data.source,
+        commit=commit,
+        dirty=dirty,
+        versions=versions(),
+        device=(f"{trainer.world_size} x " if trainer.world_size > 1 else "")
+        + describe_device(trainer.strategy.root_device),
+        precision=str(trainer.precision),
+        seed=config["seed"],
+        parameters=count_parameters(cli.model.network),
+        operations_per_image=operations_per_image(cli.model),
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        train_images=int(trainer.num_training_batches) * config["data"]["batch_size"],
+        training_seconds=round(seconds, 1),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        selected=max(on_validation, key=lambda name: on_validation[name].accuracy, default=None),
+        scores=scores,
+        images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
+        train_accuracy=last_train_accuracy(folder / "metrics.csv"),
+    )
+
+
+def last_train_accuracy(metrics: Path) -> float:
+    """The training accuracy that was logged last, also where an earlier launch logged it."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
+
+
+def on_meta(module: ImageClassifier) -> ImageClassifier:
+    """A module alike without weights, for counting: the given one stays as it is for training."""
+    with torch.device("meta"):
+        return type(module)(**dict(module.hparams) | {"compile": False})
+
+
+def operations_per_image(module: ImageClassifier) -> int:
+    """Operations of one forward pass of one image, a multiply-add counted as two."""
+    module.eval()
+    weight = next(module.parameters())
+    image = torch.zeros(1, 3, 32, 32, device=weight.device, dtype=weight.dtype)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
+        module(image)
+    return counter.get_total_flops()
+
+
+def write_pictures(cli: ExperimentCLI, folder: Path, logits: Tensor, labels: Tensor) -> None:
+    """Augmented training images, curves and the test set's confusion matrix."""
+    data = cli.datamodule
+    images, _ = next(iter(data.train_dataloader()))
+    images = images.flatten(0, -4)  # of AugMix the views of an image side by side
+    plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
+    plot_confusion(logits, labels, data.classes, folder / "confusion.png")
+    plot_curves(folder / "metrics.csv", folder / "curves.png")
+
+
+def send_results(
+    cli: ExperimentCLI, folder: Path, record: Record, logits: dict[str, Tensor], labels: Tensor
+) -> None:
+    """Send what was found on the test set to W&B, where that is on."""
+    images, classes = cli.datamodule.test_dataloader().images, cli.datamodule.classes
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            grid = folder / "augmented.png"
+            log_results(logger, record, logits, labels, images, classes, grid)
+
+
+def show(record: Record, folder: Path) -> None:
+    """Print the record's scores, and where everything lies."""
+    source = "CIFAR-10" if record.source == "cifar10" else "the SYNTHETIC stand-in, not CIFAR-10"
+    table = Table(
+        title=f"{record.arch}: {record.parameters:,} parameters, {record.epochs} epochs on {source}"
+        f"{' (--quick)' if record.quick else ''}, {record.training_seconds:.0f} s"
+    )
+    for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "epoch"):
+        table.add_column(column, justify="left" if column in ("split", "weights") else "right")
+    for split, by_weights in record.scores.items():
+        for name, x in by_weights.items():
+            table.add_row(
+                split,
+                name + (" (selected)" if name == record.selected else ""),
+                f"{x.accuracy:.2%}",
+                f"{x.nll:.4f}",
+                f"{x.ece:.4f}",
+                f"{x.images:,}",
+                str(x.epoch),
+            )
+    console = Console()
+    console.print(table)
+    console.print(f"Everything of this run: {folder}")

@@ -1,0 +1,78 @@
+"""`--fit_budget`: the largest network of an architecture within a number of parameters."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from jsonargparse import Namespace
+
+from callbacks import ParameterBudget
+from experiments.training.presets import EXPERIMENTS
+from lightning_modules.fitting import ALIGNED, Fit, aligned_fit, largest_fit, preferred_fit
+
+#: more parameters than any machine trains
+MOST = 10**12
+
+
+@dataclass(frozen=True)
+class FittedBudget:
+    """A budget, and the network that was chosen for it."""
+
+    budget: int
+    grows: str  # the hyper-parameter that was decided
+    grows_by: float  # what of it is one step
+    chosen: Fit
+    other: Fit | None  # the largest where a multiple of 8 was chosen, and the other way round
+
+    def in_words(self, operations: int) -> str:
+        """The choice, its cost in operations per image, and what it was preferred to."""
+        text = (
+            f"A budget of {self.budget:,} parameters: {self._words(self.chosen)} and "
+            f"{operations:,} operations per image"
+        )
+        return f"{text}; {self._words(self.other)}" if self.other else text
+
+    def _words(self, fit: Fit) -> str:
+        eights = "" if fit.steps % ALIGNED else ", multiples of 8 channels,"
+        value, share = fit.steps * self.grows_by, fit.parameters / self.budget
+        return f"{self.grows} {value:g}{eights} has {fit.parameters:,} ({share:.1%})"
+
+
+def fit_to_budget(arch: str, config: Namespace, flags: list[str]) -> FittedBudget:
+    """Replace `fit_budget` in a configuration by the size that it allows, and limit it to that.
+
+    Presets and files may name another size: the budget stands above them. Whoever resumes or
+    repeats the run gets this network, whatever would be chosen then.
+
+    ValueError, which names the flag, for a budget that is none, that nothing fits, or that stands
+    among the `flags` of the command line with the one that it would decide.
+    """
+    cls, budget = EXPERIMENTS[arch], config.fit_budget
+    if not 1 <= budget <= MOST or budget % 1:
+        raise ValueError(
+            "--fit_budget: fit_budget must be a whole number of parameters from 1 to 10^12, "
+            f"got {budget:g}"
+        )
+    budget = int(budget)
+    if any(flag.partition("=")[0] == f"--model.{cls.grows}" for flag in flags):
+        raise ValueError(
+            f"--fit_budget decides {cls.grows}: "
+            f"leave out --model.{cls.grows}, or set --fit_budget null"
+        )
+    count = partial(cls.parameters_with, arguments=config.model.as_dict())
+    largest = largest_fit(count, budget)
+    if largest is None:
+        raise ValueError(
+            f"--fit_budget: no {arch} fits {budget:,} parameters: "
+            f"with {cls.grows} {cls.grows_by:g} it has {count(1):,}"
+        )
+    aligned = aligned_fit(count, largest)
+    chosen = preferred_fit(largest, aligned)
+    config.model[cls.grows] = chosen.steps * cls.grows_by
+    config.fit_budget = None
+    if config.budget is True:
+        default = ParameterBudget()
+        config.budget = Namespace(limit=default.limit, action=default.action)
+    if config.budget:
+        config.budget.limit = min(config.budget.limit, budget)
+    other = next((fit for fit in (largest, aligned) if fit and fit != chosen), None)
+    return FittedBudget(budget, cls.grows, cls.grows_by, chosen, other)

@@ -1,0 +1,115 @@
+"""Where the curves of a run go: always a CSV file, and W&B where it is wanted."""
+
+import csv
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from experiments.tracking.wandb_keys import CLAIMS
+from experiments.training.launch import agents_run_id
+from experiments.training.processes import is_first
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+
+def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
+    """A logger into `folder/metrics.csv` that keeps what was logged before step `keep_steps`.
+
+    Lightning's logger deletes the file of an earlier launch: its rows are logged again, those apart
+    that the resumed run is going to repeat. Until they are, the file lies beside, where a launch
+    that is killed leaves it to the next. Only a run's first process touches files.
+    """
+    if not is_first():
+        return CSVLogger(folder, name="", version="")
+    path, earlier = folder / "metrics.csv", folder / "metrics.earlier.csv"
+    if path.exists():
+        path.replace(earlier)
+    rows: list[dict[str, str]] = []
+    if earlier.exists():
+        # A last line that a full disk cut off is of a step that comes again.
+        lines = [x for x in earlier.read_text().splitlines(keepends=True) if x.endswith("\n")]
+        rows = [row for row in csv.DictReader(lines) if int(row["step"]) < keep_steps]
+    logger = CSVLogger(folder, name="", version="")
+    for row in rows:
+        step, epoch = int(row.pop("step")), row.pop("epoch", "")
+        values: dict[str, Tensor | float] = {k: float(x) for k, x in row.items() if x}
+        if epoch:
+            values["epoch"] = int(float(epoch))
+        logger.log_metrics(values, step)
+    logger.save()
+    earlier.unlink(missing_ok=True)
+    return logger
+
+
+class ClaimLogger(WandbLogger):
+    """A W&B logger that repeats a claim at every validation accuracy.
+
+    W&B's line plots have no reference lines: a constant curve is one.
+    """
+
+    def __init__(self, claim: Mapping[str, float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.claim = claim
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({**metrics, **self.claim} if "val/acc" in metrics else metrics, step)
+
+
+def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> WandbLogger | None:
+    """A W&B logger that continues the run of an earlier launch; None where it is off.
+
+    Of several processes only the first one logs. `config` holds every flag of the run. The run's id
+    is kept in the folder, as wandb_id.txt; under a sweep's agent it is the agent's.
+
+    Offline needs no account and no network. The package may be missing, unless W&B was asked for by
+    `online`: MisconfigurationException then, as where W&B does not accept the user.
+    """
+    if mode == "disabled" or not is_first():
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        if mode == "online":
+            raise MisconfigurationException("--wandb online needs the package wandb: install it")
+        rank_zero_warn("wandb is not installed: nothing goes to W&B.")
+        return None
+    import wandb  # noqa: PLC0415  a machine may be without it
+
+    identity = folder / "wandb_id.txt"
+    agents_id = agents_run_id()
+    if agents_id or not identity.exists():
+        identity.write_text(agents_id or uuid4().hex[:8])
+    logger = ClaimLogger(
+        CLAIMS.get(config["arch"], {}),
+        project="sub5m",
+        name=folder.name,
+        # W&B takes the agent's from the environment, and warns of any other source.
+        id=None if agents_id else identity.read_text(),
+        save_dir=folder,
+        offline=mode == "offline",
+        resume="allow",
+        settings=wandb.Settings(silent=mode == "offline"),
+    )
+    try:
+        logger.log_hyperparams(config)
+    except wandb.Error as error:
+        raise MisconfigurationException(
+            f"--wandb online: {str(error).rstrip('.')}. Log in with `wandb login`, or use --wandb "
+            "offline"
+        ) from error
+    return logger
+
+
+def resumed_wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
+    """A W&B logger for what is found out after training, in training's mode.
+
+    None where the run in `folder` has no W&B run.
+    """
+    if not (folder / "wandb_id.txt").exists():
+        return None
+    return wandb_logger(folder, config["wandb"], config)

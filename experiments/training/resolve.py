@@ -1,0 +1,62 @@
+"""From flags to the configuration that they resolve to, without building anything."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.training.cli import ExperimentCLI, arguments_of
+from experiments.training.launch import ArgumentParser, Launch, fail
+
+
+class _Resolver(ExperimentCLI):
+    """The command line up to where the data, the network and the trainer would be built."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def after_instantiate_classes(self) -> None:
+        pass
+
+
+@cache
+def _resolver(arch: str) -> _Resolver:
+    """Building a parser takes as long as ten lines parsed with it."""
+    return _Resolver(Launch(arch, Path(), None, quick=False, arguments=[]))
+
+
+def resolve_config(flags: list[str]) -> dict[str, Any]:
+    """Every setting of `run.py` with these flags, `--arch` among them: a record's `config`.
+
+    Reads presets and what `--config` names, and no run folder. A mistake in a flag ends the process
+    with one line and exit code 2, as it would end `run.py`.
+    """
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--arch")
+    parser.add_argument("--quick", action="store_true")
+    known, _ = parser.parse_known_args(flags)
+    if known.arch is None:
+        fail("--arch is missing")
+    return _resolve(known.arch, Launch(known.arch, Path(), None, known.quick, list(flags)))
+
+
+@cache
+def default_config(arch: str) -> dict[str, Any]:
+    """The same where neither a preset nor a flag says anything."""
+    parser = _resolver(arch).parser
+    presets, parser.default_config_files = parser.default_config_files, []
+    try:
+        return _resolve(arch, Launch(arch, Path(), None, quick=False, arguments=[]))
+    finally:
+        parser.default_config_files = presets
+
+
+def _resolve(arch: str, launch: Launch) -> dict[str, Any]:
+    resolver = _resolver(arch)
+    resolver.parse_arguments(resolver.parser, arguments_of(launch))
+    resolver.before_instantiate_classes()
+    return yaml.safe_load(resolver.resolved)
