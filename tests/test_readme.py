@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.records.record import read_record
 from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import read_launch
@@ -16,6 +17,7 @@ from lightning_modules.classifier import count_parameters
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RECORDS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+BENCHMARKS = sorted((ROOT / "experiments" / "results" / "benchmarks").glob("*.json"))
 COMMANDS = re.findall(r"python experiments/run\.py (.+)", "".join(README.split("`")))
 
 
@@ -59,3 +61,11 @@ def test_the_readme_quotes_a_record_to_the_letter(path: Path) -> None:
         for weights in ("raw", "ema"):
             assert f"{scores[weights].accuracy:.2%}" in row
     assert f"{record.parameters:,}" in row
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_the_readme_gives_each_benchmarks_command_and_links_to_its_record(path: Path) -> None:
+    benchmark = read_benchmark(path)
+    assert not benchmark.dirty
+    assert benchmark.command in README
+    assert f"({path.relative_to(ROOT)})" in README
