@@ -10,7 +10,7 @@ import datamodules.cifar10
 from datamodules.augmentation import cutout, normalise
 from datamodules.cifar10 import MEAN, STD
 from experiments import benchmark
-from experiments.benchmarks import ceiling, data, predict, time_to_accuracy
+from experiments.benchmarks import ceiling, data, predict, stock, time_to_accuracy
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, positive, ratio
@@ -145,12 +145,12 @@ def test_presets_with_the_same_augmentation_are_measured_once_and_none_is_left_o
 @pytest.mark.parametrize("preset", EXPERIMENTS)
 def test_the_stock_way_has_each_strength_of_a_preset(preset):
     settings = resolve_config(["--arch", preset])["data"]
-    steps = {type(step): step for step in data.stock_transform(settings).transforms}
+    steps = {type(step): step for step in stock.stock_transform(settings).transforms}
     assert steps[v2.RandomCrop].padding == [settings["crop_padding"]] * 4
     assert (steps[v2.RandomCrop].padding_mode == "reflect") == (settings["crop_mode"] == "reflect")
     assert steps[v2.RandomHorizontalFlip].p == settings["flip"] == 0.5
     assert (v2.RandomRotation in steps) == (settings["rotation"] > 0)
-    assert (data.Cutout in steps) == (settings["cutout"] > 0)
+    assert (stock.Cutout in steps) == (settings["cutout"] > 0)
     if v2.RandomRotation in steps:
         assert tuple(steps[v2.RandomRotation].degrees) == (
             -settings["rotation"],
@@ -174,7 +174,7 @@ def test_the_stock_ways_hole_lies_where_ours_does(monkeypatch):
         draws = iter([torch.tensor(y), torch.tensor(x)])
         with monkeypatch.context() as patch:
             patch.setattr(torch, "randint", lambda *_: next(draws))  # noqa: B023
-            holed = data.Cutout(16)(normalised[0])
+            holed = stock.Cutout(16)(normalised[0])
         ours = cutout(normalised, torch.tensor([y]), torch.tensor([x]), 16, (0.0, 0.0, 0.0))
         assert torch.equal(holed, ours[0])
 
@@ -182,7 +182,7 @@ def test_the_stock_ways_hole_lies_where_ours_does(monkeypatch):
 def test_a_policy_is_refused_rather_than_left_out():
     settings = resolve_config(["--arch", "resnet", "--data.policy", "rand_augment"])["data"]
     with pytest.raises(Exception, match="rand_augment"):
-        data.stock_transform(settings)
+        stock.stock_transform(settings)
 
 
 def test_the_stock_way_gives_normalised_batches_and_soft_targets_where_it_mixes(few_images):
@@ -192,11 +192,11 @@ def test_the_stock_way_gives_normalised_batches_and_soft_targets_where_it_mixes(
     ours = data.TrainLoader(
         *(images, labels, 128, 0, module.mean, module.std, module.augmentation, module.mixing, 1)
     )
-    loader = data.stock_loader(dict(module.hparams), ours, batches=1, workers=1)
-    ((stock, targets),) = list(loader)
-    assert stock.shape == (128, 3, 32, 32)
-    assert stock.dtype == torch.float32
-    assert -3 < stock.mean() < 3
+    loader = stock.stock_loader(dict(module.hparams), ours, batches=1, workers=1)
+    ((images, targets),) = list(loader)
+    assert images.shape == (128, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert -3 < images.mean() < 3
     assert targets.shape == (128, 10)
     assert torch.allclose(targets.sum(1), torch.ones(128))
 

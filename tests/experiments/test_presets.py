@@ -247,7 +247,7 @@ def test_what_a_run_writes_is_a_config_that_changes_nothing(resolve, tmp_path):
 @pytest.mark.parametrize(
     ("arch", "flags"),
     [
-        ("sam_resnet", ["--model.base_width", "--model.attention {se,cbam,coordinate}", "--model.lr"]),
+        ("sam_resnet", ["--model.attention {se,cbam,coordinate}", "--model.base_width"]),
         ("wide_resnet", ["--model.depth", "--model.widen_factor", "--data.cutmix_alpha"]),
     ],
 )
