@@ -14,8 +14,9 @@ from datamodules.augmentation import Augmentation, normalise
 from datamodules.cifar10_files import find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
 from datamodules.policies import AugMix, Policy, RandAugment, TrivialAugmentWide
+from datamodules.split import stratified_split
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
-from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
+from datamodules.tensor_loader import EvalLoader, TrainLoader, shard
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -23,19 +24,6 @@ CIFAR10_CLASSES = (
 # Per channel over all pixels of the 50,000 training images, in [0, 1]; a test measures them again.
 MEAN = (0.49140, 0.48216, 0.44653)
 STD = (0.24703, 0.24349, 0.26159)
-
-
-def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices (train, validation) that take the same fraction of every class."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-    train, val = [], []
-    for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
-        members = members[torch.randperm(len(members), generator=generator)]
-        held_out = round(len(members) * val_fraction)
-        val.append(members[:held_out])
-        train.append(members[held_out:])
-    return torch.cat(train).sort().values, torch.cat(val).sort().values
 
 
 class CIFAR10DataModule(LightningDataModule):
