@@ -13,6 +13,7 @@ from lightning_modules.layers.blocks import (
     initialise,
     make_stages,
 )
+from lightning_modules.layers.pooling import global_mean
 
 ExtraConv = Literal["separable", "pointwise", "none"]
 
@@ -66,7 +67,7 @@ class EnhancedEfficientResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.extra_conv(self.stages(self.stem(images)))
-        return self.head(self.dropout(features.mean((2, 3))))
+        return self.head(self.dropout(global_mean(features).flatten(1)))
 
 
 def _make_extra_conv(kind: ExtraConv, width: int, channel_attention: bool) -> nn.Sequential:

@@ -16,6 +16,7 @@ from lightning_modules.layers.blocks import (
     make_activation,
     make_stages,
 )
+from lightning_modules.layers.pooling import global_mean
 
 Attention = Literal["se", "cbam", "coordinate"]
 
@@ -67,7 +68,7 @@ class SAMResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.stages(self.stem(images))
-        return self.head(features.mean((2, 3)))
+        return self.head(global_mean(features).flatten(1))
 
 
 class SAMResNetClassifier(ImageClassifier):

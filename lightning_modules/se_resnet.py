@@ -14,6 +14,7 @@ from lightning_modules.layers.blocks import (
     initialise,
     make_stages,
 )
+from lightning_modules.layers.pooling import global_mean
 
 
 class SEResNet(nn.Module):
@@ -42,7 +43,7 @@ class SEResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.stages(self.stem(images))
-        return self.head(features.mean((2, 3)))
+        return self.head(global_mean(features).flatten(1))
 
 
 class SEResNetClassifier(ImageClassifier):

@@ -9,6 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.layers.blocks import initialise, make_stages
+from lightning_modules.layers.pooling import global_mean
 
 
 class PreActivationBlock(nn.Module):
@@ -92,7 +93,7 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = F.relu(self.bn(self.stages(self.stem(images))), inplace=True)
-        return self.head(features.mean((2, 3)))
+        return self.head(global_mean(features).flatten(1))
 
 
 class WideResNetClassifier(ImageClassifier):

@@ -49,11 +49,11 @@ class Cutout(v2.Transform):
 def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
     """A recipe's transforms of one image uint8 (3, 32, 32), in `Augmentation`'s order.
 
-    MisconfigurationException for a policy, which this benchmark does not compare.
+    MisconfigurationException for AugMix, which gives several views of an image.
     """
-    if settings["policy"] != "none":
+    if settings["policy"] == "augmix":
         raise MisconfigurationException(
-            f"data.policy must be none to be compared with the stock way, got {settings['policy']}"
+            "data.policy must be another than augmix to be compared with the stock way"
         )
     steps: list[v2.Transform] = []
     if padding := settings["crop_padding"]:
@@ -70,6 +70,10 @@ def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
     if settings["perspective"]:
         scale, probability = settings["perspective"], settings["perspective_p"]
         steps.append(v2.RandomPerspective(scale, probability, interpolation=bilinear))
+    if settings["policy"] == "trivial_augment":
+        steps.append(v2.TrivialAugmentWide())
+    elif settings["policy"] == "rand_augment":
+        steps.append(v2.RandAugment(settings["rand_augment_n"], settings["rand_augment_m"]))
     # Bytes as long as that goes, which is the faster order of the two.
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     if settings["cutout"]:

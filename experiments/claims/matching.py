@@ -128,7 +128,8 @@ class Results:
 
 def _agree(evaluation: Evaluation, record: Record) -> bool:
     """Whether both are of the same weights: devices and number formats move a few images."""
-    ours, theirs = (evaluation.strategies[PLAIN].scores["test"], record.scores["test"]["raw"])
+    split = "test" if "test" in record.scores else "val"
+    ours, theirs = (evaluation.strategies[PLAIN].scores[split], record.scores[split]["raw"])
     return ours.images == theirs.images and abs(ours.accuracy - theirs.accuracy) <= 0.002
 
 

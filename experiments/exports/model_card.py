@@ -53,7 +53,8 @@ QUICK = """
 
 def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str:
     """A model card for the Hub: its metadata, then Markdown."""
-    score = record.scores["test"][weights]
+    tested = "test" in record.scores
+    score = record.scores["test" if tested else "val"][weights]
     synthetic = record.source == "synthetic"
     result = EvalResult(
         task_type="image-classification",
@@ -70,7 +71,7 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
         tags=["sub5m", record.arch],
         # The stand-in has no name on the Hub, and its figures would be taken for CIFAR-10's.
         datasets=None if synthetic else ["cifar10"],
-        eval_results=None if synthetic else [result],
+        eval_results=[result] if tested and not synthetic else None,
         model_name=record.name,
     )
     scores = [

@@ -91,7 +91,7 @@ def evaluate_run(
     run: FinishedRun, only: Sequence[str], root: str | None, precision: Precision | None
 ) -> Evaluation:
     """Every strategy that a run's weights allow, or those that `--only` names beside plain."""
-    weights = run.record.scores["test"]
+    weights = run.record.weights
     strategies = strategies_for(weights)
     if only:
         for name in only:

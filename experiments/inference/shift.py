@@ -71,8 +71,8 @@ def evaluate_shift(
     published = CIFAR10C(cifar10_c, test.labels) if cifar10_c else None
     read_anew = read_cifar10_1(cifar10_1) if cifar10_1 else None
 
-    strategies = single_views(run.record.scores["test"])
-    wanted = {weights: (run, weights) for weights in run.record.scores["test"]}
+    strategies = single_views(run.record.weights)
+    wanted = {weights: (run, weights) for weights in run.record.weights}
     networks, device, taken_precision = open_networks(wanted, precision)
     mean, std = test.mean.to(device), test.std.to(device)
     temperatures: dict[str, float] = {}

@@ -70,7 +70,9 @@ def collect(paths: list[Path]) -> Collection:
     evaluations += [x for x in (run.evaluation() for run in runs) if x]
     # Runs behind, so that they take the places of their records.
     entries = [Entry(x, None) for x in records] + [Entry(run.record, run) for run in runs]
-    unique = {(e.record.name, e.record.arch, e.record.finished): e for e in entries}
+    # Of runs that were to be chosen among the test set may be unread.
+    tested = [e for e in entries if "test" in e.record.scores]
+    unique = {(e.record.name, e.record.arch, e.record.finished): e for e in tested}
     return Collection(sorted(unique.values(), key=_merit), evaluations)
 
 

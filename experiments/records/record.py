@@ -49,7 +49,8 @@ class Record:
     training_seconds: float  # wall clock from the first to the last epoch, validation included
     finished: str  # UTC, ISO 8601
     selected: str | None  # the weights with the best validation accuracy; None without validation
-    scores: dict[str, dict[str, Score]]  # split ("val", "test") -> weights ("raw", "ema", "swa")
+    # split ("val", and "test" unless it was left unread) -> weights ("raw", "ema", "swa")
+    scores: dict[str, dict[str, Score]]
     # of the last epoch's batches as they were augmented, under mixing against the soft target; None
     # in records of before it was kept
     train_accuracy: float | None = None
@@ -59,6 +60,11 @@ class Record:
     # of all other fields as they were written, so that an edited record is refused; None in records
     # of before it was kept
     digest: str | None = field(default=None, compare=False)
+
+    @property
+    def weights(self) -> list[str]:
+        """The sets of weights that there are: "raw", and "ema" and "swa" where they were on."""
+        return list(next(iter(self.scores.values())))
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,12 @@ class ExperimentCLI(LightningCLI):
             " where that cannot be had.",
         )
         parser.add_argument(
+            "--test",
+            type=bool,
+            default=True,
+            help="Read the test set, once, after training; false where runs are chosen among.",
+        )
+        parser.add_argument(
             "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
         )
         parser.add_argument(
@@ -262,6 +268,8 @@ class ExperimentCLI(LightningCLI):
             fail(f"--trainer.limit_predict_batches {limit} is refused: every image is evaluated")
         if self.config.data.val_fraction:
             return
+        if not self.config.test:
+            fail("--test false leaves nothing to evaluate where --data.val_fraction is 0")
         for callback in self.trainer.callbacks:
             monitor = getattr(callback, "monitor", None)
             if monitor and monitor.startswith("val/"):

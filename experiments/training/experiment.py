@@ -42,6 +42,8 @@ Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
 def run_experiment(cli: ExperimentCLI) -> Record | None:
     """Train, then evaluate validation and test once with every set of weights, and record it.
 
+    With `--test false` the test set stays unread, and the record has validation alone.
+
     None where `--trainer.max_time` ended the training before its last epoch: the test set stays
     unread until the run is resumed and finished. Of several processes only the first one goes on
     after training, and the others return None: it evaluates on its device alone, which takes
@@ -86,8 +88,10 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     record = make_record(cli, folder, code, scores, timer.time_elapsed("train"))
     write_predictions(folder / "predictions.npz", labels, logits)
     write_record(record, folder / "result.json")
-    write_pictures(cli, folder, logits["test"][record.selected or "raw"], labels["test"])
-    send_results(cli, folder, record, logits["test"], labels["test"])
+    answered = labels.get("test"), logits.get("test", {}).get(record.selected or "raw")
+    write_pictures(cli, folder, *answered)
+    if cli.config.test:
+        send_results(cli, folder, record, logits["test"], labels["test"])
     show(record, folder)
     return record
 
@@ -95,11 +99,13 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
 def evaluate(
     cli: ExperimentCLI, folder: Path
 ) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
-    """Labels, logits and scores of validation and test, of all the weights that there are."""
+    """Labels, logits and scores of each split that is read, of all the weights that there are."""
     trainer, data = on_one_device(cli.trainer), cli.datamodule
     data.trainer = trainer
-    data.setup("test")
-    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    data.setup("test" if cli.config.test else "validate")
+    loaders = {"val": data.val_dataloader()}
+    if cli.config.test:
+        loaders["test"] = data.test_dataloader()
     loaders = {split: loader for split, loader in loaders.items() if loader}
     names = [name for name in ("raw", "ema", "swa") if name == "raw" or cli.config[name]]
     weights = [w for w in (load_weights(folder, name) for name in names) if w is not None]
@@ -192,13 +198,16 @@ def operations_per_image(module: ImageClassifier) -> int:
     return counter.get_total_flops()
 
 
-def write_pictures(cli: ExperimentCLI, folder: Path, logits: Tensor, labels: Tensor) -> None:
-    """Augmented training images, curves and the test set's confusion matrix."""
+def write_pictures(
+    cli: ExperimentCLI, folder: Path, labels: Tensor | None, logits: Tensor | None
+) -> None:
+    """Augmented training images, curves, and the test set's confusion matrix if it was read."""
     data = cli.datamodule
     images, _ = next(iter(data.train_dataloader()))
     images = images.flatten(0, -4)  # of AugMix the views of an image side by side
     plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
-    plot_confusion(logits, labels, data.classes, folder / "confusion.png")
+    if labels is not None and logits is not None:
+        plot_confusion(logits, labels, data.classes, folder / "confusion.png")
     plot_curves(folder / "metrics.csv", folder / "curves.png")
 
 

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from lightning_modules.classifier import ImageClassifier
 
 #: name -> architecture, where the two differ
-PRESETS = {"speed_resnet_96": "speed_resnet"}
+PRESETS = {
+    "champion": "wide_resnet",
+    "champion_1m": "wide_resnet",
+    "champion_cpu": "speed_resnet",
+    "speed_resnet_96": "speed_resnet",
+}
 
 
 class _Experiments(Mapping[str, "type[ImageClassifier]"]):

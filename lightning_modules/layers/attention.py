@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.layers.blocks import Activation, make_activation
+from lightning_modules.layers.pooling import global_mean
 
 
 class SqueezeExcitation(nn.Module):
@@ -24,7 +25,7 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        squeezed = x.mean((2, 3), keepdim=True)
+        squeezed = global_mean(x)
         return x * self.fc2(self.activation(self.fc1(squeezed))).sigmoid()
 
 
@@ -44,7 +45,7 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
+        weights = (self.mlp(global_mean(x).flatten(1)) + self.mlp(x.amax((2, 3)))).sigmoid()
         return x * weights[:, :, None, None]
 
 

@@ -179,9 +179,19 @@ def test_the_stock_ways_hole_lies_where_ours_does(monkeypatch):
         assert torch.equal(holed, ours[0])
 
 
-def test_a_policy_is_refused_rather_than_left_out():
-    settings = resolve_config(["--arch", "resnet", "--data.policy", "rand_augment"])["data"]
-    with pytest.raises(Exception, match="rand_augment"):
+def test_the_stock_way_has_a_presets_policy_between_geometry_and_cutout():
+    flags = ["--data.policy=rand_augment", "--data.rand_augment_n=3", "--data.cutout=8"]
+    settings = resolve_config(["--arch", "resnet", *flags])["data"]
+    steps = stock.stock_transform(settings).transforms
+    (place,) = [i for i, step in enumerate(steps) if isinstance(step, v2.RandAugment)]
+    assert steps[place].num_ops == 3
+    assert isinstance(steps[place - 1], v2.RandomHorizontalFlip)
+    assert isinstance(steps[-1], stock.Cutout)
+
+
+def test_augmix_is_refused_rather_than_left_out():
+    settings = resolve_config(["--arch", "resnet"])["data"] | {"policy": "augmix"}
+    with pytest.raises(Exception, match="augmix"):
         stock.stock_transform(settings)
 
 

@@ -173,6 +173,11 @@ def test_ema_with_swa_is_refused_with_a_reason(refusal, experiment):
     assert line.endswith("switch one off (--ema false or --swa false)")
 
 
+def test_a_run_without_validation_and_test_images_is_refused(refusal):
+    line = refusal("--data.val_fraction=0", "--test=false")
+    assert line == "--test false leaves nothing to evaluate where --data.val_fraction is 0"
+
+
 def test_an_empty_validation_set_with_a_monitor_on_it_is_refused(refusal):
     line = refusal("--data.val_fraction=0", *EARLY_STOPPING)
     assert line == (

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from datamodules.augmentation import normalise
 from experiments.inference.evaluation import load_weights
+from experiments.records.collect import collect
 from experiments.records.provenance import git_state
 from experiments.records.record import read_record
 from experiments.training.experiment import operations_per_image
@@ -314,6 +315,23 @@ def test_the_test_images_are_not_read_before_training_has_ended(experiment, few_
 
     experiment(images=images, callbacks=[End()])
     assert events == ["train", "end of training", "test"]
+
+
+def test_a_run_may_leave_the_test_set_unread_and_is_no_entry_of_a_report(experiment, few_images):
+    read = []
+
+    def images(split):
+        read.append(split)
+        return few_images(split)
+
+    run = experiment("--test=false", "--ema=true", "--wandb=offline", images=images, pictures=True)
+    assert set(read) == {"train"}
+    assert run.record.scores.keys() == {"val"}
+    assert run.record.weights == ["raw", "ema"]
+    assert set(predictions(run)) == {"val_labels", "val_raw", "val_ema"}
+    assert not (run.folder / "confusion.png").exists()
+    assert collect([run.folder]).entries == []
+    assert "test " not in run.output
 
 
 def test_the_validation_split_does_not_follow_the_seed(run, experiment):
