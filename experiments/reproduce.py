@@ -37,6 +37,7 @@ from experiments.claims.matching import RESULTS, load_results
 from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import SUITES, Scale, Suite, load_suite, load_suites
 from experiments.records.tables import print_table
+from experiments.reporting.frontier import write_frontier
 from experiments.reproduction.engine import Engine, Here, execute
 from experiments.reproduction.plan import SCALES, Job, make_plan
 from experiments.reproduction.progress import Display, duration, share_done
@@ -70,7 +71,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan, its operations and its time"
     )
-    parser.add_argument("--table", action="store_true", help="write CLAIMS.md from the records")
+    parser.add_argument(
+        "--table", action="store_true", help="write CLAIMS.md and FRONTIER.md from the records"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("runs"), help="where run folders lie (default: runs)"
     )
@@ -223,6 +226,7 @@ def main() -> None:
             show_claims(suites, flags.scale, flags.results)
         if flags.table:
             print(f"Every claim: {write_claims(flags.results)}")
+            print(f"Accuracy against size and cost: {write_frontier(flags.results)}")
     except (SuiteError, MisconfigurationException, OSError) as error:
         fail(str(error))
     sys.exit(code)

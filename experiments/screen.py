@@ -1,0 +1,118 @@
+"""Choose among a suite's rows: short trainings, and longer ones of those that do well.
+
+python experiments/screen.py champion
+python experiments/screen.py champion --rows base,sam,asam --epochs 4 --rungs 2
+python experiments/screen.py champion --budget-minutes 60
+
+Every row is trained at mini scale for `--epochs` with one seed, the better half for twice as long
+with two seeds, and so on (successive halving, by Optuna). Validation decides, and the test set is
+not read. Records are filed in experiments/results/screening, and SUITE.md beside them shows what
+they say. When the time is up the training at work writes a checkpoint and ends; the same command
+goes on there, and trains nothing twice.
+
+Exit code: 0, also where the time was up; 2 for a mistake or a training that fails.
+"""
+
+import argparse
+import importlib.util
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from experiments.claims.matching import RESULTS, load_results
+from experiments.claims.suite_file import SuiteError
+from experiments.claims.suites import Suite
+from experiments.records.record import write_atomically
+from experiments.reproduce import read_rows, read_suites
+from experiments.reproduction.runner import Workplace
+from experiments.training.launch import ArgumentParser, fail
+
+
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags; a mistake in them ends the process."""
+    parser = ArgumentParser("Choose among a suite's rows by short trainings, on validation.")
+    parser.add_argument("suite", metavar="SUITE", help="a suite of experiments/suites, or a file")
+    parser.add_argument(
+        "--rows",
+        metavar="NAME,NAME",
+        help="some of its rows, the one that others are compared with first (default: all)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="of the first trainings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rungs", type=int, default=3, help="rounds of trainings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--budget-minutes", type=float, default=math.inf, help="stop by then (default: no limit)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), help="where run folders lie (default: runs)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS / "screening",
+        help="where records and the page are written (default: experiments/results/screening)",
+    )
+    flags = parser.parse_args(argv)
+    for name in ("epochs", "rungs", "budget_minutes"):
+        if getattr(flags, name) <= 0:
+            given = getattr(flags, name)
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
+    if importlib.util.find_spec("optuna") is None:
+        parser.error("the package optuna is missing: install it with pip install -e '.[screen]'")
+    return flags
+
+
+def read_suite(flags: argparse.Namespace) -> Suite:
+    """The suite with the rows that are asked for, in that order."""
+    if flags.suite == "all":
+        fail("all is no suite: rows of several cannot be compared, so name one")
+    (suite,) = read_suites([flags.suite])
+    names = read_rows(flags.rows, [suite]) or list(suite.rows)
+    return replace(suite, rows={name: suite.rows[name] for name in names})
+
+
+def command_of(flags: argparse.Namespace) -> str:
+    """What finds the same anywhere: neither the time that it may take nor folders decide that."""
+    rows = f" --rows {flags.rows}" if flags.rows else ""
+    sizes = f"--epochs {flags.epochs} --rungs {flags.rungs}"
+    return f"python experiments/screen.py {flags.suite}{rows} {sizes}"
+
+
+def main() -> None:
+    flags = read_arguments(sys.argv[1:])
+    from experiments.screening.halving import Worker, make_rungs, screen  # noqa: PLC0415  Optuna
+    from experiments.screening.page import render  # noqa: PLC0415
+
+    stop = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    place = Workplace(flags.output.resolve(), flags.results.resolve())
+    deadline = time.time() + 60 * flags.budget_minutes
+    rungs = make_rungs(flags.rungs, flags.epochs)
+    try:
+        suite = read_suite(flags)
+        worker = Worker(suite, place, deadline, stop.is_set)
+        ended = screen(worker, rungs, partial(print, flush=True))
+        page = flags.results / f"{suite.name}.md"
+        results = load_results(flags.results)
+        write_atomically(page, render(suite, rungs, results, command_of(flags)))
+    except (SuiteError, MisconfigurationException, OSError) as error:
+        fail(str(error))
+    print(f"What the records say: {page}")
+    if not ended:
+        print("It was stopped: the same command goes on there.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Choosing among a suite's rows by short trainings, on validation."""

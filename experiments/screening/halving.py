@@ -1,0 +1,123 @@
+"""Successive halving over a suite's rows: more epochs and more seeds for fewer of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import optuna
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from experiments.claims.matching import Results, config_of_row, load_results
+from experiments.claims.suites import Row, Suite
+from experiments.records.record import Record
+from experiments.reproduction.plan import Job, make_plan
+from experiments.reproduction.runner import Outcome, Workplace, run_row
+
+#: one in so many rows goes on to the next rung, which has so many times the epochs
+REDUCTION = 2
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One round of trainings: how long they are, and how many of each row."""
+
+    number: int  # from 0
+    epochs: int  # of the suite's first row; others keep their share of its epochs at mini scale
+    seeds: int
+
+
+def make_rungs(count: int, epochs: int) -> list[Rung]:
+    """`epochs` with one seed, then `REDUCTION` times the epochs with two seeds, and so on."""
+    return [Rung(i, epochs * REDUCTION**i, i + 1) for i in range(count)]
+
+
+def row_of(suite: Suite, name: str, rung: Rung) -> Row:
+    """A row as a rung trains it: small, short, and with the test set unread."""
+    row, first = suite.rows[name], next(iter(suite.rows.values()))
+    own, usual = (config_of_row(x, "mini")["trainer"]["max_epochs"] for x in (row, first))
+    epochs = max(1, round(rung.epochs * own / usual))
+    return replace(row, mini=row.mini | {"trainer.max_epochs": epochs, "test": False})
+
+
+def accuracies(suite: Suite, name: str, rung: Rung, results: Results) -> list[float]:
+    """What has been measured of a row in a rung: validation accuracies in percent, by seed."""
+    records = results.of_row(row_of(suite, name, rung), "mini")
+    return [val_accuracy(records[seed]) for seed in range(rung.seeds) if seed in records]
+
+
+def val_accuracy(record: Record) -> float:
+    """Of the weights that are best on validation, in percent."""
+    return 100 * record.scores["val"][record.selected or "raw"].accuracy
+
+
+class OutOfTimeError(Exception):
+    """The deadline came, or the user stopped it, before a training had ended."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Trains rows of a suite on this machine, one after the other."""
+
+    suite: Suite
+    place: Workplace
+    deadline: float  # in seconds of the epoch: then the training writes a checkpoint and ends
+    stopped: Callable[[], bool] = lambda: False  # the same, once this is true
+
+    def train(self, name: str, rung: Rung) -> list[float]:
+        """Train what a row lacks in a rung; its validation accuracies in percent, by seed.
+
+        OutOfTimeError; MisconfigurationException, in one line, where a training fails.
+        """
+        rows = {name: row_of(self.suite, name, rung)}
+        title = f"{self.suite.name}_{rung.epochs}epochs"
+        short = replace(self.suite, name=title, rows=rows, claims=())
+        results = load_results(self.place.results)
+        for job in make_plan([short], [name], "mini", rung.seeds, results, self.place.runs):
+            outcome = self._train(job)
+            if outcome.ending in ("cut off", "taken"):
+                raise OutOfTimeError
+            if outcome.ending != "finished":
+                raise MisconfigurationException(f"{job.name}: {outcome.reason}")
+        return accuracies(self.suite, name, rung, load_results(self.place.results))
+
+    def _train(self, job: Job) -> Outcome:
+        """What another process trains is waited for."""
+        while True:
+            outcome = run_row(job, self.place, self.deadline, self.stopped)
+            if outcome.ending != "taken" or time.time() >= self.deadline or self.stopped():
+                return outcome
+
+
+def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) -> bool:
+    """Train rows from rung to rung; whether all that were to be trained have been.
+
+    Optuna's SuccessiveHalvingPruner decides which go on, asynchronously (Li et al. 2020): after
+    each rung a row does if it is in the better half of those that have come so far. The first row,
+    which the others are compared with, always does. What has a record is not trained again, so that
+    the same call goes on where one has stopped, with the same decisions.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    names = list(worker.suite.rows)
+    for name in names:
+        study.enqueue_trial({"row": name})
+
+    def objective(trial: optuna.Trial) -> float:
+        name = trial.suggest_categorical("row", names)
+        mean = 0.0
+        for rung in rungs:
+            mean = fmean(worker.train(name, rung))
+            say(f"{name}: {mean:.2f}% at {rung.epochs} epochs, n = {rung.seeds}")
+            trial.report(mean, REDUCTION**rung.number)
+            if trial.should_prune() and name != names[0] and rung != rungs[-1]:
+                say(f"{name}: left out")
+                raise optuna.TrialPruned
+        return mean
+
+    try:
+        study.optimize(objective, n_trials=len(names))
+    except OutOfTimeError:
+        return False
+    return True

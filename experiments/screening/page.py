@@ -1,0 +1,58 @@
+"""What a screening has found, as Markdown: from its records and from nothing else."""
+
+from experiments.claims.matching import Results
+from experiments.claims.seed_statistics import Estimate, mean_of, welch_difference
+from experiments.claims.suites import Suite
+from experiments.screening.halving import Rung, accuracies
+
+HEAD = """# {title}
+
+Written by `{command}` from the records in this folder and from nothing else; a test renders it
+again. Each row is `--scale mini` of [its suite](../../suites/{name}.yaml): a small network and few
+epochs, which rank candidates for the long runs and do not replace them.
+
+Accuracies are in percent, of the 5,000 validation images, of the weights that are best on them,
+with 95% t-intervals over runs that differ in their seed; the test set was not read. *Gain* is over
+the first row in the last column that both have, in points, with Welch's interval.
+
+"""
+
+
+def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> str:
+    """The page: rows that came furthest first, of these the most accurate."""
+    header = ["row", *(f"{x.epochs} epochs, n = {x.seeds}" for x in rungs), "gain"]
+    lines = [header, ["---"] * len(header)]
+    found = {name: [accuracies(suite, name, x, results) for x in rungs] for name in suite.rows}
+    base = next(iter(found.values()))
+
+    def merit(name: str) -> tuple[int, float]:
+        measured = [values for values in found[name] if values]
+        return -len(measured), -mean_of(measured[-1]).value if measured else 0.0
+
+    for name in sorted(found, key=merit):
+        cells = [_accuracy(values) for values in found[name]]
+        if not any(cells):
+            continue
+        title = f"`{name}`: {suite.rows[name].title}"
+        lines.append([title, *cells, _gain(found[name], base)])
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return HEAD.format(title=suite.title, name=suite.name, command=command) + table
+
+
+def _accuracy(values: list[float]) -> str:
+    return _in_words(mean_of(values), ".2f") if values else ""
+
+
+def _gain(ours: list[list[float]], base: list[list[float]]) -> str:
+    both = [(x, y) for x, y in zip(ours, base, strict=True) if x and y]
+    if ours is base or not both:
+        return ""
+    return _in_words(welch_difference(*both[-1]), "+.2f")
+
+
+def _in_words(estimate: Estimate, form: str) -> str:
+    value = f"{estimate.value:{form}}"
+    if estimate.interval is None:
+        return value
+    low, high = estimate.interval
+    return f"{value} ± {(high - low) / 2:.2f}"

@@ -1,0 +1,90 @@
+import re
+import shutil
+
+import pytest
+
+from experiments.benchmarks.benchmark_record import read_benchmark
+from experiments.claims.matching import RESULTS
+from experiments.records.record import Score, write_record
+from experiments.reporting.frontier import (
+    PAGE,
+    PICTURE,
+    SPEED,
+    draw,
+    find_points,
+    render,
+    write_frontier,
+)
+
+
+@pytest.fixture
+def record(tmp_path, record_of):
+    """File the record of a run with these flags and this test accuracy."""
+
+    def record(name, flags, accuracy, **fields):
+        score = Score(accuracy, nll=0.3, ece=0.0, images=10_000, checkpoint="best.ckpt", epoch=6)
+        scores = {"val": {"raw": score}, "test": {"raw": score}}
+        write_record(
+            record_of(flags, name=name, **{"scores": scores, **fields}), tmp_path / f"{name}.json"
+        )
+
+    return record
+
+
+def ours(folder):
+    return [point for point in find_points(folder) if point.group == "this project"]
+
+
+def test_the_committed_page_is_what_the_records_say():
+    assert (RESULTS / PAGE).read_text() == render(find_points(RESULTS))
+    assert (RESULTS / PICTURE).stat().st_size > 10_000
+
+
+def test_seeds_of_one_training_are_one_point_with_their_interval(record, tmp_path):
+    for seed, accuracy in enumerate((0.951, 0.953)):
+        record(f"run{seed}", ["--arch=champion", f"--seed={seed}"], accuracy, parameters=4_298_970)
+    record("other", ["--arch=champion", "--data.cutout=8"], 0.96)
+    other, point = ours(tmp_path)
+    assert point.name == "champion"
+    assert point.accuracy.value == pytest.approx(95.2)
+    assert point.accuracy.n == (2,)
+    assert point.source == "run0, run1"
+    assert point.parameters == 4_298_970
+    # 600 epochs of 87 batches of 512 images, forward and twice that backward.
+    assert point.operations / (3 * 600 * 87 * 512) == pytest.approx(2 * 619e6, rel=0.01)
+    assert other.accuracy.interval is None
+
+
+def test_what_says_nothing_of_a_champion_is_left_out(record, tmp_path):
+    record("quick", ["--arch=resnet"], 0.95, quick=True)
+    record("synthetic", ["--arch=resnet", "--seed=1"], 0.95, source="synthetic")
+    record("miniature", ["--arch=resnet", "--model.base_width=4"], 0.83)
+    score = Score(0.95, nll=0.3, ece=0.0, images=5_000, checkpoint="best.ckpt", epoch=6)
+    record("screened", ["--arch=resnet", "--test=false"], 0.95, scores={"val": {"raw": score}})
+    assert ours(tmp_path) == []
+    assert draw(find_points(tmp_path)).axes  # with the others alone
+
+
+def test_the_speed_benchmark_is_a_point_with_one_view_and_with_several(tmp_path):
+    (tmp_path / SPEED.parent).mkdir()
+    shutil.copy(RESULTS / SPEED, tmp_path / SPEED)
+    rows = [row for row in read_benchmark(RESULTS / SPEED).rows if row["side"] == "ours"]
+    (point,) = ours(tmp_path)
+    assert (point.name, point.parameters) == ("speed_resnet", 1_971_352)
+    mean = sum(row["accuracy"] for row in rows) / len(rows)
+    assert point.views.value == pytest.approx(100 * mean)
+    assert point.accuracy.value < point.views.value
+    assert point.operations == rows[0]["operations"]
+
+
+def test_the_papers_claims_have_the_parameters_that_are_counted(tmp_path):
+    counted = {p.source: p.parameters for p in find_points(tmp_path) if "papers" in p.group}
+    assert sorted(counted.values()) == [4_733_610, 4_913_705]
+
+
+def test_the_page_numbers_points_from_the_best_on(tmp_path):
+    page = write_frontier(tmp_path).read_text()
+    accuracies = [float(x) for x in re.findall(r"^\| \d+ \| .*? \| ([\d.]+)", page, re.MULTILINE)]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert len(accuracies) == len(find_points(tmp_path)) > 10
+    assert {path.name for path in tmp_path.iterdir()} == {PAGE, PICTURE}
