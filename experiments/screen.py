@@ -106,6 +106,7 @@ def main() -> None:
         ended = screen(worker, rungs, partial(print, flush=True))
         page = flags.results / f"{suite.name}.md"
         results = load_results(flags.results)
+        flags.results.mkdir(parents=True, exist_ok=True)
         write_atomically(page, render(suite, rungs, results, command_of(flags)))
     except (SuiteError, MisconfigurationException, OSError) as error:
         fail(str(error))

@@ -101,7 +101,8 @@ class WideResNetClassifier(ImageClassifier):
 
     grows = "widen_factor"
     grows_by = 1 / 16
-    quick: ClassVar = {"depth": 10, "widen_factor": 1.0}
+    # The champions' rate is for batches of 512 images.
+    quick: ClassVar = {"depth": 10, "widen_factor": 1.0, "lr": 0.1}
 
     def __init__(
         self,

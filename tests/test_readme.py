@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RECORDS = sorted((ROOT / "experiments" / "results").glob("*.json"))
 BENCHMARKS = sorted((ROOT / "experiments" / "results" / "benchmarks").glob("*.json"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md"))]
 COMMANDS = re.findall(r"python experiments/run\.py (.+)", "".join(README.split("`")))
 
 
@@ -58,8 +59,8 @@ def test_the_readme_quotes_a_record_to_the_letter(path: Path) -> None:
     [row] = [line for line in README.splitlines() if f"({path.relative_to(ROOT)})" in line]
     assert record.command[0] in README
     for scores in record.scores.values():
-        for weights in ("raw", "ema"):
-            assert f"{scores[weights].accuracy:.2%}" in row
+        for score in scores.values():
+            assert f"{score.accuracy:.2%}" in row
     assert f"{record.parameters:,}" in row
 
 
@@ -69,3 +70,9 @@ def test_the_readme_gives_each_benchmarks_command_and_links_to_its_record(path: 
     assert not benchmark.dirty
     assert benchmark.command in README
     assert f"({path.relative_to(ROOT)})" in README
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_pages_links_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+    assert [x for x in targets if "://" not in x and not (path.parent / x).exists()] == []

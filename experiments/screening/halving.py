@@ -97,7 +97,7 @@ def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) ->
     which the others are compared with, always does. What has a record is not trained again, so that
     the same call goes on where one has stopped, with the same decisions.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of what ends a trial
     pruner = optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     names = list(worker.suite.rows)
@@ -109,7 +109,7 @@ def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) ->
         mean = 0.0
         for rung in rungs:
             mean = fmean(worker.train(name, rung))
-            say(f"{name}: {mean:.2f}% at {rung.epochs} epochs, n = {rung.seeds}")
+            say(f"{name}: {mean:.2f}% (epochs {rung.epochs}, n = {rung.seeds})")
             trial.report(mean, REDUCTION**rung.number)
             if trial.should_prune() and name != names[0] and rung != rungs[-1]:
                 say(f"{name}: left out")

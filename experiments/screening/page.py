@@ -20,7 +20,7 @@ the first row in the last column that both have, in points, with Welch's interva
 
 def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> str:
     """The page: rows that came furthest first, of these the most accurate."""
-    header = ["row", *(f"{x.epochs} epochs, n = {x.seeds}" for x in rungs), "gain"]
+    header = ["row", *(f"epochs {x.epochs}, n = {x.seeds}" for x in rungs), "gain"]
     lines = [header, ["---"] * len(header)]
     found = {name: [accuracies(suite, name, x, results) for x in rungs] for name in suite.rows}
     base = next(iter(found.values()))
@@ -30,7 +30,7 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
         return -len(measured), -mean_of(measured[-1]).value if measured else 0.0
 
     for name in sorted(found, key=merit):
-        cells = [_accuracy(values) for values in found[name]]
+        cells = [_accuracy(x, rung.seeds) for x, rung in zip(found[name], rungs, strict=True)]
         if not any(cells):
             continue
         title = f"`{name}`: {suite.rows[name].title}"
@@ -39,8 +39,11 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
     return HEAD.format(title=suite.title, name=suite.name, command=command) + table
 
 
-def _accuracy(values: list[float]) -> str:
-    return _in_words(mean_of(values), ".2f") if values else ""
+def _accuracy(values: list[float], seeds: int) -> str:
+    if not values:
+        return ""
+    fewer = f" (n = {len(values)})" if len(values) < seeds else ""
+    return _in_words(mean_of(values), ".2f") + fewer
 
 
 def _gain(ours: list[list[float]], base: list[list[float]]) -> str:

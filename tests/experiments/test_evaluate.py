@@ -238,6 +238,16 @@ def test_without_validation_nothing_is_fitted_and_nothing_chosen(
         assert result.scores["test"].fitted is None
 
 
+def test_a_run_that_left_the_test_set_unread_is_evaluated_on_it(
+    experiment: Callable[..., Any],
+) -> None:
+    folder = experiment(*LEARNING, "--trainer.max_epochs=1", "--test=false").folder
+    evaluate(folder)
+    plain = read_evaluation(folder / "evaluation.json").strategies["plain"]
+    assert plain.scores.keys() == {"val", "test"}
+    assert plain.scores["test"].images == 300
+
+
 def test_runs_are_evaluated_alone_and_together(evaluated: Evaluated) -> None:
     folders = evaluated.folder, evaluated.without_ema
     together = read_evaluation(folders[0] / "ensemble.json")

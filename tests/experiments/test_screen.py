@@ -87,7 +87,7 @@ def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, t
         *[("between", 2, 0), ("between", 4, 0), ("between", 4, 1)],  # the second of four, of three
         *whole("best"),
     ]
-    assert said[0] == "base: 32.00% at 2 epochs, n = 1"
+    assert said[0] == "base: 32.00% (epochs 2, n = 1)"
     assert "worse: left out" in said
 
 
@@ -110,7 +110,7 @@ def test_the_page_has_means_and_gains_of_what_there_is(suite, place, trained):
     lines = render(suite, rungs, load_results(place.results), "COMMAND").splitlines()
     assert "Written by `COMMAND` from" in lines[2]
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    assert table[0] == ["row", "2 epochs, n = 1", "4 epochs, n = 2", "gain"]
+    assert table[0] == ["row", "epochs 2, n = 1", "epochs 4, n = 2", "gain"]
     cells = {re.findall("`(.*)`", line[0])[0]: line[1:] for line in table[2:]}
     assert list(cells) == ["best", "better", "between", "base", "worse"]
     assert cells["worse"] == ["22.00", "", "-10.00"]
