@@ -6,9 +6,10 @@ dtype.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_modules.layers.blocks import Activation, make_activation
-from lightning_modules.layers.pooling import global_mean
+from lightning_modules.layers.pooling import global_mean, mean
 
 
 class SqueezeExcitation(nn.Module):
@@ -45,7 +46,9 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = (self.mlp(global_mean(x).flatten(1)) + self.mlp(x.amax((2, 3)))).sigmoid()
+        # Not amax, whose gradient alone takes a quarter of a step of the whole network.
+        average, maximum = global_mean(x).flatten(1), F.adaptive_max_pool2d(x, 1).flatten(1)
+        weights = (self.mlp(average) + self.mlp(maximum)).sigmoid()
         return x * weights[:, :, None, None]
 
 
@@ -61,7 +64,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
+        pooled = torch.cat((mean(x, 1), x.amax(1, keepdim=True)), dim=1)
         return x * self.conv(pooled).sigmoid()
 
 
@@ -91,6 +94,6 @@ class CoordinateAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        means = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT), dim=2)
+        means = torch.cat((mean(x, 3), mean(x, 2).mT), dim=2)
         rows, columns = self.squeeze(means).split([height, width], dim=2)
         return x * self.rows(rows).sigmoid() * self.columns(columns.mT).sigmoid()

@@ -1,4 +1,4 @@
-"""The mean over all positions, with a gradient that keeps the layout of what it is the mean of."""
+"""Means of feature maps, with a gradient that keeps the layout of what they are the means of."""
 
 from typing import Any
 
@@ -6,24 +6,30 @@ import torch
 from torch import Tensor
 
 
-class _GlobalMean(torch.autograd.Function):
+class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
+    def forward(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return x.mean(dims, keepdim=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: Tensor) -> None:
         ctx.shape = inputs[0].shape
+        ctx.count = inputs[0].numel() // output.numel()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return (gradient / ctx.shape[2:].numel()).expand(ctx.shape)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient / ctx.count).expand(ctx.shape), None
+
+
+def mean(x: Tensor, *dims: int) -> Tensor:
+    """The mean over some dimensions, which are kept with size 1.
+
+    It is x.mean(dims, keepdim=True), whose own gradient is written out contiguous and takes that of
+    the layers before it out of channels-last with it. This one is a view of one number a mean.
+    """
+    return _Mean.apply(x, dims)
 
 
 def global_mean(x: Tensor) -> Tensor:
-    """The mean of feature maps (N, C, H, W) over positions, (N, C, 1, 1).
-
-    It is x.mean((2, 3), keepdim=True), whose own gradient is written out contiguous and takes that
-    of the layers before it out of channels-last with it. This one is a view of (N, C, 1, 1).
-    """
-    return _GlobalMean.apply(x)
+    """The mean of feature maps (N, C, H, W) over positions, (N, C, 1, 1)."""
+    return mean(x, 2, 3)

@@ -5,18 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_modules.layers.pooling import global_mean
+from lightning_modules.layers.pooling import global_mean, mean
 
 
 def feature_maps() -> torch.Tensor:
     return torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
 
 
-def test_global_mean_is_torchs_with_its_gradient_and_that_ones_gradient() -> None:
+@pytest.mark.parametrize("dims", [(2, 3), (1,), (3,)])
+def test_a_mean_is_torchs_with_its_gradient_and_that_ones_gradient(dims: tuple[int, ...]) -> None:
     x = feature_maps()
-    torch.testing.assert_close(global_mean(x), x.mean((2, 3), keepdim=True))
-    assert torch.autograd.gradcheck(global_mean, x)
-    assert torch.autograd.gradgradcheck(global_mean, x)
+    torch.testing.assert_close(mean(x, *dims), x.mean(dims, keepdim=True))
+    assert torch.autograd.gradcheck(lambda x: mean(x, *dims), x)
+    assert torch.autograd.gradgradcheck(lambda x: mean(x, *dims), x)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
