@@ -9,7 +9,8 @@ HEAD = """# {title}
 
 Written by `{command}` from the records in this folder and from nothing else; a test renders it
 again. Each row is `--scale mini` of [its suite](../../suites/{name}.yaml): a small network and few
-epochs, which rank candidates for the long runs and do not replace them.
+epochs, which rank candidates for the long runs and do not replace them. Columns count the epochs of
+the first row; one that is longer or shorter in the suite keeps that share, rounded.
 
 Accuracies are in percent, of the 5,000 validation images, of the weights that are best on them,
 with 95% t-intervals over runs that differ in their seed; the test set was not read. *Gain* is over
