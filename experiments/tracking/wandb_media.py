@@ -62,6 +62,12 @@ def log_results(
     logger.experiment.finish()
 
 
+def log_scores(logger: WandbLogger, record: Record) -> None:
+    """Send the figures of a run that left the test set unread, and end its W&B run."""
+    logger.log_metrics(scalars(record), record.steps)
+    logger.experiment.finish()
+
+
 def scalars(record: Record) -> dict[str, float]:
     """A record's figures by W&B's keys, `{split}/{weights}/{measure}` where they are scores.
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.inference.evaluation import load_weights, predict, score
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
-from experiments.tracking.wandb_media import log_results
+from experiments.tracking.wandb_media import log_results, log_scores
 from experiments.training.cli import ExperimentCLI
 from experiments.training.devices import (
     end_processes,
@@ -90,8 +90,7 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     write_record(record, folder / "result.json")
     answered = labels.get("test"), logits.get("test", {}).get(record.selected or "raw")
     write_pictures(cli, folder, *answered)
-    if cli.config.test:
-        send_results(cli, folder, record, logits["test"], labels["test"])
+    send_results(cli, folder, record, logits, labels)
     show(record, folder)
     return record
 
@@ -212,14 +211,17 @@ def write_pictures(
 
 
 def send_results(
-    cli: ExperimentCLI, folder: Path, record: Record, logits: dict[str, Tensor], labels: Tensor
+    cli: ExperimentCLI, folder: Path, record: Record, logits: Logits, labels: dict[str, Tensor]
 ) -> None:
-    """Send what was found on the test set to W&B, where that is on."""
-    images, classes = cli.datamodule.test_dataloader().images, cli.datamodule.classes
+    """Send the scores, and what was found on the test set if it was read, to W&B if that is on."""
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger):
+            if not cli.config.test:
+                log_scores(logger, record)
+                continue
+            images, classes = cli.datamodule.test_dataloader().images, cli.datamodule.classes
             grid = folder / "augmented.png"
-            log_results(logger, record, logits, labels, images, classes, grid)
+            log_results(logger, record, logits["test"], labels["test"], images, classes, grid)
 
 
 def show(record: Record, folder: Path) -> None:

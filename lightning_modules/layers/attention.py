@@ -33,7 +33,8 @@ class SqueezeExcitation(nn.Module):
 class ChannelAttention(nn.Module):
     """Channels weighted by their mean and maximum over all positions (Woo et al. 2018).
 
-    Both go through one shared MLP without bias, C -> max(4, C // reduction) -> C.
+    Both go through one shared MLP without bias, C -> max(4, C // reduction) -> C. The gradient of a
+    maximum that several positions share goes to one of them, as in the published code.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
