@@ -72,14 +72,15 @@ def trained(monkeypatch, record_of):
     return trained
 
 
+def whole(row, share=1.0):
+    """What is trained of a row that reaches the last of three rungs."""
+    rungs = ((2, 1), (4, 2), (8, 3))
+    return [(row, int(epochs * share), seed) for epochs, seeds in rungs for seed in range(seeds)]
+
+
 def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, trained):
     said = []
     assert screen(Worker(suite, place, time.time() + 60), make_rungs(3, epochs=2), said.append)
-    whole = lambda row, share=1: [  # noqa: E731
-        (row, int(epochs * share), seed)
-        for epochs, seeds in ((2, 1), (4, 2), (8, 3))
-        for seed in range(seeds)
-    ]
     assert trained == [
         *whole("base"),
         ("worse", 2, 0),
