@@ -91,7 +91,8 @@ def command_of(flags: argparse.Namespace) -> str:
 
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    from experiments.screening.halving import Worker, make_rungs, screen  # noqa: PLC0415  Optuna
+    # Not at the top: they import Optuna, whose absence read_arguments answers in one line.
+    from experiments.screening.halving import Worker, make_rungs, screen  # noqa: PLC0415
     from experiments.screening.page import render  # noqa: PLC0415
 
     stop = Event()
