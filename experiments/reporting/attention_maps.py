@@ -1,7 +1,7 @@
 """What attention looks at: the weights that a network's attention modules give to images."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,23 +11,47 @@ from torch.nn import functional as F
 
 from lightning_modules.layers.attention import (
     ChannelAttention,
+    CoordinateAttention,
     SpatialAttention,
     SqueezeExcitation,
 )
 
 Kind = Literal["channel", "spatial"]
 
-#: attention module -> what it weighs, and the layer whose outputs add up to the weights' logits
-LAYERS: dict[type[nn.Module], tuple[Kind, str]] = {
-    SqueezeExcitation: ("channel", "fc2"),
-    ChannelAttention: ("channel", "mlp"),
-    SpatialAttention: ("spatial", "conv"),
+
+def _of_channels(logits: Sequence[Tensor]) -> dict[Kind, Tensor]:
+    # Channel attention sends the mean and the maximum through one layer, and adds them.
+    return {"channel": torch.stack(tuple(logits)).sum(dim=0).sigmoid().flatten(1)}
+
+
+def _of_positions(logits: Sequence[Tensor]) -> dict[Kind, Tensor]:
+    return {"spatial": logits[0].sigmoid()[:, 0]}
+
+
+def _of_coordinates(logits: Sequence[Tensor]) -> dict[Kind, Tensor]:
+    rows, columns = logits
+    weights = rows.sigmoid() * columns.sigmoid()
+    return {"channel": weights.mean((2, 3)), "spatial": weights.mean(1)}
+
+
+#: attention module -> its layers whose outputs are logits, and what gives the weights, by kind
+LAYERS: dict[
+    type[nn.Module], tuple[Sequence[str], Callable[[Sequence[Tensor]], dict[Kind, Tensor]]]
+] = {
+    SqueezeExcitation: (["fc2"], _of_channels),
+    ChannelAttention: (["mlp"], _of_channels),
+    SpatialAttention: (["conv"], _of_positions),
+    CoordinateAttention: (["rows", "columns"], _of_coordinates),
 }
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The weights of one attention module, in (0, 1)."""
+    """The weights of one attention module, in (0, 1).
+
+    One that weighs each channel at each position is there twice: by channel, with the mean over
+    positions, and by position, with the mean over channels.
+    """
 
     module: str  # its name in the network
     kind: Kind
@@ -48,33 +72,30 @@ def attend(network: nn.Module, images: Tensor) -> list[Attention]:
 
     `images` are normalised, float32 (N, 3, H, W); the network is left in evaluation mode.
     """
-    logits: dict[str, Tensor] = {}
-    kinds: dict[str, Kind] = {}
+    logits: dict[str, list[Tensor]] = {}
+    modules = dict(network.named_modules())
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            # Channel attention sends the mean and the maximum through one layer, and adds them.
-            logits[name] = logits[name] + output if name in logits else output
+            logits.setdefault(name, []).append(output)
 
         return hook
 
-    handles = []
-    for name, module in network.named_modules():
-        if type(module) in LAYERS:
-            kinds[name], layer = LAYERS[type(module)]
-            handles.append(module.get_submodule(layer).register_forward_hook(keep(name)))
+    handles = [
+        module.get_submodule(layer).register_forward_hook(keep(name))
+        for name, module in modules.items()
+        if type(module) in LAYERS
+        for layer in LAYERS[type(module)][0]
+    ]
     try:
         network.eval()(images)
     finally:
         for handle in handles:
             handle.remove()
     return [
-        Attention(
-            name,
-            kinds[name],
-            x.sigmoid().flatten(1) if kinds[name] == "channel" else x.sigmoid()[:, 0],
-        )
-        for name, x in logits.items()
+        Attention(name, kind, weights)
+        for name, found in logits.items()
+        for kind, weights in LAYERS[type(modules[name])][1](found).items()
     ]
 
 

@@ -24,12 +24,9 @@ NETWORKS = {
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_each_module_multiplies_its_input_with_the_weights(name: str) -> None:
-    torch.manual_seed(0)
-    network = NETWORKS[name]().eval()
+def products_of(network: nn.Module, *kinds: type[nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each module of these kinds is given and returns for `IMAGES`."""
     products: dict[str, tuple[Tensor, Tensor]] = {}
-    kinds = (attention.SqueezeExcitation, attention.ChannelAttention, attention.SpatialAttention)
     for path, module in network.named_modules():
         if isinstance(module, kinds):
 
@@ -37,14 +34,43 @@ def test_each_module_multiplies_its_input_with_the_weights(name: str) -> None:
                 products[path] = given[0].clone(), out.clone()
 
             module.register_forward_hook(keep)
+    with torch.inference_mode():
+        network.eval()(IMAGES.to(next(network.parameters()).dtype))
+    assert products
+    return products
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_module_multiplies_its_input_with_the_weights(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    products = products_of(
+        network,
+        attention.SqueezeExcitation,
+        attention.ChannelAttention,
+        attention.SpatialAttention,
+    )
     found = attend(network, IMAGES)
     assert [x.module for x in found] == list(products)
-    assert products
     for x in found:
         given, out = products[x.module]
         weights = x.weights[:, :, None, None] if x.kind == "channel" else x.weights[:, None]
         torch.testing.assert_close(given * weights, out)
         assert 0 < x.weights.min() <= x.weights.max() < 1
+
+
+def test_coordinate_attention_is_shown_over_channels_and_over_positions() -> None:
+    torch.manual_seed(0)
+    network = SAMResNet(16, (1, 1, 1), attention="coordinate").double()
+    products = products_of(network, attention.CoordinateAttention)
+    found = attend(network, IMAGES.double())
+    assert [x.module for x in found[::2]] == [x.module for x in found[1::2]] == list(products)
+    for over_channels, over_positions in zip(found[::2], found[1::2], strict=True):
+        given, out = products[over_channels.module]
+        weights = out / given
+        assert (over_channels.kind, over_positions.kind) == ("channel", "spatial")
+        torch.testing.assert_close(over_channels.weights, weights.mean((2, 3)))
+        torch.testing.assert_close(over_positions.weights, weights.mean(1))
 
 
 def test_the_network_is_left_without_hooks_and_a_second_look_sees_the_same() -> None:
