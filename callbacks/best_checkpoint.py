@@ -1,9 +1,13 @@
 """The best checkpoint of one kind of weights: raw, EMA or SWA."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from callbacks.moved_checkpoints import in_folder
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -30,6 +34,9 @@ class BestCheckpoint(ModelCheckpoint):
             mode="max",
             enable_version_counter=False,
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(in_folder(state_dict, str(self.dirpath)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from callbacks.ema import EMA
@@ -52,8 +52,11 @@ class SWA(Callback):
     In a checkpoint, `callbacks.SWA.average` is the averaged network's `state_dict`. Overriding the
     rate suits schedules in closed form (LambdaLR), not those that derive a rate from the last one.
 
-    MisconfigurationException where EMA is on too, where `max_epochs` is not given, or where
-    training ends before the first cycle does.
+    Epochs are counted by `max_epochs`: one that `max_steps` cuts short joins no average, and where
+    that ends training before the first cycle does, there is none.
+
+    MisconfigurationException where EMA is on too, where `max_epochs` is not given, or where it ends
+    training before the first cycle does.
     """
 
     def __init__(
@@ -164,10 +167,17 @@ class SWA(Callback):
             limit = min(limit, self.bn_batches)
         with isolate_rng(), trainer.precision_plugin.train_step_context():
             batches = islice(trainer.train_dataloader, limit)  # type: ignore[arg-type]
-            update_bn(map(trainer.strategy.batch_to_device, batches), network)
+            update_bn((self._images(trainer, batch) for batch in batches), network)
         for buffer in network.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
+
+    @staticmethod
+    def _images(trainer: Trainer, batch: Any) -> Tensor:
+        """Of a training batch, as a step sees them; several views of an image are images."""
+        converted = trainer.precision_plugin.convert_input(batch)
+        images: Tensor = trainer.strategy.batch_to_device(converted)[0]
+        return images.flatten(0, -4)
 
     @staticmethod
     def _new_average(pl_module: LightningModule) -> AveragedModel:

@@ -24,7 +24,8 @@ class _Architectures(Mapping[str, "type[ImageClassifier]"]):
     """
 
     def __getitem__(self, name: str) -> "type[ImageClassifier]":
-        cls = getattr(import_module(f"lightning_modules.{name}"), _CLASSES[name])
+        class_name = _CLASSES[name]
+        cls = getattr(import_module(f"lightning_modules.{name}"), class_name)
         assert isinstance(cls, type)
         return cls
 

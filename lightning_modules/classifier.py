@@ -1,10 +1,11 @@
 """What every architecture shares: loss, metrics, optimizer and learning rate schedule."""
 
+import math
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,7 +15,12 @@ from torchmetrics import Metric
 
 from lightning_modules.fitting import largest_fit
 from lightning_modules.losses import jensen_shannon
-from lightning_modules.optimizers import Schedule, learning_rate_factor, make_optimizer
+from lightning_modules.optimizers import (
+    OptimizerName,
+    Schedule,
+    learning_rate_factor,
+    make_optimizer,
+)
 from lightning_modules.sharpness import Ascent, Sharpness, frozen_statistics
 
 Batch = tuple[Tensor, Tensor]
@@ -29,8 +35,9 @@ class LossAndAccuracy(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        # In 32 bits, as Apple's GPUs have no more: counts of images are exact up to 16 million.
         for name in ("loss", "correct", "images"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, mean_loss: Tensor, correct: Tensor) -> None:
         """Add a batch: its mean loss, and for each image (N,) how right its prediction was."""
@@ -40,7 +47,7 @@ class LossAndAccuracy(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy over all batches since the last reset."""
-        return (self.loss / self.images).float(), (self.correct / self.images).float()
+        return self.loss / self.images, self.correct / self.images
 
 
 def accuracy_per_image(logits: Tensor, targets: Tensor) -> Tensor:
@@ -66,6 +73,25 @@ def _check(name: str, value: float, holds: bool, expected: str) -> None:
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """Optimizer steps of a whole training, from the first epoch to the last.
+
+    MisconfigurationException where nothing but the time ends it, or where it is to have none.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 1 <= steps < math.inf:
+        raise MisconfigurationException(
+            "schedules need a length of training: max_epochs or max_steps must be 1 or more, got "
+            f"max_epochs {trainer.max_epochs} and max_steps {trainer.max_steps}"
+        )
+    return int(steps)
+
+
 class ImageClassifier(LightningModule):
     """A network that maps normalised images (N, 3, 32, 32) to logits (N, 10), and its training.
 
@@ -75,10 +101,12 @@ class ImageClassifier(LightningModule):
 
     #: the hyper-parameter that decides how large the network is
     grows: ClassVar[str] = "base_width"
-    #: what of it gives the narrowest stage one more channel
+    #: what of it is one step of width
     grows_by: ClassVar[float] = 1
     #: hyper-parameters of the small version that `--quick` trains
     quick: ClassVar[dict[str, Any]] = {}
+    #: whether a normalisation follows each convolution, without which Muon would fix its scale
+    normalises: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -96,7 +124,7 @@ class ImageClassifier(LightningModule):
         gamma: float = 0.2,
         triangle: tuple[float, float] = (0.2, 0.07),
         bias_lr_factor: float = 1.0,
-        optimizer: Literal["sgd", "muon"] = "sgd",
+        optimizer: OptimizerName = "sgd",
         muon_lr: float = 0.24,
         muon_momentum: float = 0.6,
         muon_steps: int = 5,
@@ -125,7 +153,8 @@ class ImageClassifier(LightningModule):
             triangle: factors of lr at which the triangular schedule begins and ends.
             bias_lr_factor: how many times lr the shifts of BatchNorm learn with; their weight decay
                 is as many times smaller, so that they shrink no faster.
-            optimizer: SGD for everything, or Muon for the filters of convolutions.
+            optimizer: SGD for everything, or Muon for the filters of convolutions; that is for
+                networks in which a normalisation follows each of them.
             muon_lr: peak learning rate of the filters under Muon.
             muon_momentum: momentum of the filters under Muon.
             muon_steps: Newton-Schulz steps of an update under Muon.
@@ -142,6 +171,7 @@ class ImageClassifier(LightningModule):
         _check("lr", lr, lr > 0, "above 0")
         _check("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
+        _check_choice("schedule", schedule, Schedule)
         _check("rising", rising, 0 <= rising < 1, "in [0, 1), a share of training")
         if rising == 0 and schedule in ("onecycle", "warmup_onecycle"):
             raise ValueError(f"rising must be above 0 where schedule is {schedule}, got {rising}")
@@ -153,6 +183,12 @@ class ImageClassifier(LightningModule):
         if not all(0 <= factor <= 1 for factor in triangle):
             raise ValueError(f"triangle must be two factors in [0, 1], got {triangle}")
         _check("bias_lr_factor", bias_lr_factor, bias_lr_factor > 0, "above 0")
+        _check_choice("optimizer", optimizer, OptimizerName)
+        if optimizer == "muon" and not self.normalises:
+            raise ValueError(
+                f"optimizer must be 'sgd' for {type(self).__name__}, got 'muon', which needs a "
+                "normalisation behind each convolution"
+            )
         _check("muon_lr", muon_lr, muon_lr > 0, "above 0")
         _check("muon_momentum", muon_momentum, 0 <= muon_momentum < 1, "in [0, 1)")
         _check("muon_steps", muon_steps, muon_steps >= 1, "1 or more")
@@ -168,7 +204,7 @@ class ImageClassifier(LightningModule):
             # In place, so that no key of a checkpoint ever says `_orig_mod`.
             self.network.compile()
         self.train_metric = LossAndAccuracy()
-        self.val_metrics: dict[str, LossAndAccuracy] = {}
+        self.eval_metrics: dict[str, LossAndAccuracy] = {}
         self._soft_targets = False
 
     def forward(self, images: Tensor) -> Tensor:
@@ -212,16 +248,16 @@ class ImageClassifier(LightningModule):
         self.train_metric.reset()
 
     def evaluate(self, network: nn.Module, batch: Batch, suffix: str) -> None:
-        """Add one validation batch to the loss and accuracy of `network`.
+        """Add one batch of validation images, or test images, to loss and accuracy of `network`.
 
         They are logged at the epoch's end as `val/loss{suffix}` and `val/acc{suffix}`: callbacks
         that average weights bring theirs beside the module's own. The loss has no label smoothing.
         """
         images, labels = batch
         logits = network(images.contiguous(memory_format=self.memory_format)).float()
-        if suffix not in self.val_metrics:
-            self.val_metrics[suffix] = LossAndAccuracy().to(self.device)
-        self.val_metrics[suffix].update(
+        if suffix not in self.eval_metrics:
+            self.eval_metrics[suffix] = LossAndAccuracy().to(self.device)
+        self.eval_metrics[suffix].update(
             F.cross_entropy(logits, labels), accuracy_per_image(logits, labels)
         )
 
@@ -229,10 +265,20 @@ class ImageClassifier(LightningModule):
         self.evaluate(self.network, batch, "")
 
     def on_validation_epoch_end(self) -> None:
-        for suffix, metric in self.val_metrics.items():
+        self._log_scores("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """For `Trainer.test`; `experiments.inference` has more ways to look at a test image."""
+        self.evaluate(self.network, batch, "")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        for suffix, metric in self.eval_metrics.items():
             loss, accuracy = metric.compute()
-            self.log_dict({f"val/loss{suffix}": loss, f"val/acc{suffix}": accuracy})
-        self.val_metrics = {}
+            self.log_dict({f"{split}/loss{suffix}": loss, f"{split}/acc{suffix}": accuracy})
+        self.eval_metrics = {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logits in 32 bits, whatever the precision they were computed in."""
@@ -243,7 +289,7 @@ class ImageClassifier(LightningModule):
         optimizer = make_optimizer(self.network, hparams)
         factor = learning_rate_factor(
             hparams["schedule"],
-            total_steps=int(self.trainer.estimated_stepping_batches),
+            total_steps=optimizer_steps(self.trainer),
             rising=hparams["rising"],
             warmup=hparams["warmup"],
             warmup_start=hparams["warmup_lr"] / hparams["lr"],
@@ -279,7 +325,7 @@ class ImageClassifier(LightningModule):
         # One process goes on with the sums of all; the others begin at nothing.
         first = self._trainer is None or self.trainer.is_global_zero
         for name, value in checkpoint.get("train_metric", {}).items():
-            setattr(self.train_metric, name, value.to(self.device) * first)
+            setattr(self.train_metric, name, value.float().to(self.device) * first)
 
     @classmethod
     def parameters_with(cls, steps: int, arguments: dict[str, Any]) -> int:

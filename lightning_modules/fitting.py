@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-#: Steps of width that put the channels of every stage on a multiple of 8, as GPUs want them.
+#: Steps of width whose multiples put the channels of every stage on a multiple of 8, as GPUs want.
 ALIGNED = 8
 #: Share of the largest network's parameters that an aligned one must have to be preferred.
 KEEPS = 0.85
 
 
 class Fit(NamedTuple):
-    """A width in steps of the narrowest stage's channels, and the parameters of that network."""
+    """A width in steps of the architecture's `grows_by`, and the parameters of that network."""
 
     steps: int
     parameters: int

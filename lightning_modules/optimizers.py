@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_modules.muon import MuonSGD
 
+OptimizerName = Literal["sgd", "muon"]
 Schedule = Literal["cosine", "onecycle", "warmup_onecycle", "step", "triangular"]
 
 # The defaults of torch.optim.lr_scheduler.OneCycleLR, which SAMResNet leaves as they are: the rate

@@ -79,6 +79,8 @@ def see(images: Tensor, view: str, mean: Tensor | None = None, std: Tensor | Non
             assert mean is not None
             assert std is not None
             images = scale_brightness(images, BRIGHTNESS[step], mean, std)
+        elif step != "identity":
+            raise ValueError(f"view must be made of {', '.join(STEPS)}, got {view!r}")
     return images
 
 

@@ -92,7 +92,8 @@ class SAMResNetClassifier(ImageClassifier):
             base_width: channels of the first stage; the others have twice and four times as many.
             blocks: residual blocks in each of the three stages.
             se: have attention in every block; off, the network is `resnet`.
-            se_reduction: how many times fewer channels the attention's hidden layer has.
+            se_reduction: how many times fewer channels the hidden layer of SE and CBAM has;
+                coordinate attention's has 32 times fewer.
             activation: nonlinearity of the stem, the blocks and SE.
             attention: kind of attention: squeeze-and-excitation, CBAM, or coordinate attention.
         """

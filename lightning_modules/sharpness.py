@@ -35,7 +35,8 @@ def asam_scales(parameters: Mapping[str, Tensor], eta: float = ETA) -> list[Tens
 
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    norms = torch.stack(torch._foreach_norm(tensors, 2, torch.float32))
+    at_least_32_bits = torch.promote_types(tensors[0].dtype, torch.float32)
+    norms = torch.stack(torch._foreach_norm(tensors, 2, at_least_32_bits))
     return torch.linalg.vector_norm(norms).clamp_min(1e-12)
 
 

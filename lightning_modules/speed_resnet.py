@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lightning_modules.classifier import Batch, ImageClassifier
+from lightning_modules.classifier import Batch, ImageClassifier, optimizer_steps
 from lightning_modules.layers.blocks import check_positive
 from lightning_modules.layers.whitening import PatchWhitening
 
@@ -129,6 +129,7 @@ class SpeedResNetClassifier(ImageClassifier):
     grows = "base_width"
     # The preset's rate is for batches of 1,000 images.
     quick: ClassVar = {"base_width": 8, "lr": 0.1, "bias_lr_factor": 8.0}
+    normalises = True
 
     def __init__(
         self,
@@ -157,6 +158,11 @@ class SpeedResNetClassifier(ImageClassifier):
             raise ValueError(
                 f"whitening_bias must be in [0, 1], a share of training, got {whitening_bias}"
             )
+        if training.get("optimizer") == "muon" and not whitening:
+            raise ValueError(
+                "whitening must be on where optimizer is muon: the trained layer in its place has "
+                "no normalisation behind it, got whitening False"
+            )
         network = SpeedResNet(base_width, widths, convs, residual, whitening, dirac, bn_momentum)
         super().__init__(network, **training)
         self._bias_steps = 0.0
@@ -179,7 +185,7 @@ class SpeedResNetClassifier(ImageClassifier):
 
     def on_train_start(self) -> None:
         share = self.hparams["whitening_bias"]
-        self._bias_steps = share * int(self.trainer.estimated_stepping_batches)
+        self._bias_steps = share * optimizer_steps(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Once the bias rests nothing before the first group needs a gradient, which saves 5.6% of

@@ -1,9 +1,11 @@
+import shutil
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks import EMA, SWA, BestCheckpoint
+from callbacks import EMA, SWA, BestCheckpoint, LastCheckpoint
 
 
 @pytest.fixture
@@ -68,6 +70,24 @@ def test_a_resumed_run_remembers_the_best_so_far(fit, graded, tmp_path):
     assert saved(tmp_path / "best.ckpt")["epoch"] == 1
     assert saved(tmp_path / "best_ema.ckpt")["epoch"] == 0
     assert resumed[1].best_model_score == pytest.approx(0.9)
+
+
+def test_a_run_that_was_copied_remembers_the_best_and_leaves_the_original_alone(
+    fit, graded, tmp_path
+):
+    def callbacks(folder):
+        return BestCheckpoint(str(folder)), LastCheckpoint(str(folder))
+
+    original, copied = tmp_path / "original", tmp_path / "copied"
+    fit(graded(), *callbacks(original), max_epochs=2)
+    shutil.copytree(original, copied)
+    files = {path.name: path.read_bytes() for path in original.iterdir()}
+    resumed = callbacks(copied)
+    fit(graded(), *resumed, max_epochs=4, ckpt_path=copied / "last.ckpt")
+    assert saved(copied / "best.ckpt")["epoch"] == 1
+    assert resumed[0].best_model_score == pytest.approx(0.9)
+    assert saved(copied / "last.ckpt")["epoch"] == 3
+    assert {path.name: path.read_bytes() for path in original.iterdir()} == files
 
 
 def test_the_sanity_check_is_no_candidate(fit, graded, tmp_path):

@@ -75,7 +75,7 @@ def test_the_average_is_the_mean_of_the_weights_at_epoch_ends_the_last_too(
         torch.testing.assert_close(p, torch.stack(weights).mean(dim=0))
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
 @pytest.mark.parametrize(
     ("bn_batches", "options", "seen"),
     [
@@ -93,7 +93,8 @@ def test_batch_norm_holds_the_statistics_of_the_averaged_weights_on_training_bat
     fit(tiny(), swa, max_epochs=4, precision=precision, **options)
     conv, norm = swa.network[0], swa.network[1]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        maps = [conv(images).float() for images, _ in train_batches.batches[:seen]]
+        inputs = [images.to(conv.weight.dtype) for images, _ in train_batches.batches[:seen]]
+        maps = [conv(images).to(conv.weight.dtype) for images in inputs]
     # The equal average over batches of each batch's mean and unbiased variance.
     means = torch.stack([x.mean(dim=(0, 2, 3)) for x in maps])
     variances = torch.stack([x.var(dim=(0, 2, 3)) for x in maps])
@@ -101,6 +102,23 @@ def test_batch_norm_holds_the_statistics_of_the_averaged_weights_on_training_bat
     torch.testing.assert_close(norm.running_var, variances.mean(dim=0))
     assert norm.num_batches_tracked == seen
     assert norm.momentum == 0.1
+
+
+def test_several_views_of_an_image_are_images_to_batch_norm(fit, tiny, train_batches):
+    class OfViews(tiny):
+        def training_step(self, batch, batch_idx):
+            views, labels = batch
+            return super().training_step((views[:, 0], labels), batch_idx)
+
+    train_batches.batches = [
+        (torch.stack((x, x.flip(-1), -x), dim=1), labels) for x, labels in train_batches.batches
+    ]
+    swa = SWA(start=0.5)
+    fit(OfViews(), swa, max_epochs=2)
+    conv, norm = swa.network[0], swa.network[1]
+    maps = [conv(views.flatten(0, 1)) for views, _ in train_batches.batches]
+    means = torch.stack([x.mean(dim=(0, 2, 3)) for x in maps])
+    torch.testing.assert_close(norm.running_mean, means.mean(dim=0))
 
 
 def test_groups_with_a_rate_of_their_own_keep_its_ratio_to_the_modules(fit, tiny):

@@ -109,6 +109,14 @@ def test_parameter_counts(layer: type[nn.Module], parameters: int) -> None:
 
 
 @pytest.mark.parametrize("layer", [SqueezeExcitation, CBAM, CoordinateAttention])
-def test_attention_keeps_channels_last(layer: type[nn.Module]) -> None:
-    x = feature_maps(16).contiguous(memory_format=torch.channels_last)
-    assert layer(16)(x).is_contiguous(memory_format=torch.channels_last)
+def test_attention_and_its_gradient_keep_channels_last(layer: type[nn.Module]) -> None:
+    x = feature_maps(16).to(memory_format=torch.channels_last)
+    convolution = nn.Conv2d(16, 16, 3, padding=1).to(memory_format=torch.channels_last)
+    features = convolution(x)
+    gradients: list[Tensor] = []
+    features.register_hook(gradients.append)
+    weighted = layer(16)(features)
+    weighted.square().sum().backward()
+    for tensor in (weighted, *gradients):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert gradients

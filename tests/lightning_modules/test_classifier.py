@@ -1,7 +1,13 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier, accuracy_per_image, count_parameters
@@ -92,6 +98,49 @@ def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
         small("sam_resnet", **{name: value})
 
 
+@pytest.mark.parametrize("name", ["schedule", "optimizer", "sharpness"])
+def test_an_unknown_choice_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got 'adam'$"):
+        small("sam_resnet", **{name: "adam"})
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"speed_resnet"}))
+def test_muon_is_refused_where_convolutions_are_not_normalised(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^optimizer must be 'sgd' for .*, got 'muon', which"):
+        small(name, optimizer="muon")
+
+
+def test_a_name_that_is_no_architecture_is_a_missing_key() -> None:
+    assert ARCHITECTURES.get("resnet18") is None
+
+
+@pytest.mark.parametrize(
+    "length", [{"max_epochs": -1, "max_time": "00:00:01:00"}, {"max_steps": 0}]
+)
+def test_a_training_without_a_length_is_refused(length: dict[str, Any]) -> None:
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", **length)
+    batch = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+    with pytest.raises(MisconfigurationException, match=r"^schedules need a length of training: "):
+        trainer.fit(small("resnet"), [batch])
+
+
+def test_a_trainer_tests_it(tmp_path: Path) -> None:
+    module = small("resnet")
+    trainer = Trainer(
+        logger=False, enable_progress_bar=False, accelerator="cpu", default_root_dir=tmp_path
+    )
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % 10) for n in (8, 5)
+    ]
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    (scores,) = trainer.test(module, loader, verbose=False)
+    logits = torch.cat([module.eval()(images) for images, _ in batches]).detach()
+    labels = torch.cat([labels for _, labels in batches])
+    assert scores["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
+    assert scores["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
 @pytest.mark.parametrize("schedule", ["onecycle", "warmup_onecycle"])
 def test_a_cycle_must_rise(schedule: str) -> None:
     with pytest.raises(ValueError, match=rf"^rising must be above 0 where schedule is {schedule}"):
@@ -114,4 +163,7 @@ def test_channels_last_reaches_weights_and_images() -> None:
     seen = []
     module.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     module(torch.randn(2, 3, 32, 32))
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    (filters, *_) = (m.weight for m in module.network.modules() if isinstance(m, nn.Conv2d))
+    for tensor in (seen[0], filters):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()

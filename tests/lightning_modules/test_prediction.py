@@ -78,6 +78,14 @@ def test_brightness_is_changed_in_pixel_space(view: str, factor: float) -> None:
     assert ((images() * factor).clamp(0, 1) - by_hand).abs().max() > 1
 
 
+@pytest.mark.parametrize("view", ["up3", "flip+identiy", ""])
+def test_a_view_that_is_none_is_refused(view: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^view must be made of identity, .*, got '{re.escape(view)}'"
+    ):
+        see(images(), view)
+
+
 @pytest.mark.parametrize("view", SHIFTS)
 def test_a_shift_repeats_the_edge_and_never_wraps_around(view: str) -> None:
     direction, size = view[:-1], int(view[-1])

@@ -126,10 +126,11 @@ def furthest(network, other):
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def test_sam_moves_all_weights_together_by_rho_along_the_gradient():
-    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[-4.0]])]
-    e = sam_perturbation(gradients, rho=0.5)
-    torch.testing.assert_close(e, [torch.tensor([0.3, 0.0]), torch.tensor([[-0.4]])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sam_moves_all_weights_together_by_rho_along_the_gradient(dtype):
+    gradients = [torch.tensor([3.0, 0.0], dtype=dtype), torch.tensor([[-4.0]], dtype=dtype)]
+    expected = [torch.tensor([0.3, 0.0], dtype=dtype), torch.tensor([[-0.4]], dtype=dtype)]
+    torch.testing.assert_close(sam_perturbation(gradients, rho=0.5), expected)
 
 
 def test_asam_measures_the_step_in_units_of_each_weight():
