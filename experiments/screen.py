@@ -2,13 +2,14 @@
 
 python experiments/screen.py champion
 python experiments/screen.py champion --rows base,sam,asam --epochs 4 --rungs 2
-python experiments/screen.py champion --budget-minutes 60
+python experiments/screen.py champion --seeds 3 --budget-minutes 60
 
-Every row is trained at mini scale for `--epochs` with one seed, the better half for twice as long
-with two seeds, and so on (successive halving, by Optuna). Validation decides, and the test set is
-not read. Records are filed in experiments/results/screening, and SUITE.md beside them shows what
-they say. When the time is up the training at work writes a checkpoint and ends; the same command
-goes on there, and trains nothing twice.
+Every row is trained at mini scale for `--epochs` with `--seeds`, a row that is in the better half
+of those so far for twice as long with one seed more, and so on (successive halving, by Optuna).
+Validation decides, and the test set is not read. Records are filed in
+experiments/results/screening, and SUITE.md beside them shows what they say, of some rows
+SUITE-ROW-ROW.md. When the time is up the training at work writes a checkpoint and ends; the same
+command goes on there, and trains nothing twice.
 
 Exit code: 0, also where the time was up; 2 for a mistake or a training that fails.
 """
@@ -49,6 +50,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--epochs", type=int, default=2, help="of the first trainings (default: %(default)s)"
     )
     parser.add_argument(
+        "--seeds", type=int, default=1, help="of the first trainings (default: %(default)s)"
+    )
+    parser.add_argument(
         "--rungs", type=int, default=3, help="rounds of trainings (default: %(default)s)"
     )
     parser.add_argument(
@@ -64,7 +68,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="where records and the page are written (default: experiments/results/screening)",
     )
     flags = parser.parse_args(argv)
-    for name in ("epochs", "rungs", "budget_minutes"):
+    for name in ("epochs", "seeds", "rungs", "budget_minutes"):
         if getattr(flags, name) <= 0:
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
@@ -85,14 +89,19 @@ def read_suite(flags: argparse.Namespace) -> Suite:
 def command_of(flags: argparse.Namespace) -> str:
     """What finds the same anywhere: neither the time that it may take nor folders decide that."""
     rows = f" --rows {flags.rows}" if flags.rows else ""
-    sizes = f"--epochs {flags.epochs} --rungs {flags.rungs}"
+    sizes = f"--epochs {flags.epochs} --seeds {flags.seeds} --rungs {flags.rungs}"
     return f"python experiments/screen.py {flags.suite}{rows} {sizes}"
+
+
+def page_name(flags: argparse.Namespace, suite: Suite) -> str:
+    """One for the whole suite, and one for each choice of its rows."""
+    return "-".join([suite.name, *(suite.rows if flags.rows else [])])
 
 
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # Not at the top: they import Optuna, whose absence read_arguments answers in one line.
-    from experiments.screening.halving import Worker, make_rungs, screen  # noqa: PLC0415
+    from experiments.screening.halving import Worker, make_rungs, row_of, screen  # noqa: PLC0415
     from experiments.screening.page import render  # noqa: PLC0415
 
     stop = Event()
@@ -100,12 +109,14 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     place = Workplace(flags.output.resolve(), flags.results.resolve())
     deadline = time.time() + 60 * flags.budget_minutes
-    rungs = make_rungs(flags.rungs, flags.epochs)
+    rungs = make_rungs(flags.rungs, flags.epochs, flags.seeds)
     try:
         suite = read_suite(flags)
+        for name in suite.rows:
+            row_of(suite, name, rungs[0])  # refused here, not hours later
         worker = Worker(suite, place, deadline, stop.is_set)
         ended = screen(worker, rungs, partial(print, flush=True))
-        page = flags.results / f"{suite.name}.md"
+        page = flags.results / f"{page_name(flags, suite)}.md"
         results = load_results(flags.results)
         flags.results.mkdir(parents=True, exist_ok=True)
         write_atomically(page, render(suite, rungs, results, command_of(flags)))

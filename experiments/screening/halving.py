@@ -1,5 +1,6 @@
 """Successive halving over a suite's rows: more epochs and more seeds for fewer of them."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ import optuna
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.claims.matching import Results, config_of_row, load_results
+from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import Row, Suite
 from experiments.records.record import Record
 from experiments.reproduction.plan import Job, make_plan
-from experiments.reproduction.runner import Outcome, Workplace, run_row
+from experiments.reproduction.runner import Workplace, run_row
 
 #: one in so many rows goes on to the next rung, which has so many times the epochs
 REDUCTION = 2
@@ -27,23 +29,31 @@ class Rung:
     seeds: int
 
 
-def make_rungs(count: int, epochs: int) -> list[Rung]:
-    """`epochs` with one seed, then `REDUCTION` times the epochs with two seeds, and so on."""
-    return [Rung(i, epochs * REDUCTION**i, i + 1) for i in range(count)]
+def make_rungs(count: int, epochs: int, seeds: int = 1) -> list[Rung]:
+    """`epochs` and `seeds`, then `REDUCTION` times the epochs with one seed more, and so on."""
+    return [Rung(i, epochs * REDUCTION**i, seeds + i) for i in range(count)]
 
 
 def row_of(suite: Suite, name: str, rung: Rung) -> Row:
-    """A row as a rung trains it: small, short, and with the test set unread."""
+    """A row as a rung trains it: small, short, and with the test set unread.
+
+    SuiteError, in one line, where its share of the first row's epochs is not whole.
+    """
     row, first = suite.rows[name], next(iter(suite.rows.values()))
     own, usual = (config_of_row(x, "mini")["trainer"]["max_epochs"] for x in (row, first))
-    epochs = max(1, round(rung.epochs * own / usual))
+    epochs, rest = divmod(rung.epochs * own, usual)
+    if rest:
+        raise SuiteError(
+            f"{name} has {own} epochs where {first.name} has {usual}: --epochs must be a multiple "
+            f"of {usual // math.gcd(own, usual)}"
+        )
     return replace(row, mini=row.mini | {"trainer.max_epochs": epochs, "test": False})
 
 
-def accuracies(suite: Suite, name: str, rung: Rung, results: Results) -> list[float]:
-    """What has been measured of a row in a rung: validation accuracies in percent, by seed."""
+def records_of(suite: Suite, name: str, rung: Rung, results: Results) -> list[Record]:
+    """What has been measured of a row in a rung, by seed."""
     records = results.of_row(row_of(suite, name, rung), "mini")
-    return [val_accuracy(records[seed]) for seed in range(rung.seeds) if seed in records]
+    return [records[seed] for seed in range(rung.seeds) if seed in records]
 
 
 def val_accuracy(record: Record) -> float:
@@ -73,29 +83,33 @@ class Worker:
         title = f"{self.suite.name}_{rung.epochs}epochs"
         short = replace(self.suite, name=title, rows=rows, claims=())
         results = load_results(self.place.results)
-        for job in make_plan([short], [name], "mini", rung.seeds, results, self.place.runs):
-            outcome = self._train(job)
-            if outcome.ending in ("cut off", "taken"):
-                raise OutOfTimeError
-            if outcome.ending != "finished":
-                raise MisconfigurationException(f"{job.name}: {outcome.reason}")
-        return accuracies(self.suite, name, rung, load_results(self.place.results))
+        jobs = make_plan([short], [name], "mini", rung.seeds, results, self.place.runs)
+        while jobs:  # those that another process trains are waited for last
+            jobs = [job for job in jobs if not self._finish(job)]
+        records = records_of(self.suite, name, rung, load_results(self.place.results))
+        return [val_accuracy(record) for record in records]
 
-    def _train(self, job: Job) -> Outcome:
-        """What another process trains is waited for."""
-        while True:
-            outcome = run_row(job, self.place, self.deadline, self.stopped)
-            if outcome.ending != "taken" or time.time() >= self.deadline or self.stopped():
-                return outcome
+    def _finish(self, job: Job) -> bool:
+        """Train one; False where another process does."""
+        outcome = run_row(job, self.place, self.deadline, self.stopped)
+        in_time = time.time() < self.deadline and not self.stopped()
+        if outcome.ending == "taken" and in_time:
+            return False
+        if outcome.ending in ("cut off", "taken"):
+            raise OutOfTimeError
+        if outcome.ending != "finished":
+            raise MisconfigurationException(f"{job.name}: {outcome.reason}")
+        return True
 
 
 def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) -> bool:
-    """Train rows from rung to rung; whether all that were to be trained have been.
+    """Train rows from rung to rung, in the suite's order; whether all that were to be have been.
 
-    Optuna's SuccessiveHalvingPruner decides which go on, asynchronously (Li et al. 2020): after
-    each rung a row does if it is in the better half of those that have come so far. The first row,
-    which the others are compared with, always does. What has a record is not trained again, so that
-    the same call goes on where one has stopped, with the same decisions.
+    Optuna's SuccessiveHalvingPruner decides which go on (Li et al. 2020): after each rung a row
+    does if it is in the better half of those that have come so far, itself included. It does not
+    come back to one that it has left out, so that the order has a say; the first row, which the
+    others are compared with, always goes on. What has a record is not trained again, so that the
+    same call goes on where one has stopped, with the same decisions.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of what ends a trial
     pruner = optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION)
@@ -111,7 +125,7 @@ def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) ->
             mean = fmean(worker.train(name, rung))
             say(f"{name}: {mean:.2f}% (epochs {rung.epochs}, n = {rung.seeds})")
             trial.report(mean, REDUCTION**rung.number)
-            if trial.should_prune() and name != names[0] and rung != rungs[-1]:
+            if trial.should_prune() and rung != rungs[-1]:
                 say(f"{name}: left out")
                 raise optuna.TrialPruned
         return mean

@@ -3,18 +3,20 @@
 from experiments.claims.matching import Results
 from experiments.claims.seed_statistics import Estimate, mean_of, welch_difference
 from experiments.claims.suites import Suite
-from experiments.screening.halving import Rung, accuracies
+from experiments.records.record import Record
+from experiments.screening.halving import Rung, records_of, val_accuracy
 
 HEAD = """# {title}
 
 Written by `{command}` from the records in this folder and from nothing else; a test renders it
-again. Each row is `--scale mini` of [its suite](../../suites/{name}.yaml): a small network and few
-epochs, which rank candidates for the long runs and do not replace them. Columns count the epochs of
-the first row; one that is longer or shorter in the suite keeps that share, rounded.
+again. Each row is `--scale mini` of the suite `{name}`: a small network and few epochs, which rank
+candidates for the long runs and do not replace them. Columns count the epochs of the first row; one
+that is longer or shorter in the suite keeps that share. A row went on to the next column if it was
+in the better half of those before it in the suite, itself included; the first always did.
 
-Accuracies are in percent, of the 5,000 validation images, of the weights that are best on them,
+Accuracies are in percent, of {images} validation images, of the weights that are best on them,
 with 95% t-intervals over runs that differ in their seed; the test set was not read. *Gain* is over
-the first row in the last column that both have, in points, with Welch's interval.
+the first row in the last column that both have, in points, with Welch's interval.{dirty}
 
 """
 
@@ -23,7 +25,8 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
     """The page: rows that came furthest first, of these the most accurate."""
     header = ["row", *(f"epochs {x.epochs}, n = {x.seeds}" for x in rungs), "gain"]
     lines = [header, ["---"] * len(header)]
-    found = {name: [accuracies(suite, name, x, results) for x in rungs] for name in suite.rows}
+    records = {name: [records_of(suite, name, x, results) for x in rungs] for name in suite.rows}
+    found = {name: [[val_accuracy(x) for x in of] for of in records[name]] for name in suite.rows}
     base = next(iter(found.values()))
 
     def merit(name: str) -> tuple[int, float]:
@@ -36,8 +39,21 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
             continue
         title = f"`{name}`: {suite.rows[name].title}"
         lines.append([title, *cells, _gain(found[name], base)])
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return HEAD.format(title=suite.title, name=suite.name, command=command) + table
+    used = [record for of_row in records.values() for of_rung in of_row for record in of_rung]
+    return _head(suite, command, used) + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _head(suite: Suite, command: str, records: list[Record]) -> str:
+    images = sorted({f"{score.images:,}" for x in records for score in x.scores["val"].values()})
+    changed = sum(record.dirty for record in records)
+    dirty = f" Of {len(records)} runs, {changed} are of a changed checkout." if changed else ""
+    return HEAD.format(
+        title=suite.title,
+        name=suite.name,
+        command=command,
+        images=" or ".join(images) or "no",
+        dirty=dirty,
+    )
 
 
 def _accuracy(values: list[float], seeds: int) -> str:

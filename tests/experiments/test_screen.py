@@ -9,6 +9,7 @@ from statistics import fmean
 
 import pytest
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import experiments.screen
 from experiments.claims.matching import RESULTS, load_results
@@ -53,7 +54,7 @@ def trained(monkeypatch, record_of):
     trained = []
 
     def run_row(job, place, deadline, stopped):
-        if time.time() >= deadline:
+        if time.time() >= deadline or stopped():
             return Outcome(job, "cut off")
         flags = dict(flag.removeprefix("--").split("=", 1) for flag in job.flags)
         assert flags["test"] == "false"
@@ -97,6 +98,9 @@ def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(suite, place, 
     worker = Worker(suite, place, time.time() + 60)
     assert not screen(replace(worker, deadline=0.0), rungs, print)
     assert trained == []
+    for count in (1, 2, 5):  # within the first row: after a rung, and between two seeds
+        assert not screen(replace(worker, stopped=lambda n=count: len(trained) == n), rungs, print)
+        assert trained == whole("base")[:count]
     assert screen(worker, rungs[:2], print)
     assert screen(worker, rungs, print)
     assert len(trained) == len(set(trained))
@@ -122,13 +126,72 @@ def test_the_page_has_means_and_gains_of_what_there_is(suite, place, trained):
     assert cells["base"][2] == ""
 
 
+def test_what_another_process_trains_is_waited_for_while_there_is_something_else(
+    suite, place, trained, monkeypatch
+):
+    run_row, asked = halving.run_row, []
+
+    def busy(job, *of):
+        asked.append((job.name, job.seed))
+        return Outcome(job, "taken") if asked.count(asked[-1]) < 3 else run_row(job, *of)
+
+    monkeypatch.setattr(halving, "run_row", busy)
+    assert screen(Worker(suite, place, time.time() + 60), make_rungs(1, 2, seeds=2), print)
+    assert [seed for _, seed in asked[:6]] == [0, 1] * 3
+    assert len(trained) == 2 * len(ROWS)
+
+
+def test_a_training_that_fails_ends_it_in_one_line(suite, place, monkeypatch):
+    monkeypatch.setattr(halving, "run_row", lambda job, *_: Outcome(job, "failed", "no space"))
+    with pytest.raises(MisconfigurationException, match=r"^candidates_2epochs-base-mini-0: no sp"):
+        screen(Worker(suite, place, time.time() + 60), make_rungs(1, 2), print)
+
+
+def test_the_first_trainings_may_have_several_seeds(suite, place, trained):
+    screen(Worker(suite, place, time.time() + 60), make_rungs(1, epochs=2, seeds=3), print)
+    assert [seed for row, _, seed in trained if row == "worse"] == [0, 1, 2]
+
+
+def run_main(monkeypatch, *flags):
+    """`screen.main` with these flags; signals are left as they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "argv", ["screen.py", *map(str, flags)])
+    try:
+        experiments.screen.main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_the_command_writes_a_page_for_the_suite_and_one_for_some_rows(
+    suite, place, trained, monkeypatch, capsys, tmp_path
+):
+    file = tmp_path / "candidates.yaml"
+    where = ("--output", place.runs, "--results", place.results)
+    run_main(monkeypatch, file, "--rungs=1", *where, "--budget-minutes=1e-9")
+    assert "It was stopped: the same command goes on there." in capsys.readouterr().out
+    run_main(monkeypatch, file, "--rungs=1", *where)
+    page = place.results / "candidates.md"
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"What the records say: {page}"
+    text = page.read_text()
+    assert text.count("\n| `") == len(ROWS)
+    assert "of 10,000 validation images" in text
+    run_main(monkeypatch, file, "--rungs=1", "--rows=base,best", *where)
+    some = (place.results / "candidates-base-best.md").read_text()
+    assert some.count("\n| `") == 2
+    assert "--rows base,best" in some
+    assert page.read_text() == text
+    assert len(trained) == len(ROWS)
+
+
 def test_the_committed_pages_are_what_their_records_say():
     pages = sorted((RESULTS / "screening").glob("*.md"))
     for path in pages:
         (command,) = re.findall("Written by `(python experiments/screen.py .*?)`", path.read_text())
         flags = experiments.screen.read_arguments(command.split()[2:])
         suite = experiments.screen.read_suite(flags)
-        rungs = make_rungs(flags.rungs, flags.epochs)
+        rungs = make_rungs(flags.rungs, flags.epochs, flags.seeds)
         assert path.read_text() == render(suite, rungs, load_results(path.parent), command)
     assert pages
 
@@ -140,17 +203,18 @@ def test_the_committed_pages_are_what_their_records_say():
         (["all"], "all is no suite: rows of several cannot be compared, so name one"),
         (["champion", "--rows=asma"], "--rows asma is unknown (did you mean "),
         (["champion", "--epochs=0"], "--epochs must be above 0, got 0"),
+        (
+            ["champion", "--epochs=3"],
+            "asam_350 has 4 epochs where base has 8: --epochs must be a multiple of 2",
+        ),
+        (["champion", "--seeds=0"], "--seeds must be above 0, got 0"),
         (["champion", "--budget-minutes=-1"], "--budget-minutes must be above 0, got -1"),
         ([], "the following arguments are required: SUITE"),
     ],
 )
 def test_a_mistake_is_one_line(flags, line, monkeypatch, capsys):
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(sys, "argv", ["screen.py", *flags])
     with pytest.raises(SystemExit) as end:
-        experiments.screen.main()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+        run_main(monkeypatch, *flags)
     assert end.value.code == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
@@ -159,3 +223,4 @@ def test_a_mistake_is_one_line(flags, line, monkeypatch, capsys):
 
 def test_rungs_double_the_epochs():
     assert make_rungs(3, 5) == [Rung(0, 5, 1), Rung(1, 10, 2), Rung(2, 20, 3)]
+    assert make_rungs(2, 4, seeds=3) == [Rung(0, 4, 3), Rung(1, 8, 4)]
