@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ RECORDS = sorted((ROOT / "experiments" / "results").glob("*.json"))
 BENCHMARKS = sorted((ROOT / "experiments" / "results" / "benchmarks").glob("*.json"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md"))]
 COMMANDS = re.findall(r"python experiments/run\.py (.+)", "".join(README.split("`")))
+OTHERS = re.findall(r"^python experiments/(?!run\b)(\w+)\.py(.*)$", README, flags=re.MULTILINE)
 
 
 def test_the_table_of_architectures_is_the_registry_with_its_counts() -> None:
@@ -41,8 +43,16 @@ def test_a_printed_command_is_accepted(command: str, monkeypatch, tmp_path) -> N
         with pytest.raises(SystemExit) as exit_:
             ExperimentCLI(read_launch(arguments))
         assert not exit_.value.code
-    elif "--ckpt_path" not in arguments:
-        ExperimentCLI(read_launch([*arguments, "--output", str(tmp_path)]))
+        return
+    if "--ckpt_path" in arguments:  # which needs a run to go on with
+        at = arguments.index("--ckpt_path")
+        del arguments[at : at + 2]
+    ExperimentCLI(read_launch([*arguments, "--output", str(tmp_path)]))
+
+
+@pytest.mark.parametrize(("script", "command"), dict.fromkeys(OTHERS))
+def test_a_command_of_another_script_is_accepted(script: str, command: str) -> None:
+    import_module(f"experiments.{script}").read_arguments(shlex.split(command))
 
 
 def test_there_are_commands_and_records_to_check() -> None:

@@ -1,0 +1,153 @@
+"""The README's figures against the records that it names: each is looked for where it stands."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from experiments.benchmarks.benchmark_record import read_benchmark
+from experiments.records.record import read_evaluation, read_record
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "experiments" / "results"
+EVALUATIONS = sorted((RESULTS / "evaluations").glob("*.json"))
+PILOTS = sorted((RESULTS / "pilots").glob("*.json"))
+STEPS = ("step", "step_speed_resnet", "step_compiled")
+
+
+def lines_with(text: str) -> list[str]:
+    found = [line for line in README.splitlines() if text in line]
+    assert found, f"README does not say {text}"
+    return found
+
+
+def rows_of(benchmark: str) -> list[dict]:
+    return read_benchmark(RESULTS / "benchmarks" / f"{benchmark}.json").rows
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_a_row_of_several_views_has_what_was_chosen(path: Path) -> None:
+    evaluation = read_evaluation(path)
+    for line in lines_with(f"({path.relative_to(ROOT)})"):
+        if line.startswith("|"):
+            (name,) = re.findall(r"(six) views", line)
+            strategy = {"six": "six-view"}[name]
+            assert evaluation.chosen in (strategy, None)
+            for score in evaluation.strategies[strategy].scores.values():
+                assert f"{score.accuracy:.2%}" in line
+
+
+@pytest.mark.parametrize("path", PILOTS, ids=lambda path: path.stem)
+def test_a_pilots_accuracy_stands_before_its_name(path: Path) -> None:
+    accuracy = read_record(path).scores["val"]["raw"].accuracy
+    (quoted,) = re.findall(rf"([\d.]+%)[^%]*?\(`{path.stem}`\)", README)
+    assert quoted == f"{accuracy:.2%}"
+
+
+@pytest.mark.parametrize("target", [94, 90])
+def test_time_to_accuracy_is_that_of_its_runs(target: int) -> None:
+    rows = rows_of(f"time_to_{target}")
+    ours = [row for row in rows if row["side"] == "ours"]
+    accuracies = [100 * row["accuracy"] for row in ours]
+    minutes = mean(row["seconds"] for row in ours) / 60
+    (line,) = lines_with(f"benchmarks/time_to_{target}.json)")
+    spread = f"(n = {len(ours)}, standard deviation {stdev(accuracies):.2f})"
+    assert f"{mean(accuracies):.2f}% {spread}" in line
+    assert f"{minutes:.1f} min" in line
+    theirs = [row for row in rows if row["side"] == "beside"]
+    if theirs:
+        assert f"{ours[0]['operations'] / 1e15:.3f} PFLOP" in line
+        ratio = mean(row["seconds"] for row in ours) / mean(row["seconds"] for row in theirs)
+        assert f"{ratio:.3f}" in line
+        both = " and ".join(f"{row['accuracy']:.2%}" for row in theirs)
+        seconds = mean(row["seconds"] for row in theirs)
+        assert f"{both} in {seconds:.0f} s on average" in README
+
+
+def test_the_data_paths_ratios_are_those_of_the_record() -> None:
+    by_preset = {row["presets"][0]: row for row in rows_of("data")}
+    lines = [
+        line for line in README.splitlines() if re.match(r"\| (data path|the same, Enh)", line)
+    ]
+    plain, enhanced, share = lines
+    resnet = by_preset["resnet"]
+    low, high = resnet["ratio_low"], resnet["ratio_high"]
+    assert f"| {resnet['ratio']:.1f}x (rounds from {low:.1f} to {high:.1f}) |" in plain
+    assert f"| {by_preset['enhanced_efficient_resnet']['ratio']:.1f}x |" in enhanced
+    assert f"| {by_preset['speed_resnet']['share']['median']:.1%} |" in share
+
+
+def test_the_trainers_overhead_is_that_of_the_record() -> None:
+    (row,) = rows_of("overhead")
+    (line,) = lines_with("benchmarks/overhead.json)")
+    ratio = row["ratio"]
+    rounds = f"(rounds from {ratio['low']:.2f} to {ratio['high']:.2f})"
+    assert f"| {ratio['median']:.2f} {rounds} |" in line
+
+
+def test_six_views_of_unsure_images_are_those_of_the_record() -> None:
+    by_strategy = {row["strategy"]: row for row in rows_of("predict")}
+    adaptive, all_views = by_strategy["adaptive"], by_strategy["six-view"]
+    (line,) = lines_with("benchmarks/predict.json)")
+    assert f"{adaptive['over_plain']:.2f}x" in line
+    assert f"{adaptive['accuracy']:.2%} against {all_views['accuracy']:.2%}" in line
+
+
+def steps() -> dict[tuple, dict]:
+    """What was measured of each architecture and configuration, in the record that comes first."""
+    found: dict[tuple, dict] = {}
+    for name in STEPS:
+        for row in rows_of(name):
+            key = row["arch"], row["compiled"], row["precision"], row["memory_format"]
+            found.setdefault(key, row)
+    return found
+
+
+def test_the_table_of_steps_is_that_of_the_records() -> None:
+    measured = steps()
+    table = re.findall(r"^\| (\w+) \| ([\d,]+) \|(.*)\| ([\d,]+ MB) \|$", README, re.MULTILINE)
+    assert {arch for arch, *_ in table} == {arch for arch, *_ in measured}
+    for arch, batch, cells, memory in table:
+        columns = [
+            measured[arch, False, "32-true", "contiguous"],
+            measured[arch, False, "bf16-mixed", "contiguous"],
+            measured[arch, False, "bf16-mixed", "channels_last"],
+            measured[arch, True, "bf16-mixed", "channels_last"],
+        ]
+        best = columns[2]
+        speeds = [f"{row['images_per_second']:.0f}" for row in columns]
+        share = f"{best['share_of_ceiling']:.0%}"
+        assert [cell.strip() for cell in cells.split("|")] == [*speeds, share]
+        assert batch == f"{best['batch_size']:,}"
+        assert memory == f"{best['peak_bytes'] / 1e6:,.0f} MB"
+
+
+def test_bf16_in_channels_last_is_as_much_faster_as_the_records_say() -> None:
+    (line,) = lines_with("| bf16-mixed and channels-last over 32-bit contiguous")
+    for arch, _, _, _ in steps():
+        if arch != "enhanced_efficient_resnet":  # which is quoted compiled, from its own record
+            speedup = steps()[arch, False, "bf16-mixed", "channels_last"]["speedup"]["median"]
+            assert f"{speedup:.2f}x `{arch}`" in line
+    (compiled,) = (
+        row["speedup"]
+        for row in rows_of("step_enhanced_efficient_resnet")
+        if (row["compiled"], row["precision"]) == (True, "bf16-mixed")
+        and row["memory_format"] == "channels_last"
+    )
+    rounds = f"(rounds from {compiled['low']:.2f} to {compiled['high']:.2f})"
+    assert f"{compiled['median']:.2f}x {rounds} `enhanced_efficient_resnet`, compiled" in line
+
+
+def test_what_shift_does_is_that_of_the_record() -> None:
+    (path,) = (RESULTS / "shift").glob("*.json")
+    strategies = json.loads(path.read_text())["strategies"]
+    (mce,) = re.findall(r"mean corruption error of ([\d.]+)% against ([\d.]+)% on clean", README)
+    raw = strategies["plain"]
+    wanted = raw["mean_15"]["mce"], 1 - raw["clean"]["accuracy"]
+    assert mce == tuple(f"{100 * error:.2f}" for error in wanted)
+    for other in strategies.values():
+        assert abs(other["mean_15"]["mce"] - raw["mean_15"]["mce"]) <= 0.002
+        assert abs(other["clean"]["accuracy"] - raw["clean"]["accuracy"]) <= 0.002
