@@ -1,66 +1,30 @@
 """What every architecture shares: loss, metrics, optimizer and learning rate schedule."""
 
-import math
 from functools import partial
 from typing import Any, ClassVar, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
 
 from lightning_modules.fitting import largest_fit
 from lightning_modules.losses import jensen_shannon
+from lightning_modules.metrics import LossAndAccuracy, accuracy_per_image
 from lightning_modules.optimizers import (
     OptimizerName,
     Schedule,
     learning_rate_factor,
     make_optimizer,
+    optimizer_steps,
+    refuse_fused,
 )
 from lightning_modules.sharpness import Ascent, Sharpness, frozen_statistics
 
 Batch = tuple[Tensor, Tensor]
-
-
-class LossAndAccuracy(Metric):
-    """Mean loss and accuracy over images, in one update and without a synchronisation."""
-
-    loss: Tensor
-    correct: Tensor
-    images: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        # In 32 bits, as Apple's GPUs have no more: counts of images are exact up to 16 million.
-        for name in ("loss", "correct", "images"):
-            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, mean_loss: Tensor, correct: Tensor) -> None:
-        """Add a batch: its mean loss, and for each image (N,) how right its prediction was."""
-        self.loss += mean_loss.detach() * len(correct)
-        self.correct += correct.sum()
-        self.images += len(correct)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy over all batches since the last reset."""
-        return self.loss / self.images, self.correct / self.images
-
-
-def accuracy_per_image(logits: Tensor, targets: Tensor) -> Tensor:
-    """The target's weight on the predicted class, float (N,), of logits (N, C).
-
-    For int64 labels (N,) that is 1 where the prediction is right. For soft targets (N, C), as MixUp
-    makes them, it is the share of the target that the prediction names, which is how a training
-    accuracy under mixing is counted (Zhang et al. 2018).
-    """
-    predicted = logits.argmax(dim=1)
-    if targets.is_floating_point():
-        return targets.gather(1, predicted[:, None]).squeeze(1)
-    return (predicted == targets).float()
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -76,20 +40,6 @@ def _check(name: str, value: float, holds: bool, expected: str) -> None:
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
-
-
-def optimizer_steps(trainer: Trainer) -> int:
-    """Optimizer steps of a whole training, from the first epoch to the last.
-
-    MisconfigurationException where nothing but the time ends it, or where it is to have none.
-    """
-    steps = trainer.estimated_stepping_batches
-    if not 1 <= steps < math.inf:
-        raise MisconfigurationException(
-            "schedules need a length of training: max_epochs or max_steps must be 1 or more, got "
-            f"max_epochs {trainer.max_epochs} and max_steps {trainer.max_steps}"
-        )
-    return int(steps)
 
 
 class ImageClassifier(LightningModule):
@@ -128,6 +78,7 @@ class ImageClassifier(LightningModule):
         muon_lr: float = 0.24,
         muon_momentum: float = 0.6,
         muon_steps: int = 5,
+        fused: bool = False,
         label_smoothing: float = 0.0,
         jsd_weight: float = 0.0,
         sharpness: Sharpness = "none",
@@ -158,6 +109,7 @@ class ImageClassifier(LightningModule):
             muon_lr: peak learning rate of the filters under Muon.
             muon_momentum: momentum of the filters under Muon.
             muon_steps: Newton-Schulz steps of an update under Muon.
+            fused: take SGD's step in one kernel; not in fp16, nor with clipping in bf16-mixed.
             label_smoothing: weight of the uniform distribution in the target.
             jsd_weight: weight of the Jensen-Shannon divergence between the three views that
                 data.policy augmix makes; 12 in its paper.
@@ -189,6 +141,8 @@ class ImageClassifier(LightningModule):
                 f"optimizer must be 'sgd' for {type(self).__name__}, got 'muon', which needs a "
                 "normalisation behind each convolution"
             )
+        if optimizer == "muon" and fused:
+            raise ValueError("fused must be False where optimizer is 'muon', got True")
         _check("muon_lr", muon_lr, muon_lr > 0, "above 0")
         _check("muon_momentum", muon_momentum, 0 <= muon_momentum < 1, "in [0, 1)")
         _check("muon_steps", muon_steps, muon_steps >= 1, "1 or more")
@@ -286,6 +240,8 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
+        if hparams["fused"]:
+            refuse_fused(self.trainer)
         optimizer = make_optimizer(self.network, hparams)
         factor = learning_rate_factor(
             hparams["schedule"],

@@ -6,6 +6,9 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -73,7 +76,7 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
         )
     settings = {"lr": lr, "momentum": hparams["momentum"], "nesterov": hparams["nesterov"]}
     if hparams["optimizer"] == "sgd":
-        return torch.optim.SGD(groups, **settings)
+        return torch.optim.SGD(groups, **settings, fused=hparams["fused"] or None)
     muon = {
         "lr": hparams["muon_lr"],
         "momentum": hparams["muon_momentum"],
@@ -81,6 +84,36 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
         "orthogonal": True,
     }
     return MuonSGD(set_apart(groups, filters(network), **muon), **settings)
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """Optimizer steps of a whole training, from the first epoch to the last.
+
+    MisconfigurationException where nothing but the time ends it, or where it is to have none.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 1 <= steps < math.inf:
+        raise MisconfigurationException(
+            "schedules need a length of training: max_epochs or max_steps must be 1 or more, got "
+            f"max_epochs {trainer.max_epochs} and max_steps {trainer.max_steps}"
+        )
+    return int(steps)
+
+
+def refuse_fused(trainer: Trainer) -> None:
+    """MisconfigurationException where a fused optimizer cannot do as the Trainer is told.
+
+    It unscales gradients and skips steps by itself, out of sight of clipping and of what counts
+    steps: averages of weights.
+    """
+    plugin = trainer.precision_plugin
+    clips = isinstance(plugin, MixedPrecision) and trainer.gradient_clip_val
+    if clips or getattr(plugin, "scaler", None) is not None:
+        raise MisconfigurationException(
+            "fused must be False in 16-mixed precision, and in bf16-mixed where gradients are "
+            f"clipped, got fused True with precision {plugin.precision} and gradient_clip_val "
+            f"{trainer.gradient_clip_val}"
+        )
 
 
 def _cosine_between(start: float, end: float, progress: float) -> float:

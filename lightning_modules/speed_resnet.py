@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lightning_modules.classifier import Batch, ImageClassifier, optimizer_steps
+from lightning_modules.classifier import Batch, ImageClassifier
 from lightning_modules.layers.blocks import check_positive
 from lightning_modules.layers.whitening import PatchWhitening
+from lightning_modules.optimizers import optimizer_steps
 
 #: training images that the whitening layer is computed from
 WHITENED_IMAGES = 5_000

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_modules import ARCHITECTURES
-from lightning_modules.classifier import ImageClassifier, accuracy_per_image, count_parameters
+from lightning_modules.classifier import ImageClassifier, count_parameters
 from lightning_modules.losses import jensen_shannon
+from lightning_modules.metrics import accuracy_per_image
 
 
 def small(name: str, **training: object) -> ImageClassifier:
@@ -108,6 +109,11 @@ def test_an_unknown_choice_is_named(name: str) -> None:
 def test_muon_is_refused_where_convolutions_are_not_normalised(name: str) -> None:
     with pytest.raises(ValueError, match=r"^optimizer must be 'sgd' for .*, got 'muon', which"):
         small(name, optimizer="muon")
+
+
+def test_muon_is_not_fused() -> None:
+    with pytest.raises(ValueError, match=r"^fused must be False where optimizer is 'muon', got"):
+        small("speed_resnet", optimizer="muon", fused=True)
 
 
 def test_a_name_that_is_no_architecture_is_a_missing_key() -> None:

@@ -108,7 +108,7 @@ def test_a_tall_filter_takes_longer_steps() -> None:
 HPARAMS = {
     "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "decay_norm_bias": True,
     "bias_lr_factor": 1.0, "optimizer": "muon", "muon_lr": 0.2, "muon_momentum": 0.6,
-    "muon_steps": 3,
+    "muon_steps": 3, "fused": False,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -55,7 +56,12 @@ def make_batches(count=6):
 def fit(network, batches, sharpness, **trainer):
     """Two epochs as the code base trains, with a constant learning rate."""
     module = ImageClassifier(
-        network, schedule="step", milestones=(), sharpness=sharpness, rho=RHO.get(sharpness, 0.05)
+        network,
+        schedule="step",
+        milestones=(),
+        sharpness=sharpness,
+        rho=RHO.get(sharpness, 0.05),
+        fused=trainer.pop("fused", False),
     )
     options = {"max_epochs": 2, "logger": False, "enable_checkpointing": False,
                "enable_progress_bar": False, "enable_model_summary": False,
@@ -175,6 +181,22 @@ def test_training_is_that_of_a_plain_loop_of_two_passes(kind, precision, clip, a
     fit(without, batches, "none", precision=precision, gradient_clip_val=clip,
         accumulate_grad_batches=accumulate)  # fmt: skip
     assert furthest(network, without) > 5 * tolerance
+
+
+@pytest.mark.parametrize(("precision", "clip"), [("32-true", 0.3), ("bf16-mixed", None)])
+def test_with_a_fused_optimizer_it_is_the_same(precision, clip):
+    batches, network, plain = make_batches(), make_network(), make_network()
+    fit(network, batches, "sam", precision=precision, gradient_clip_val=clip, fused=True)
+    train_plainly(plain, batches, "sam", precision, clip)
+    assert_same_weights(network, plain, rtol=5e-4, atol=5e-4)
+
+
+@pytest.mark.parametrize(("precision", "clip"), [("bf16-mixed", 0.3), ("16-mixed", None)])
+def test_a_fused_optimizer_is_refused_where_it_hides_what_it_does(precision, clip):
+    plugin = MixedPrecision(precision, "cpu", torch.amp.GradScaler("cpu") if clip is None else None)
+    with pytest.raises(MisconfigurationException, match=r"^fused must be False in 16-mixed"):
+        fit(make_network(), make_batches(), "sam", plugins=[plugin], gradient_clip_val=clip,
+            fused=True)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["sam", "asam"])
