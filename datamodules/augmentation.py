@@ -201,9 +201,9 @@ class Augmentation:
 
         `mirrored`, bool (B,), says which images are flipped where that is not left to chance.
         A policy draws on the host, from `rng`, which it needs. Returns uint8 where colour and
-        resampling are off, and float32 in [0, 1] otherwise and of AugMix: three views of each image
-        (B, 3, 3, H, W), Cutout's hole in the same place. The result depends on the images, the
-        arguments and the generators' states alone.
+        resampling are off, or a policy follows them, and float32 in [0, 1] otherwise. AugMix gives
+        three views of each image, float32 (B, 3, 3, H, W), Cutout's hole in the same place. The
+        result depends on the images, the arguments and the generators' states alone.
         """
         draw = _Draw(len(images), images.device, generator)
         height, width = images.shape[-2:]

@@ -1,8 +1,9 @@
 """CIFAR-10 as batches: split it, put it on the training device, hand out loaders."""
 
 import os
+from math import ceil, inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -11,12 +12,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.augmentation import Augmentation, normalise
-from datamodules.cifar10_files import find_cifar10, load_cifar10
+from datamodules.cifar10_files import MissingDataError, find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
 from datamodules.policies import AugMix, Policy, RandAugment, TrivialAugmentWide
 from datamodules.split import stratified_split
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader, shard
+
+Source = Literal["cifar10", "synthetic", "auto"]
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -32,7 +35,7 @@ class CIFAR10DataModule(LightningDataModule):
     def __init__(
         self,
         root: str | None = None,
-        source: Literal["cifar10", "synthetic", "auto"] = "cifar10",
+        source: Source = "cifar10",
         download: bool = True,
         batch_size: int = 128,
         eval_batch_size: int = 250,
@@ -64,7 +67,8 @@ class CIFAR10DataModule(LightningDataModule):
         """
         Args:
             root: folder that holds cifar-10-batches-py (default: $CIFAR10_ROOT, else data).
-            source: CIFAR-10, its procedural stand-in, or auto: the stand-in where there is none.
+            source: CIFAR-10, its procedural stand-in, or auto: the stand-in where CIFAR-10 is
+                missing; where it is damaged nothing stands in for it.
             download: fetch CIFAR-10 where it is absent.
             batch_size: training images per step, on all devices together, whose number must divide
                 it: the learning rate stays right whatever their number.
@@ -93,7 +97,8 @@ class CIFAR10DataModule(LightningDataModule):
             cutout: side of the square hole of Cutout, in pixels.
             mixup_alpha: MixUp's Beta(alpha, alpha); 0 is off.
             mixup_p: probability of MixUp for a batch.
-            mixup_ramp: half of alpha in the first quarter of training, three quarters in the next.
+            mixup_ramp: half of alpha in the first quarter of training, three quarters in the next,
+                from one epoch to another.
             cutmix_alpha: CutMix's Beta(alpha, alpha); 0 is off.
             cutmix_p: probability of CutMix for a batch; with mixup_p it adds up to 1 at most.
         """
@@ -101,6 +106,12 @@ class CIFAR10DataModule(LightningDataModule):
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
                 raise ValueError(f"{name} must be 1 or more, got {size}")
+        if source not in get_args(Source):
+            raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
+        if crop_mode == "reflect" and crop_padding >= 32:
+            raise ValueError(
+                f"crop_padding must be less than 32 where crop_mode is reflect, got {crop_padding}"
+            )
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
         if flip_mode not in ("random", "alternating"):
@@ -171,7 +182,7 @@ class CIFAR10DataModule(LightningDataModule):
                 find_cifar10(self.root, self.hparams["download"])
                 self.source = "cifar10"
                 return
-            except MisconfigurationException as error:
+            except MissingDataError as error:
                 if source == "cifar10":
                     raise
                 rank_zero_info(f"{error}. Source auto: taking the stand-in.")
@@ -225,6 +236,21 @@ class CIFAR10DataModule(LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
+    def _epochs(self, batches: int) -> float:
+        """How many epochs of so many batches training has, which the last may not see to its end.
+
+        As Lightning's `estimated_stepping_batches`, which schedules follow, and which would ask for
+        the loader that this is for.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            return 1
+        limit = trainer.limit_train_batches
+        taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = max(1, ceil(taken / trainer.accumulate_grad_batches))
+        epochs = inf if trainer.max_epochs == -1 else trainer.max_epochs or 1
+        return epochs if trainer.max_steps == -1 else min(epochs, trainer.max_steps / steps)
+
     def train_dataloader(self) -> TrainLoader:
         hparams = self.hparams
         images, labels = self._on_device("train")
@@ -233,11 +259,11 @@ class CIFAR10DataModule(LightningDataModule):
                 f"data.batch_size must be at most the {len(images):,} training images, "
                 f"got {hparams['batch_size']}"
             )
-        max_epochs = self.trainer.max_epochs if self.trainer else None
-        if hparams["mixup_ramp"] and max_epochs == -1:
+        epochs = self._epochs(len(images) // hparams["batch_size"])
+        if hparams["mixup_ramp"] and epochs == inf:
             raise MisconfigurationException(
-                "trainer.max_epochs must be 1 or more for data.mixup_ramp, which follows the share "
-                "of epochs done, got -1"
+                "trainer.max_epochs or trainer.max_steps must be 1 or more for data.mixup_ramp, "
+                "which follows the share of training done, got -1"
             )
         loader = TrainLoader(
             images,
@@ -248,7 +274,7 @@ class CIFAR10DataModule(LightningDataModule):
             self.std.to(images.device),
             self.augmentation,
             self.mixing,
-            max_epochs=max_epochs or 1,
+            epochs=epochs,
             **self._place(),
             alternating_flip=hparams["flip_mode"] == "alternating",
         )

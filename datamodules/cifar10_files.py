@@ -10,6 +10,10 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
 
+class MissingDataError(MisconfigurationException):
+    """CIFAR-10 is not there, in whole or in part, and cannot be fetched."""
+
+
 def cifar10_files(root: Path) -> dict[Path, str]:
     """The official files of CIFAR-10 under `root`, each with its md5."""
     entries = [*CIFAR10.train_list, *CIFAR10.test_list]
@@ -20,8 +24,8 @@ def cifar10_files(root: Path) -> dict[Path, str]:
 def find_cifar10(root: Path, download: bool) -> None:
     """Make sure that CIFAR-10 lies whole under `root`, fetching it where it is absent and allowed.
 
-    Raises MisconfigurationException, in one line that says what to do, where a file is damaged or
-    nothing can be had.
+    Raises MisconfigurationException, in one line that says what to do, where a file is damaged, and
+    its subclass MissingDataError where one is missing and cannot be had.
     """
     files = cifar10_files(root)
     reason = "downloading is switched off"
@@ -33,7 +37,7 @@ def find_cifar10(root: Path, download: bool) -> None:
             reason = f"downloading it failed: {error}"
     missing = [file for file in files if not file.exists()]
     if missing:
-        raise MisconfigurationException(
+        raise MissingDataError(
             f"CIFAR-10 is not whole in {root} ({missing[0].name} is missing) and {reason}. Put the "
             f"official {CIFAR10.base_folder} folder there, name another folder with --data.root or "
             "$CIFAR10_ROOT, or take the procedural stand-in with --data.source synthetic"

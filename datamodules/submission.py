@@ -2,13 +2,11 @@
 
 import csv
 import io
-import pickle
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from datamodules.array_pickles import unpickle_arrays
 
 SIDE = 32
 
@@ -94,130 +94,47 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
 
 
 def read_test_set(path: Path) -> tuple[Tensor, list[str]]:
-    """Images uint8 (N, 3, 32, 32) of a pickled test set, and their ids."""
+    """Images uint8 (N, 3, 32, 32) of a pickled test set, and their ids.
+
+    MisconfigurationException, in one line, where it is none.
+    """
     content = unpickle_arrays(path)
     if not isinstance(content, dict):
         raise MisconfigurationException(
             f"{path} holds a {type(content).__name__}, not a dictionary with the key data"
         )
-    fields = {key.decode() if isinstance(key, bytes) else key: x for key, x in content.items()}
+    # A key that is no text is none of ours.
+    fields = {
+        key.decode(errors="replace") if isinstance(key, bytes) else key: x
+        for key, x in content.items()
+    }
     data = fields.get("data")
     if not isinstance(data, np.ndarray):
         raise MisconfigurationException(
             f"{path} has no array under the key data; its keys are {sorted(map(str, fields))}"
         )
     shape = data.shape
-    if data.dtype != np.uint8 or not len(data) or shape[1:] not in ((3072,), (SIDE, SIDE, 3)):
+    if data.dtype != np.uint8 or shape[1:] not in ((3072,), (SIDE, SIDE, 3)) or not len(data):
         raise MisconfigurationException(
             f"{path} holds {data.dtype} {shape}, not uint8 (N, 3072) or (N, 32, 32, 3)"
         )
     images = torch.from_numpy(data.copy("C"))
     images = images.permute(0, 3, 1, 2) if len(shape) == 4 else images.view(-1, 3, SIDE, SIDE)
-    ids = [
-        x.decode() if isinstance(x, bytes) else str(x) for x in fields.get("ids", range(len(data)))
-    ]
+    ids = _texts(fields.get("ids", range(len(data))), path)
     if len(ids) != len(images):
         raise MisconfigurationException(f"{path} has {len(images)} images, but {len(ids)} ids")
     return images.contiguous(), ids
 
 
-def unpickle_arrays(path: Path) -> Any:
-    """What a pickle of arrays, dictionaries, lists, tuples, strings and numbers holds.
-
-    Nothing that the file names is ever imported or called: the few names that NumPy 1 and 2 write
-    for an array, in any protocol and from Python 2 as well, lead to stand-ins that only read, and
-    any other is refused. MisconfigurationException, in one line, where the file asks for more or is
-    no pickle.
-    """
+def _texts(ids: Any, path: Path) -> list[str]:
+    """The ids of a test set as text; MisconfigurationException where they are no list of such."""
+    is_array = isinstance(ids, np.ndarray) and ids.ndim == 1
+    if not is_array and not isinstance(ids, list | tuple | range):
+        raise MisconfigurationException(f"{path} has ids that are no list, but {ids!r:.40}")
     try:
-        with path.open("rb") as file:
-            return _resolve(_ArrayUnpickler(file, encoding="bytes").load())
-    except FileNotFoundError:
-        raise MisconfigurationException(f"{path} does not exist") from None
-    except Exception as error:  # unpickling raises anything, by the bytes that it meets
-        reason = str(error) or type(error).__name__
-        raise MisconfigurationException(
-            f"{path} is neither a picture nor a pickle of arrays and plain containers: {reason}"
-        ) from None
-
-
-def _resolve(value: Any) -> Any:
-    """The arrays that stand-ins in a container describe."""
-    if isinstance(value, _Array):
-        return value.array
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    return value
-
-
-class _StandIn:
-    """What a pickle gets in place of something of NumPy's."""
-
-    def __setstate__(self, state: Any) -> None:
-        # Without this method, a file could set attributes of the classes below.
-        raise pickle.UnpicklingError("it gives a state to something that has none")
-
-
-class _Bytes(_StandIn):
-    """`_codecs.encode(text, "latin1")`, which is how protocols below 3 write bytes."""
-
-    def __new__(cls, text: str, encoding: str) -> Any:
-        return text.encode("latin1")
-
-
-class _Dtype(_StandIn):
-    """`numpy.dtype`: numbers and fixed-size strings, nothing that points anywhere."""
-
-    def __init__(self, code: str | bytes, *_: Any) -> None:
-        self.code = code.decode() if isinstance(code, bytes) else code
-        self.order = "="
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1].decode() if isinstance(state[1], bytes) else state[1]
-        self.order = "=" if order == "|" else order
-
-    def resolve(self) -> np.dtype:
-        if not re.fullmatch(r"[biuf][1248]|[SU]\d{1,4}", self.code) or self.order not in "<>=":
-            raise pickle.UnpicklingError(f"it has an array of type {self.code!r}")
-        return np.dtype(self.order + self.code)
-
-
-class _Array(_StandIn):
-    """`_reconstruct(ndarray, (0,), "b")`, which gets its content as a state."""
-
-    def __init__(self, *_: Any) -> None:
-        self.array = np.empty(0, np.uint8)
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        order = "F" if fortran else "C"
-        self.array = np.frombuffer(data, dtype.resolve()).reshape(shape, order=order)  # type: ignore[call-overload]
-
-
-class _FromBuffer(_Array):
-    """`_frombuffer(data, dtype, shape, order)`, which is how protocol 5 writes an array."""
-
-    def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
-        super().__init__()
-        self.__setstate__((1, shape, dtype, order == "F", data))
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    admitted: ClassVar[dict[tuple[str, str], type[_StandIn]]] = {
-        ("_codecs", "encode"): _Bytes,
-        ("numpy", "dtype"): _Dtype,
-        ("numpy", "ndarray"): _Array,
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
-        ("numpy._core.numeric", "_frombuffer"): _FromBuffer,
-    }
-
-    def find_class(self, module: str, name: str) -> type[_StandIn]:
-        try:
-            return self.admitted[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+        return [x.decode() if isinstance(x, bytes) else str(x) for x in ids]
+    except UnicodeDecodeError as error:
+        raise MisconfigurationException(f"{path} has an id that is not UTF-8: {error}") from None
 
 
 def submission_csv(ids: Sequence[str], labels: Iterable[int]) -> str:

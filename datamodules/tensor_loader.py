@@ -61,6 +61,8 @@ class TrainLoader:
     images the first epoch mirrors follows from `seed` (Jordan 2024): any two epochs in a row show
     both, which by chance they do for half of the images.
 
+    `epochs` is the length of training, of which `mixing` may follow the share that is done.
+
     Of several processes each gets its shard of every batch, which is then a function of its rank as
     well: `batch_size` is that of the whole, whose images do not depend on the number of processes.
     Each shard is augmented and mixed by draws of its own.
@@ -77,7 +79,7 @@ class TrainLoader:
         std: Tensor,
         augmentation: Augmentation,
         mixing: Mixing,
-        max_epochs: int,
+        epochs: float,
         rank: int = 0,
         world_size: int = 1,
         alternating_flip: bool = False,
@@ -91,7 +93,7 @@ class TrainLoader:
         self.seed = seed
         self.mean, self.std = mean, std
         self.augmentation, self.mixing = augmentation, mixing
-        self.max_epochs = max_epochs
+        self.epochs = epochs
         self.rank, self.world_size = rank, world_size
         self.mirrored: Tensor | None = None
         if alternating_flip:
@@ -137,5 +139,4 @@ class TrainLoader:
         images, labels = normalise(images, self.mean, self.std), self.labels[indices]
         if not self.mixing.active:
             return images, labels
-        progress = self.epoch / self.max_epochs
-        return self.mixing(images, labels, rng, progress)
+        return self.mixing(images, labels, rng, progress=self.epoch / self.epochs)

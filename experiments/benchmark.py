@@ -9,6 +9,7 @@ python experiments/benchmark.py data --help
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         )
         kind.add_argument("--output", metavar="FILE.json", type=Path, help="the record to write")
     flags = parser.parse_args(argv)
+    if flags.output and flags.output.is_dir():
+        fail(f"--output {flags.output} is a folder: name a file in it")
     if flags.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: there is none that this PyTorch can use")
     return flags
@@ -73,13 +76,16 @@ def main() -> None:
     try:
         if flags.output:  # found out now rather than after minutes
             flags.output.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(flags.output.parent, os.W_OK):
+                fail(f"--output {flags.output}: nothing can be written there")
         rows = module.measure(flags)
+        # Printed first, so that a disk that is full by now does not take the figures along.
+        print_table(module.table(rows))
+        print(f"On {describe_device(torch.device(flags.device))}.")
         if flags.output:
             write_benchmark(make_benchmark(flags, code, rows), flags.output)
     except (MisconfigurationException, OSError) as error:
         fail(str(error))
-    print_table(module.table(rows))
-    print(f"On {describe_device(torch.device(flags.device))}.")
 
 
 if __name__ == "__main__":

@@ -89,13 +89,14 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
 def optimizer_steps(trainer: Trainer) -> int:
     """Optimizer steps of a whole training, from the first epoch to the last.
 
-    MisconfigurationException where nothing but the time ends it, or where it is to have none.
+    MisconfigurationException where nothing but the time ends it, or where it has none.
     """
     steps = trainer.estimated_stepping_batches
     if not 1 <= steps < math.inf:
         raise MisconfigurationException(
-            "schedules need a length of training: max_epochs or max_steps must be 1 or more, got "
-            f"max_epochs {trainer.max_epochs} and max_steps {trainer.max_steps}"
+            "schedules need a length of training, of 1 optimizer step or more: got max_epochs "
+            f"{trainer.max_epochs}, max_steps {trainer.max_steps} and limit_train_batches "
+            f"{trainer.limit_train_batches}"
         )
     return int(steps)
 

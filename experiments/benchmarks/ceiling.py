@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from experiments.benchmarks.timing import synchronise
+from experiments.training.devices import synchronise
 
 #: rows and columns of the matrices
 SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}

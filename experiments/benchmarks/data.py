@@ -38,6 +38,12 @@ from experiments.training.trainer import Trainer, resolve_precision
 SUMMARY = "Images per second of every preset's data path, beside torchvision's in a DataLoader."
 # Beside the presets: crop, flip and Cutout.
 PLAIN = "-"
+POLICIES = {
+    "none": "",
+    "trivial_augment": "TrivialAugment",
+    "rand_augment": "RandAugment",
+    "augmix": "AugMix",
+}
 # What decides no image.
 ELSEWHERE = ("root", "source", "download", "eval_batch_size", "val_fraction", "split_seed", "seed")
 
@@ -222,7 +228,7 @@ def trainer_on(device: str) -> Trainer:
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-    """What a recipe does to images."""
+    """What a recipe does to images, and how large a hole it cuts: presets differ in that alone."""
     flip = {"random": "flip", "alternating": "alternating flip"}[settings["flip_mode"]]
     tones = [name for name in ("brightness", "contrast", "saturation", "hue") if settings[name]]
     does = {
@@ -231,7 +237,8 @@ def in_words(settings: Mapping[str, Any]) -> str:
         ", ".join(tones): tones,
         "rotation": settings["rotation"],
         "perspective": settings["perspective"],
-        "Cutout": settings["cutout"],
+        POLICIES[settings["policy"]]: settings["policy"] != "none",
+        f"Cutout {settings['cutout']}": settings["cutout"],
         "MixUp": settings["mixup_alpha"],
         "CutMix": settings["cutmix_alpha"],
     }

@@ -22,6 +22,8 @@ Kind = tuple[Any, ...]
 class CountOperations(Callback):
     """Counts a training's operations and writes them to `operations.json` in the run's folder.
 
+    A run that is resumed goes on with the count of its checkpoint.
+
     Steps are alike while they train the same parameters on batches of one shape: the first of each
     kind is counted by `torch.utils.flop_counter` while it is taken, and stands for the others. So
     the count has what a step really does: the backward pass without what is frozen, the optimizer's
@@ -54,7 +56,7 @@ class CountOperations(Callback):
     ) -> None:
         last = batch_idx + 1 == trainer.num_training_batches
         steps = last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        self._batch = (batch[0].shape, steps)
+        self._batch = (*batch[0].shape, steps)
         self._kind = None
 
     def _before_forward(self, module: torch.nn.Module, inputs: Any) -> None:
@@ -79,6 +81,13 @@ class CountOperations(Callback):
             self._counter = None
         self.steps[self._kind] += 1
         self._batch = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": dict(self.steps), "operations": self.operations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = Counter(state_dict["steps"])
+        self.operations = dict(state_dict["operations"])
 
     @property
     def total(self) -> int:

@@ -22,17 +22,29 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 
-from experiments.benchmarks.timing import Ratio, add_repeats, positive, ratio, synchronise
+from experiments.benchmarks.timing import Ratio, add_repeats, positive, ratio
 from experiments.training.cli import ExperimentCLI
+from experiments.training.devices import synchronise
 from experiments.training.launch import read_launch
 from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import resolve_config
 from lightning_modules.optimizers import make_optimizer
 from lightning_modules.speed_resnet import SpeedResNetClassifier
 
 SUMMARY = "One epoch under the Trainer with all its callbacks and loggers, over a bare loop."
 WARM_UP = 2  # steps of each side before the first round
+# What the bare loop does not do, and the values of which it need not.
+BEYOND_THE_LOOP: dict[str, dict[str, tuple[Any, ...]]] = {
+    "trainer": {
+        "accumulate_grad_batches": (1,),
+        "gradient_clip_algorithm": (None, "norm"),
+        "precision": ("32-true", "bf16-mixed"),
+    },
+    "model": {"sharpness": ("none",), "jsd_weight": (0.0,)},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", metavar="N", type=positive, default=1024)
     parser.add_argument(
-        "--steps", metavar="N", type=positive, default=20, help="of the epoch (default: 20)"
+        "--steps",
+        metavar="N",
+        type=positive,
+        default=50,
+        help="of the epoch (default: 50, the last of which the loggers write down)",
     )
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed")
     add_repeats(parser, default=3)
@@ -55,7 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row; the sides take turns at going first, after a short warm-up of both."""
+    """One row; the sides take turns at going first, after a short warm-up of both.
+
+    MisconfigurationException for a flag of `run.py` that only the Trainer's side would follow.
+    """
+    config = resolve_config(arguments_of(flags, flags.steps))
+    for group, settings in BEYOND_THE_LOOP.items():
+        for name, same in settings.items():
+            if config[group][name] not in same:
+                raise MisconfigurationException(
+                    f"--{group}.{name} must be {' or '.join(map(str, same))}, as in the bare loop, "
+                    f"got {config[group][name]}"
+                )
     sides = {"trainer": trainer_seconds, "bare": bare_seconds}
     # W&B's own process would be one more beside the bare loop.
     only = {"trainer": [], "bare": ["--wandb=disabled"]}

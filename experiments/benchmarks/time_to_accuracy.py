@@ -29,10 +29,11 @@ from rich.table import Table
 
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
 from experiments.benchmarks.operations import FILE, CountOperations
-from experiments.benchmarks.timing import positive, synchronise
+from experiments.benchmarks.timing import positive
 from experiments.inference.strategies import RAW, STRATEGIES, Strategy
 from experiments.records.finished import FinishedRun, open_images, open_networks, open_run
 from experiments.records.provenance import ROOT, git_state
+from experiments.training.devices import synchronise
 from experiments.training.launch import fail
 from experiments.training.presets import EXPERIMENTS
 
@@ -127,6 +128,7 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
         f"--name={name}",
         f"--output={flags.runs}",
         f"--trainer.callbacks+={COUNTER}",
+        "--test=true",  # what is measured, also where the flags leave it out
     ]
     if code := start(arguments):
         fail(f"{name} ended with exit code {code}: see above")

@@ -8,6 +8,8 @@ from statistics import median
 
 import torch
 
+from experiments.training.devices import synchronise
+
 
 def positive(text: str) -> int:
     """A flag's number of images, rounds and the like: an integer of 1 or more."""
@@ -26,12 +28,6 @@ def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
         default=default,
         help="rounds, in each of which every side is timed once (default: %(default)s)",
     )
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given; a CPU always has."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def alternate(

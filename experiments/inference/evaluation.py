@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import (
 from datamodules.tensor_loader import EvalLoader
 from experiments.inference.bootstrap import paired_bootstrap
 from experiments.records.record import Calibration, Score, StrategyScore
+from experiments.training.devices import synchronise
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.prediction import log_probabilities, see
 
@@ -153,15 +154,10 @@ def score_strategy(
 @torch.inference_mode()
 def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device) -> float:
     """Wall clock of a module for 1,000 images that lie on the device already."""
-
-    def synchronise() -> None:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-
     batches = [images.to(device) for images, _ in islice(loader, ceil(TIMED / loader.batch_size))]
-    synchronise()
+    synchronise(device)
     start = time.perf_counter()
     for images in batches:
         module(images)
-    synchronise()
+    synchronise(device)
     return (time.perf_counter() - start) * 1_000 / sum(map(len, batches))

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TextIO
 
 import torch
 import yaml
@@ -29,7 +29,7 @@ from callbacks import (
 from datamodules import CIFAR10DataModule
 from experiments.training.devices import check_devices
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
-from experiments.training.launch import CONFIGS, Launch, fail, near
+from experiments.training.launch import CONFIGS, Launch, claim_folder, fail, near
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.processes import is_first
@@ -55,6 +55,13 @@ QUIETED = (
     "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
 )
+
+# What of the Trainer's is decided elsewhere, and by what.
+REFUSED = {
+    "limit_predict_batches": "every image is evaluated",
+    "logger": "curves go to metrics.csv, and to Weights & Biases as --wandb says",
+    "default_root_dir": "--output and --name say where the run lies",
+}
 
 
 def quiet() -> None:
@@ -96,10 +103,7 @@ def arguments_of(launch: Launch) -> list[str]:
     """What the full parser reads: for --quick the small version, and above it what was given."""
     if not launch.quick:
         return launch.arguments
-    cls = EXPERIMENTS[launch.arch]
-    fitted = any(x.partition("=")[0] == "--fit_budget" for x in launch.arguments)
-    quick = {name: x for name, x in cls.quick.items() if not (fitted and name == cls.grows)}
-    small = [f"--model.{name}={x}" for name, x in quick.items()]
+    small = [f"--model.{name}={x}" for name, x in EXPERIMENTS[launch.arch].quick.items()]
     return ["--config", str(CONFIGS / "quick.yaml"), *small, *launch.arguments]
 
 
@@ -114,6 +118,7 @@ class ExperimentCLI(LightningCLI):
     datamodule: CIFAR10DataModule
     trainer: Trainer
     fitted: FittedBudget | None = None
+    lock: TextIO | None = None  # the run folder's, held until this process ends
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
@@ -161,9 +166,13 @@ class ExperimentCLI(LightningCLI):
             fail(f"--model.jsd_weight {weight} needs --data.policy augmix, got {policy}")
         if self.config.fit_budget is not None:
             try:
-                self.fitted = fit_to_budget(self.launch.arch, self.config, args)
+                self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
             except ValueError as error:
                 parser.error(str(error))
+        trainer = self.config.trainer
+        for name, reason in REFUSED.items():
+            if trainer[name] is not None:
+                fail(f"--trainer.{name} is refused: {reason}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--arch", type=str, default=self.launch.arch, help="Which network.")
@@ -206,7 +215,6 @@ class ExperimentCLI(LightningCLI):
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        folder = self.launch.folder
         # Nothing is written for a run that has no data, or that cannot be resumed.
         if is_first():
             self.datamodule.prepare_data()
@@ -222,7 +230,8 @@ class ExperimentCLI(LightningCLI):
             self.model.on_load_checkpoint(checkpoint)
             keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
         if is_first():
-            folder.mkdir(parents=True, exist_ok=True)
+            self.launch, self.lock = claim_folder(self.launch)
+        folder = self.launch.folder
         loggers = [
             csv_logger(folder, keep_steps),
             wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
@@ -264,8 +273,6 @@ class ExperimentCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         trainer = self.config.trainer
         check_devices(self.trainer, self.config.data.batch_size, trainer.sync_batchnorm)
-        if (limit := trainer.limit_predict_batches) is not None:
-            fail(f"--trainer.limit_predict_batches {limit} is refused: every image is evaluated")
         if self.config.data.val_fraction:
             return
         if not self.config.test:

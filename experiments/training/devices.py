@@ -1,4 +1,4 @@
-"""One run on several devices: what that takes, what a step is there, and how it ends."""
+"""Devices: waiting for one; what a run on several takes, what a step is there, how it ends."""
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -7,6 +7,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.training.processes import started_outside
 from experiments.training.trainer import Trainer
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that it was given; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> None:
@@ -66,6 +72,7 @@ def on_one_device(trainer: Trainer) -> Trainer:
         accelerator=device.type,  # type: ignore[arg-type]
         devices=1 if device.index is None else [device.index],
         max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -112,10 +112,7 @@ def evaluate(
         split: {w.name: predict(trainer, cli.model, w, loader) for w in weights}
         for split, loader in loaders.items()
     }
-    # --trainer.limit_predict_batches may have left some out.
-    labels = {
-        split: loader.labels[: len(logits[split]["raw"])].cpu() for split, loader in loaders.items()
-    }
+    labels = {split: loader.labels.cpu() for split, loader in loaders.items()}
     scores = {
         split: {w.name: score(logits[split][w.name], labels[split], w) for w in weights}
         for split in loaders

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from experiments.training.cli import ExperimentCLI, arguments_of
-from experiments.training.launch import ArgumentParser, Launch, fail
+from experiments.training.launch import Launch, fail, read_flags
 
 
 class _Resolver(ExperimentCLI):
@@ -35,10 +35,7 @@ def resolve_config(flags: list[str]) -> dict[str, Any]:
     Reads presets and what `--config` names, and no run folder. A mistake in a flag ends the process
     with one line and exit code 2, as it would end `run.py`.
     """
-    parser = ArgumentParser(add_help=False)
-    parser.add_argument("--arch")
-    parser.add_argument("--quick", action="store_true")
-    known, _ = parser.parse_known_args(flags)
+    known = read_flags(flags)
     if known.arch is None:
         fail("--arch is missing")
     return _resolve(known.arch, Launch(known.arch, Path(), None, known.quick, list(flags)))
@@ -57,6 +54,7 @@ def default_config(arch: str) -> dict[str, Any]:
 
 def _resolve(arch: str, launch: Launch) -> dict[str, Any]:
     resolver = _resolver(arch)
+    resolver.launch = launch
     resolver.parse_arguments(resolver.parser, arguments_of(launch))
     resolver.before_instantiate_classes()
     return yaml.safe_load(resolver.resolved)

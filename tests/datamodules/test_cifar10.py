@@ -409,6 +409,16 @@ def test_source_auto_takes_cifar10_where_it_is(miniature, announced):
     assert "SYNTHETIC" not in announced.text
 
 
+def test_source_auto_puts_nothing_in_the_place_of_damaged_data(miniature):
+    find_cifar10(miniature, download=True)
+    damaged = miniature / CIFAR10.base_folder / "data_batch_3"
+    damaged.write_bytes(b"damaged")
+    data = CIFAR10DataModule(root=str(miniature), source="auto")
+    with pytest.raises(MisconfigurationException, match=f"^{damaged} is damaged"):
+        data.prepare_data()
+    assert data.source is None
+
+
 def test_source_synthetic_is_announced_and_looks_for_nothing(tmp_path, announced):
     data = CIFAR10DataModule(root=str(tmp_path), source="synthetic")
     data.prepare_data()
@@ -485,7 +495,7 @@ def test_every_flag_of_augmentation_and_mixing_arrives(stand_in):
         std=torch.tensor(STD),
         augmentation=Augmentation(**augmentation, cutout_fill=MEAN),
         mixing=Mixing(**mixing, ramp=True),
-        max_epochs=1,
+        epochs=1,
     )
     assert loader.augmentation == expected.augmentation
     assert loader.mixing == expected.mixing
@@ -553,6 +563,21 @@ def test_the_ramp_of_mixup_follows_the_trainers_epochs(stand_in, fit):
         assert same(ramped[steps], parts[part][steps])
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_epochs": 100, "max_steps": 24},
+        {"max_epochs": -1, "max_steps": 24},
+        {"max_epochs": 100, "max_steps": 12, "accumulate_grad_batches": 2},
+    ],
+)
+def test_the_ramp_of_mixup_follows_the_trainers_steps_where_these_end_training(
+    stand_in, fit, limits
+):
+    ramped = fit(stand_in(mixup_alpha=1.0, mixup_ramp=True), **limits).seen
+    assert same(ramped, fit(stand_in(mixup_alpha=1.0, mixup_ramp=True), max_epochs=4).seen)
+
+
 # Resuming
 
 
@@ -609,6 +634,14 @@ def test_after_a_resumed_run_a_loader_gives_whole_epochs_again(stand_in, fit, tm
         ({"val_fraction": -0.1}, r"val_fraction must be in \[0, 1\), got -0.1"),
         ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1.0"),
         ({"val_fraction": float("nan")}, r"val_fraction must be in \[0, 1\), got nan"),
+        (
+            {"source": "imagenet"},
+            "source must be one of cifar10, synthetic, auto, got 'imagenet'",
+        ),
+        (
+            {"crop_mode": "reflect", "crop_padding": 32},
+            "crop_padding must be less than 32 where crop_mode is reflect, got 32",
+        ),
         ({"flip_mode": "never"}, "flip_mode must be random or alternating, got 'never'"),
         (
             {"flip": 0.4, "flip_mode": "alternating"},
@@ -632,6 +665,6 @@ def test_a_batch_may_be_the_whole_training_set_and_no_larger(stand_in):
 
 def test_a_ramp_without_an_end_is_refused(stand_in, fit):
     with pytest.raises(
-        MisconfigurationException, match=r"^trainer\.max_epochs must be .*, got -1$"
+        MisconfigurationException, match=r"^trainer\.max_epochs or trainer\.max_steps must be "
     ):
-        fit(stand_in(mixup_alpha=0.3, mixup_ramp=True), max_epochs=-1, max_steps=3)
+        fit(stand_in(mixup_alpha=0.3, mixup_ramp=True), max_epochs=-1, max_time="00:00:00:05")

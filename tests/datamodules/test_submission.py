@@ -11,12 +11,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from datamodules.array_pickles import unpickle_arrays
 from datamodules.submission import (
     probabilities_csv,
     read_test_set,
     read_unlabelled,
     submission_csv,
-    unpickle_arrays,
 )
 
 PIXELS = np.random.default_rng(0).integers(256, size=(5, 32, 32, 3), dtype=np.uint8)
@@ -91,6 +91,11 @@ def test_the_ids_of_a_test_set_are_its_own(tmp_path: Path, ids: object) -> None:
     assert found == ["7", "3", "9", "1", "0"]
 
 
+def test_a_key_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    images, _ = read_test_set(write(tmp_path / "set.pkl", {b"\xff": 1, b"data": PIXELS}))
+    assert torch.equal(images, CHANNELS_FIRST)
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_nothing_in_a_hostile_pickle_runs(tmp_path: Path, protocol: int) -> None:
     trace = tmp_path / "trace"
@@ -140,6 +145,13 @@ def test_every_road_to_code_is_closed(
         ({"data": np.array([None])}, "it has an array of type 'O8'"),
         ({"images": PIXELS}, r"no array under the key data; its keys are \['images'\]"),
         ({"data": PIXELS, "ids": [1, 2]}, "has 5 images, but 2 ids"),
+        ({"data": PIXELS, "ids": None}, "has ids that are no list, but None"),
+        ({"data": PIXELS, "ids": 7}, "has ids that are no list, but 7"),
+        ({"data": PIXELS, "ids": "01234"}, "has ids that are no list, but '01234'"),
+        ({"data": PIXELS, "ids": np.array(7)}, "has ids that are no list"),
+        ({"data": PIXELS, "ids": [b"\xff", 1, 2, 3, 4]}, "has an id that is not UTF-8: .*0xff"),
+        ({"data": np.array(7, np.uint8)}, r"holds uint8 \(\), not uint8 \(N, 3072\)"),
+        ({b"\xff": PIXELS}, r"no array under the key data; its keys are \['\ufffd'\]"),
         ([PIXELS], "holds a list, not a dictionary"),
     ],
 )

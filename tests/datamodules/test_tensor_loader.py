@@ -34,7 +34,7 @@ def train_loader(
     seed=0,
     augmentation=NO_AUGMENTATION,
     mixing=NO_MIXING,
-    max_epochs=8,
+    epochs=8,
     **options,
 ):
     return TrainLoader(
@@ -46,7 +46,7 @@ def train_loader(
         BYTES,
         augmentation,
         mixing,
-        max_epochs,
+        epochs,
         **options,
     )
 
@@ -209,8 +209,8 @@ def test_with_mixing_every_target_is_soft_even_of_batches_left_alone(stand_in):
     ("epoch", "alpha"), [(0, 0.5), (1, 0.5), (2, 0.75), (3, 0.75), (4, 1.0), (7, 1.0)]
 )
 def test_the_ramp_of_mixup_follows_the_share_of_epochs_done(stand_in, epoch, alpha):
-    ramped = train_loader(*stand_in, mixing=Mixing(mixup_alpha=1.0, ramp=True), max_epochs=8)
-    constant = train_loader(*stand_in, mixing=Mixing(mixup_alpha=alpha), max_epochs=8)
+    ramped = train_loader(*stand_in, mixing=Mixing(mixup_alpha=1.0, ramp=True), epochs=8)
+    constant = train_loader(*stand_in, mixing=Mixing(mixup_alpha=alpha), epochs=8)
     ramped.set_epoch(epoch)
     constant.set_epoch(epoch)
     assert equal(list(ramped), list(constant))

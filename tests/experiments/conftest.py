@@ -101,7 +101,11 @@ def command() -> Callable[..., Run]:
                 patch.setattr(experiments.training.experiment, "write_pictures", lambda *_: None)
             cli = ExperimentCLI(read_launch(argv))
             cli.trainer.callbacks.extend(callbacks)
-            record = experiments.training.experiment.run_experiment(cli)
+            try:
+                record = experiments.training.experiment.run_experiment(cli)
+            finally:
+                assert cli.lock  # as where the process ends
+                cli.lock.close()
         return Run(cli, record, cli.launch.folder, output.getvalue())
 
     return command

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import sys
 from dataclasses import asdict
 
@@ -37,7 +38,7 @@ TOY = {
     "time-to-accuracy": [
         *("--arch=sam_resnet", "--seeds=1", "--strategy=plain", "--"),
         *(*SMALL, "--wandb=disabled", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"),
-        *("--trainer.enable_progress_bar=false", "--data.batch_size=8"),
+        *("--trainer.enable_progress_bar=false", "--data.batch_size=8", "--test=false"),
     ],
     "predict": ["--images=2", "--repeats=2"],
 }
@@ -96,6 +97,8 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
         (["step", "--arch=sam_restnet"], "did you mean sam_resnet"),
         (["overhead", "--steps=0"], "--steps"),
         (["overhead", "--repeats=1", "--", "--trainer.max_epoch=3"], "--trainer.max_epoch"),
+        (["overhead", "--", "--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches must"),
+        (["overhead", "--", "--model.sharpness=sam"], "--model.sharpness must be none"),
         (["time-to-accuracy", "--target=94"], "--target"),
         (["time-to-accuracy", "--strategy=ema"], "--strategy"),
         (["predict", "--repeats=0"], "--repeats"),
@@ -107,6 +110,30 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
 def test_a_mistake_is_one_line_that_names_it(flags, named, monkeypatch, refusal):
     monkeypatch.setattr(sys, "argv", ["experiments/benchmark.py", *flags])
     assert named in refusal(act=benchmark.main)
+
+
+@pytest.mark.parametrize("output", ["", "file/benchmark.json"])
+def test_a_record_that_cannot_be_written_is_found_out_before_measuring(
+    output, tmp_path, monkeypatch, refusal
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(predict, "measure", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "predict", f"--output={tmp_path / output}"])
+    assert str(tmp_path) in refusal(act=benchmark.main)
+
+
+def test_what_was_measured_is_shown_where_the_disk_is_full_by_then(tmp_path, monkeypatch, refusal):
+    shown = []
+    monkeypatch.setattr(predict, "measure", lambda _: [])
+    monkeypatch.setattr(predict, "table", lambda rows: shown.append(rows) or "table")
+
+    def full(*_):
+        assert shown
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(benchmark, "write_benchmark", full)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "predict", f"--output={tmp_path / 'a.json'}"])
+    assert "No space left" in refusal(act=benchmark.main)
 
 
 def test_sides_take_turns_in_an_order_that_is_reversed_each_round():
@@ -139,7 +166,9 @@ def test_presets_with_the_same_augmentation_are_measured_once_and_none_is_left_o
     rows = data.measure(flags)
     assert sorted(name for row in rows for name in row["presets"]) == sorted(EXPERIMENTS)
     assert len({tuple(row["presets"]) for row in rows}) == len(rows) < len(EXPERIMENTS)
-    assert "zero crop, flip, Cutout" in {data.in_words(settings) for settings in compared}
+    shown = {data.in_words(settings) for settings in compared}
+    assert len(shown) == len(rows)
+    assert "zero crop, flip, Cutout 16" in shown
 
 
 @pytest.mark.parametrize("preset", EXPERIMENTS)

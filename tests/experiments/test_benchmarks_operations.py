@@ -52,10 +52,9 @@ class TwoLayers(LightningModule):
         return MultiplyingSGD(self.parameters(), lr=0.1)
 
 
-def count(module, folder, batches=5, **options):
+def count(module, folder, batches=5, ckpt_path=None, **options):
     counter = CountOperations()
     trainer = Trainer(
-        max_epochs=1,
         accelerator="cpu",
         callbacks=[counter],
         default_root_dir=folder,
@@ -63,9 +62,11 @@ def count(module, folder, batches=5, **options):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"max_epochs": 1} | options,
     )
-    trainer.fit(module, DataLoader(TensorDataset(torch.ones(BATCH * batches, INPUTS)), BATCH))
+    images = DataLoader(TensorDataset(torch.ones(BATCH * batches, INPUTS)), BATCH)
+    trainer.fit(module, images, ckpt_path=ckpt_path, weights_only=True)
+    trainer.save_checkpoint(folder / "last.ckpt")
     (written,) = json.loads((folder / FILE).read_text()).values()
     assert written == counter.total
     return written
@@ -85,6 +86,12 @@ def test_every_step_counts_forward_backward_and_optimizer(tmp_path):
 def test_what_is_frozen_on_the_way_is_not_counted_from_then_on(tmp_path):
     after = first + 2 * second + optimizer
     assert count(TwoLayers(frozen_from=2), tmp_path) == 2 * whole + 3 * after
+
+
+def test_a_resumed_training_counts_what_came_before(tmp_path):
+    count(TwoLayers(), tmp_path)
+    resumed = count(TwoLayers(), tmp_path, ckpt_path=tmp_path / "last.ckpt", max_epochs=3)
+    assert resumed == 3 * 5 * whole
 
 
 def test_accumulated_batches_count_without_the_optimizer(tmp_path):

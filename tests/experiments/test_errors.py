@@ -196,17 +196,56 @@ def test_validating_on_nothing_while_choosing_by_it_is_refused(refusal, experime
     assert "the validation set must not be empty where best.ckpt is chosen by val/acc" in line
 
 
-def test_leaving_out_images_of_the_evaluation_is_refused(refusal):
-    line = refusal("--trainer.limit_predict_batches=1")
-    assert line == "--trainer.limit_predict_batches 1 is refused: every image is evaluated"
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [
+        ("--trainer.limit_predict_batches=1", "every image is evaluated"),
+        ("--trainer.logger=false", "--wandb"),
+        ("--trainer.default_root_dir=here", "--output and --name"),
+    ],
+)
+def test_what_the_trainer_is_not_asked_for_is_refused(refusal, flag, instead):
+    line = refusal(flag)
+    assert line.startswith(f"{flag.partition('=')[0]} is refused: ")
+    assert instead in line
+
+
+def test_an_output_that_is_no_folder_is_named(refusal, tmp_path):
+    file = tmp_path / "README.md"
+    file.touch()
+    assert refusal(f"--output={file}").startswith(f"--output {file} cannot be used: ")
+
+
+def test_a_run_that_only_the_time_ends_is_refused(refusal, experiment):
+    line = refusal("--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01", act=experiment)
+    assert "max_epochs or max_steps must be 1 or more" in line
+
+
+def test_a_crop_beyond_the_reflected_image_is_refused_before_training(refusal):
+    line = refusal("--data.crop_mode=reflect", "--data.crop_padding=32")
+    assert line.startswith("--data.crop_padding: crop_padding must be less than 32 where crop_mode")
+
+
+def test_a_second_process_on_a_runs_folder_is_refused(refusal, build, tiny):
+    flags = tiny("--name=busy")
+    launches = [read_launch(flags) for _ in range(2)]
+    first = ExperimentCLI(launches[0])
+    answer = f"{first.launch.folder} is in use: choose another --name"
+    # Whether it is found out at once, or behind the data.
+    for act in (build, lambda *_: ExperimentCLI(launches[1])):
+        assert refusal("--name=busy", act=act).startswith(answer)
 
 
 @pytest.mark.parametrize(
-    "flag",
-    ["--trainer.max_epochs=0", "--trainer.limit_train_batches=0", "--trainer.fast_dev_run=1"],
+    ("flag", "answer"),
+    [
+        ("--trainer.max_epochs=0", "no epoch has ended"),
+        ("--trainer.limit_train_batches=0", "schedules need a length of training"),
+        ("--trainer.fast_dev_run=1", "no epoch has ended"),
+    ],
 )
-def test_a_run_without_one_whole_epoch_has_nothing_to_evaluate(refusal, experiment, flag):
-    assert "no epoch has ended" in refusal(flag, act=experiment)
+def test_a_run_without_one_whole_epoch_is_refused(refusal, experiment, flag, answer):
+    assert answer in refusal(flag, act=experiment)
 
 
 def test_missing_data_says_what_to_do_and_leaves_no_folder(refusal, tmp_path):

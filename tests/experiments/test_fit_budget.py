@@ -129,8 +129,12 @@ def test_a_fitted_run_is_that_of_the_chosen_size():
     )
 
 
-def test_quick_gives_way_in_what_the_budget_decides():
-    model = resolve_config(["--arch=wide_resnet", "--quick", "--fit_budget=150000"])["model"]
+@pytest.mark.parametrize("where", ["flag", "file"])
+def test_quick_gives_way_in_what_the_budget_decides(where, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("fit_budget: 150000\n")
+    budget = {"flag": "--fit_budget=150000", "file": f"--config={config}"}[where]
+    model = resolve_config(["--arch=wide_resnet", "--quick", budget])["model"]
     assert model["depth"] == EXPERIMENTS["wide_resnet"].quick["depth"]
     assert model["widen_factor"] != EXPERIMENTS["wide_resnet"].quick["widen_factor"]
 

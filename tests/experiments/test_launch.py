@@ -2,12 +2,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from experiments.training.launch import near, read_launch
+from experiments.training.launch import Launch, claim_folder, near, read_launch
 from experiments.training.presets import EXPERIMENTS
+from experiments.training.run_folder import is_locked, lock_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +108,54 @@ def test_a_run_is_named_after_its_architecture_and_the_time():
     assert not launch.quick
 
 
+def test_a_made_up_name_that_is_taken_gets_a_number(tmp_path):
+    launch = read_launch(["--arch=sam_resnet", f"--output={tmp_path}"])
+    claimed = [claim_folder(launch) for _ in range(3)]
+    names = [launch.folder.name, f"{launch.folder.name}-2", f"{launch.folder.name}-3"]
+    assert [own.folder.name for own, _ in claimed] == names
+    assert all(is_locked(tmp_path / name) for name in names)
+
+
+def test_a_folder_is_in_use_until_its_process_ends(mistake, tmp_path):
+    program = (
+        "import sys, time; from experiments.training.launch import claim_folder, read_launch\n"
+        "own = claim_folder(read_launch(sys.argv[1:])); print('locked', flush=True); time.sleep(99)"
+    )
+    argv = ["--arch=sam_resnet", "--name=mine", f"--output={tmp_path}"]
+    command = [sys.executable, "-c", program, *argv]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        assert mistake(*argv) == (
+            f"{tmp_path / 'mine'} is in use: choose another --name, or wait until the process that "
+            "works on it has ended"
+        )
+        process.kill()
+    assert read_launch(argv).folder == tmp_path / "mine"
+
+
+def test_only_the_first_process_asks_whether_a_folder_is_in_use(tmp_path, monkeypatch):
+    argv = ["--arch=sam_resnet", "--name=mine", f"--output={tmp_path}"]
+    _, lock = claim_folder(read_launch(argv))
+    monkeypatch.setenv("RANK", "1")
+    assert read_launch(argv).folder == tmp_path / "mine"
+    lock.close()
+
+
+@pytest.mark.parametrize(("resumes", "left"), [(False, []), (True, ["commands.txt"])])
+def test_a_fresh_start_takes_nothing_up_of_a_launch_that_left_no_checkpoint(runs, resumes, left):
+    runs("mine", files=("commands.txt", "wandb_id.txt", "last.ckpt"))
+    launch = Launch("resnet", Path("runs/mine"), Path("runs/mine/last.ckpt"), False, [])
+    _, lock = claim_folder(launch if resumes else replace(launch, checkpoint=None))
+    assert [path.name for path in Path("runs/mine").glob("commands.txt")] == left
+    assert Path("runs/mine/wandb_id.txt").exists() == resumes
+    lock.close()
+
+
+def test_a_name_that_no_file_system_takes_is_one_line(mistake, tmp_path):
+    line = mistake("--arch=resnet", f"--output={tmp_path}", f"--name={'a' * 300}")
+    assert line.startswith(f"--output {tmp_path} cannot be used: ")
+
+
 def test_what_launch_does_not_know_is_left_to_the_full_parser():
     argv = ["--arch=resnet", "--name=a", "--output=b", "--quick", "--model.lr", "0.1", "--typo"]
     launch = read_launch(argv)
@@ -119,6 +169,33 @@ def test_the_architecture_may_come_from_a_config(tmp_path):
     config.write_text("arch: wide_resnet\nmodel:\n  lr: 0.2\n")
     assert read_launch(["--config", str(config)]).arch == "wide_resnet"
     assert read_launch(["--config", str(config), "--arch", "resnet"]).arch == "resnet"
+    assert read_launch(["-c", str(config)]).arch == "wide_resnet"
+
+
+def test_what_decides_a_launch_may_come_from_configs_of_which_the_last_counts(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(f"arch: resnet\nname: a\noutput: {tmp_path}\nquick: true\n")
+    second.write_text("name: b\n")
+    argv = [f"--config={first}", "-c", str(second)]
+    launch = read_launch(argv)
+    assert (launch.arch, launch.folder, launch.quick) == ("resnet", tmp_path / "b", True)
+    assert read_launch([*argv, "--name=c", "--output=d"]).folder == Path("d/c")
+
+
+def test_a_config_may_say_what_is_resumed(runs, tmp_path):
+    runs("mine")
+    config = tmp_path / "resume.yaml"
+    config.write_text("arch: sam_resnet\nckpt_path: last\n")
+    assert read_launch([f"--config={config}"]).checkpoint == Path("runs/mine/last.ckpt")
+
+
+def test_a_runs_own_config_begins_another_run(runs):
+    runs("mine", files=("last.ckpt", "commands.txt"))
+    with Path("runs/mine/config.yaml").open("a") as file:
+        file.write("name: mine\nckpt_path: last\n")
+    launch = read_launch(["--config", "runs/mine/config.yaml"])
+    assert launch.folder.name.startswith("sam_resnet-")
+    assert launch.checkpoint is None
 
 
 @pytest.mark.parametrize(
@@ -166,6 +243,23 @@ def test_last_is_the_newest_unfinished_run_of_the_architecture(runs):
     assert launch.folder == Path("runs/newer")
     assert launch.checkpoint == Path("runs/newer/last.ckpt")
     assert launch.resumes
+
+
+def test_last_passes_over_runs_that_are_in_use_and_those_without_settings(runs, mistake):
+    runs("idle")
+    runs("busy")
+    runs("torn")
+    Path("runs/torn/config.yaml").write_text("arch: [\n")
+    argv = ["--arch=sam_resnet", "--ckpt_path=last"]
+    locks = [lock_folder(Path("runs/busy"))]
+    assert read_launch(argv).folder == Path("runs/idle")
+    locks.append(lock_folder(Path("runs/idle")))
+    assert mistake(*argv) == (
+        "--ckpt_path last: runs holds no unfinished run of sam_resnet besides those in use; "
+        "name one with --name"
+    )
+    for lock in locks:
+        lock.close()
 
 
 def test_last_with_a_name_is_that_run(runs):

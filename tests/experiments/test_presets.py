@@ -5,6 +5,7 @@ from callbacks import EMA, SWA, Lookahead, ParameterBudget
 from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import CONFIGS, read_launch
 from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import resolve_config
 from lightning_modules.classifier import count_parameters
 
 
@@ -211,6 +212,12 @@ def test_quick_is_small_and_short_and_otherwise_the_preset(arch, resolve):
     assert (quick.trainer.max_epochs, quick.trainer.max_steps) == (4, -1)
     assert kinds(quick) == kinds(full)
     assert settings(quick)["quick"] is True
+
+
+def test_a_config_may_be_quick(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("arch: resnet\nquick: true\n")
+    assert resolve_config([f"--config={config}"]) == resolve_config(["--arch=resnet", "--quick"])
 
 
 def test_flags_stand_above_quick(resolve):

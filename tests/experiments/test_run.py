@@ -65,6 +65,7 @@ def predictions(run):
 def test_the_folder_holds_everything_of_the_run(run):
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
+        ".lock",
         "config.yaml",
         "commands.txt",
         "metrics.csv",
