@@ -19,7 +19,7 @@ from datamodules.corruptions import SEVERITIES
 from experiments.inference.evaluating import check_alike, evaluate_run, evaluate_together
 from experiments.inference.shift import evaluate_shift
 from experiments.inference.strategies import STRATEGIES
-from experiments.records.finished import FinishedRun, open_run
+from experiments.records.finished import SHIFT_FILES, FinishedRun, open_run
 from experiments.records.record import Evaluation, write_record
 from experiments.records.tables import show_evaluation, show_figure_1, show_shift
 from experiments.tracking.wandb_media import log_evaluation
@@ -76,10 +76,15 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         help="CIFAR-10.1 as well: cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy",
     )
     shift.add_argument(
-        "--severities", metavar="N,N", help="some of the severities 1 to 5 (default: all)"
+        "--severities",
+        metavar="N,N",
+        help="some of the severities 1 to 5, which are shown and not recorded (default: all)",
     )
     shift.add_argument(
-        "--images", metavar="N", type=int, help="the first N test images (default: all)"
+        "--images",
+        metavar="N",
+        type=int,
+        help="the first N test images, which are shown and not recorded (default: all)",
     )
     flags = parser.parse_args(argv)
     check_shift(flags)
@@ -113,7 +118,7 @@ def check_shift(flags: argparse.Namespace) -> None:
 
 
 def shift(run: FinishedRun, flags: argparse.Namespace) -> None:
-    """Evaluate a run under distribution shift, record it and show it."""
+    """Evaluate a run under distribution shift, show it, and record it where it is whole."""
     found = evaluate_shift(
         run,
         flags.severities,
@@ -123,7 +128,8 @@ def shift(run: FinishedRun, flags: argparse.Namespace) -> None:
         flags.root,
         flags.precision,
     )
-    write_record(found, run.folder / "shift.json")
+    if flags.images is None and flags.severities == list(SEVERITIES):
+        write_record(found, run.folder / SHIFT_FILES[found.corruptions])
     show_shift(found)
 
 
@@ -148,8 +154,12 @@ def main() -> None:
                 shift(run, flags)
             return
         check_alike(runs)
+        recorded = {run.folder: run.evaluation() for run in runs} if flags.strategies else {}
+        if any(recorded.values()) and (flags.root or flags.precision):
+            given = "--root" if flags.root else "--precision"
+            fail(f"--strategies shows what is recorded, of which {given} changes nothing")
         for run in runs:
-            evaluation = run.evaluation() if flags.strategies else None
+            evaluation = recorded.get(run.folder)
             if evaluation is None:
                 evaluation = evaluate_run(run, flags.only, flags.root, flags.precision)
                 show_evaluation(evaluation)

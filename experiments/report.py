@@ -60,10 +60,9 @@ def main() -> None:
             console=Console(stderr=True),
             transient=True,
         )
-        records = [entry.record for entry in entries]
-        claims = claim_rows(records, found.evaluations) if records else []
+        claims = claim_rows(found.records, found.evaluations) if found.records else []
         details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
-        page = render(entries, details, claims)
+        page = render(entries, details, claims, unread=len(found.unread))
         flags.out.mkdir(parents=True, exist_ok=True)
         path = flags.out / "index.html"
         write_atomically(path, page)

@@ -34,8 +34,9 @@ from rich.table import Table
 from experiments.claims.claims import claim_rows
 from experiments.claims.claims_page import write_claims
 from experiments.claims.matching import RESULTS, load_results
+from experiments.claims.selection import read_rows, read_suites
 from experiments.claims.suite_file import SuiteError
-from experiments.claims.suites import SUITES, Scale, Suite, load_suite, load_suites
+from experiments.claims.suites import SUITES, Scale, Suite
 from experiments.records.tables import print_table
 from experiments.reporting.frontier import write_frontier
 from experiments.reproduction.engine import Engine, Here, execute
@@ -43,7 +44,7 @@ from experiments.reproduction.plan import SCALES, Job, make_plan
 from experiments.reproduction.progress import Display, duration, share_done
 from experiments.reproduction.runner import Outcome, Workplace
 from experiments.reproduction.training_cost import Stopwatch
-from experiments.training.launch import ArgumentParser, fail, near
+from experiments.training.launch import ArgumentParser, fail
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -99,33 +100,20 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(flags, name) <= 0:
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
+    if flags.gpus_per_row is not None and flags.gpus_per_row < 0:
+        parser.error(f"--gpus-per-row must be 0 or more, got {flags.gpus_per_row:g}")
     if flags.ray and importlib.util.find_spec("ray") is None:
         parser.error("--ray needs the package ray: install it with pip install -e '.[ray]'")
     return flags
 
 
-def read_suites(names: Sequence[str]) -> list[Suite]:
-    """The suites of these names or files; an unknown one ends the process."""
-    known = [path.stem for path in sorted(SUITES.glob("*.yaml"))]
-    if "all" in names:
-        return list(load_suites().values())
-    suites = []
-    for name in dict.fromkeys(names):
-        is_file = name.endswith((".yaml", ".yml"))
-        if not is_file and name not in known:
-            fail(f"{name} is no suite{near(name, known)}: name some of {', '.join(known)}, or all")
-        suites.append(load_suite(Path(name) if is_file else SUITES / f"{name}.yaml"))
-    return suites
-
-
-def read_rows(names: str | None, suites: Sequence[Suite]) -> list[str]:
-    """The rows that are asked for; an unknown one ends the process."""
-    rows = names.split(",") if names is not None else []
-    known = list(dict.fromkeys(row for suite in suites for row in suite.rows))
-    for row in rows:
-        if row not in known:
-            fail(f"--rows {row} is unknown{near(row, known)}: the rows are {', '.join(known)}")
-    return rows
+def check_results(flags: argparse.Namespace) -> None:
+    """Say that `--results` is not there yet; end the process where nothing would make it."""
+    if flags.results.is_dir():
+        return
+    if flags.results.exists() or flags.dry_run or not flags.suites:
+        fail(f"--results {flags.results} is not a folder: name the one that holds the records")
+    print(f"There are no records: {flags.results} does not exist, and is made")
 
 
 def show_plan(jobs: Sequence[Job], stopwatch: Stopwatch, runs: Path, scale: Scale) -> None:
@@ -217,6 +205,7 @@ def main() -> None:
     try:
         suites = read_suites(flags.suites)
         rows = read_rows(flags.rows, suites)
+        check_results(flags)
         results = load_results(flags.results)
         jobs = make_plan(suites, rows, flags.scale, flags.seeds, results, flags.output)
         if suites and flags.dry_run:

@@ -29,10 +29,10 @@ from threading import Event
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.claims.matching import RESULTS, load_results
+from experiments.claims.selection import read_rows, read_suites
 from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import Suite
 from experiments.records.record import write_atomically
-from experiments.reproduce import read_rows, read_suites
 from experiments.reproduction.runner import Workplace
 from experiments.training.launch import ArgumentParser, fail
 

@@ -1,11 +1,12 @@
 """What the records say of each claim of the papers."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +17,7 @@ from experiments.claims.estimates import (
     interval_over_images,
     is_paired,
 )
-from experiments.claims.matching import Results, training_of_row
+from experiments.claims.matching import Results, config_of_row
 from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
 from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
 from experiments.claims.verdicts import Verdict, judge
@@ -40,7 +41,7 @@ class ClaimRow:
     over_images: tuple[float, float] | None = None  # of a single run: its interval over test images
     seeds_needed: int | None = None  # None where no difference is claimed, or its sd is not known
     paired: bool = False  # whether both sides of the difference are of the same runs
-    note: str | None = None  # how the claim is read, or why it cannot be judged
+    note: str | None = None  # how it is read, why it cannot be judged, what sets runs apart
 
     @property
     def source(self) -> str:
@@ -103,6 +104,8 @@ class ClaimRow:
         return pair is not None and pair[0] == "-" and self.claim.metric.endswith("accuracy")
 
     def _number(self, value: float) -> str:
+        if math.isnan(value):
+            return "not defined"
         if self._is_difference:
             return f"{value:+.2f}"
         return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.2f}"
@@ -140,31 +143,38 @@ def _count(suite: Suite, claim: Claim) -> ClaimRow:
 
 def parameters(row: Row) -> int:
     """Trainable parameters of a row's network at full scale, counted."""
-    return _parameters(training_of_row(row, "full"))
+    return parameters_of(config_of_row(row, "full"))
+
+
+def parameters_of(config: dict[str, Any]) -> int:
+    """Trainable parameters of the network that a configuration trains, counted."""
+    return _parameters(config["arch"], json.dumps(config["model"]))
 
 
 @cache
-def _parameters(training: str) -> int:
-    settings = json.loads(training)
-    of_model = {key: x for key, x in settings.items() if key.startswith("model.")}
-    arguments = {key.removeprefix("model."): x for key, x in of_model.items()}
+def _parameters(arch: str, model: str) -> int:
     with torch.device("meta"):
-        return count_parameters(EXPERIMENTS[settings["arch"]](**arguments).network)
+        module = EXPERIMENTS[arch](**json.loads(model) | {"compile": False})
+    return count_parameters(module.network)
 
 
 def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> ClaimRow:
     estimate = estimate_claim(suite, claim, scale, results)
-    note = claim.note
+    notes = [claim.note]
     if claim.not_comparable:
         verdict: Verdict = "not comparable"
-        note = "; ".join(filter(None, [claim.not_comparable, claim.note]))
+        notes = [claim.not_comparable, claim.note]
     elif estimate is None:
         verdict = "not yet measured"
     elif scale == "mini" and claim.threshold is None:
-        verdict, note = "not comparable", "what the paper states is not of a miniature"
+        verdict, notes = "not comparable", ["what the paper states is not of a miniature"]
     else:
         claimed = claim.claimed.low, claim.claimed.high
         verdict = judge(claimed, estimate.interval, claim.threshold)
+    if estimate is not None:
+        notes += reservations(
+            [x for row in claim.rows for x in results.of_row(suite.rows[row], scale).values()]
+        )
     return ClaimRow(
         suite,
         claim,
@@ -174,8 +184,21 @@ def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Claim
         over_images=interval_over_images(suite, claim, scale, results),
         seeds_needed=_seeds_needed(suite, claim, scale, estimate),
         paired=is_paired(suite, claim, scale),
-        note=note,
+        note="; ".join(filter(None, notes)) or None,
     )
+
+
+def reservations(records: list[Record]) -> list[str]:
+    """In which runs differ that are taken together, beside their seed."""
+    runs = {id(record): record for record in records}.values()  # two rows may be one training
+    formats = sorted({record.precision for record in runs})
+    changed = sum(record.dirty for record in runs)
+    found = []
+    if len(formats) > 1:
+        found.append(f"number formats: {', '.join(formats)}")
+    if changed:
+        found.append(f"{changed} of {len(runs)} runs from a changed checkout")
+    return found
 
 
 def _seeds_needed(

@@ -33,10 +33,13 @@ and a short schedule, on the real CIFAR-10: a verdict there is about the miniatu
 the difference that the paper claims, and none on the paper's figure. *counted* needs no training:
 the networks' parameters are counted, and what the papers computed is computed again.
 
-**Seeds needed** find the claimed difference with probability 0.8 in a two-sided test at 5%, by the
-normal approximation, at the standard deviation that was measured. Before there is one it is taken
-as {USUAL_SD} points, which is usual for CIFAR-10 near 94%: then 0.1 points need
+**Seeds needed** find the claimed difference with probability 0.8 in a two-sided t-test at 5%, at
+the standard deviation that was measured. Before there is one it is taken as {USUAL_SD} points,
+which is usual for CIFAR-10 near 94%: then 0.1 points need
 {needed_seeds(0.1, USUAL_SD)} runs a side.
+
+Runs of one row may differ in the number format that their machine chose, and some may be of code
+with changes that are not committed: where that is so, the claim says it.
 """
 
 

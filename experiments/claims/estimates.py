@@ -7,6 +7,7 @@ from experiments.claims.seed_statistics import (
     mean_of,
     paired_difference,
     sd_ratio,
+    undefined,
     welch_difference,
 )
 from experiments.claims.suites import SINGLE_VIEWS, Claim, Row, Scale, Suite
@@ -19,7 +20,7 @@ SPLITS = {"test accuracy": "test", "val accuracy": "val", SPREAD: "val"}
 
 
 def estimate_claim(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Estimate | None:
-    """What the records say of a claim; None where they say nothing.
+    """What the records say of a claim; None where one of its terms has no record.
 
     Two terms of one training are paired by its runs. Two trainings share nothing but a seed's
     number, so their difference is Welch's. Anything else is computed seed by seed.
@@ -44,7 +45,7 @@ def _seed_by_seed(measure: Measure, values: dict[Term, dict[int, float]]) -> Est
     try:
         return mean_of([measure({x: values[x][seed] for x in values}) for seed in seeds])
     except ZeroDivisionError:  # a share of a gain that is none
-        return None
+        return undefined(len(seeds))
 
 
 def is_paired(suite: Suite, claim: Claim, scale: Scale) -> bool:

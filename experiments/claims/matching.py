@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import Row, Scale
 from experiments.inference.strategies import PLAIN
-from experiments.records.record import Evaluation, Record, read_evaluation, read_record
+from experiments.records.record import Evaluation, Record, read_any
 from experiments.training.cli import SWITCHES
 from experiments.training.launch import ArgumentParser
 from experiments.training.resolve import default_config, resolve_config
@@ -38,7 +38,7 @@ IRRELEVANT = frozenset(
         "trainer.max_time",
         # the machine, and how it goes about the same arithmetic
         *("trainer.accelerator", "trainer.benchmark", "trainer.inference_mode"),
-        *("model.compile", "model.channels_last", "data.eval_batch_size"),
+        *("model.compile", "model.channels_last", "model.fused", "data.eval_batch_size"),
         # a network that the budget refuses has no record
         *("budget", "budget.limit", "budget.action"),
     ]
@@ -110,15 +110,19 @@ class Results:
     evaluations: tuple[Evaluation, ...] = ()
 
     @cached_property
-    def _by_training(self) -> dict[str, dict[int, Record]]:
+    def trainings(self) -> dict[str, dict[int, Record]]:
+        """The records of each training by seed, in order; of several with one seed the earliest.
+
+        A run that was copied, or repeated, says nothing of how much runs differ.
+        """
         found: dict[str, dict[int, Record]] = defaultdict(dict)
         for record in sorted(self.records, key=lambda x: x.finished):
             found[training_of(record.config, record.source)].setdefault(record.seed, record)
-        return found
+        return {training: dict(sorted(by_seed.items())) for training, by_seed in found.items()}
 
     def of_row(self, row: Row, scale: Scale) -> dict[int, Record]:
-        """The records of a row by seed, in order; of several with one seed the earliest."""
-        return dict(sorted(self._by_training.get(training_of_row(row, scale), {}).items()))
+        """Those of the training that a row is."""
+        return self.trainings.get(training_of_row(row, scale), {})
 
     def evaluation_of(self, record: Record) -> Evaluation | None:
         """What `evaluate.py` recorded of a run: the latest that finds its test accuracy again."""
@@ -136,21 +140,19 @@ def _agree(evaluation: Evaluation, record: Record) -> bool:
 def load_results(folder: Path = RESULTS) -> Results:
     """The records and evaluations anywhere under a folder; other files are passed over.
 
-    MisconfigurationException, in one line, for a file that is broken, of another version, or edited
-    since it was written.
+    MisconfigurationException, in one line, for a file that is broken, of another version or an
+    unknown architecture, or edited since it was written.
     """
     records = []
     evaluations = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            fields = json.loads(path.read_text())
-            if not isinstance(fields, dict):
-                continue
-            if {"arch", "config", "scores"} <= fields.keys():
-                records.append(read_record(path))
-                check_record(records[-1])
-            elif {"runs", "baseline", "strategies"} <= fields.keys() and len(fields["runs"]) == 1:
-                evaluations.append(read_evaluation(path))
+            found = read_any(path)
+            if isinstance(found, Record):
+                check_record(found)
+                records.append(found)
+            elif isinstance(found, Evaluation) and len(found.runs) == 1:
+                evaluations.append(found)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise MisconfigurationException(f"{path} cannot be used: {reason}") from None

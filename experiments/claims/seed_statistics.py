@@ -6,7 +6,7 @@ How sure one run is about other test images is another question:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, nan, sqrt
 
 import numpy as np
 from scipy import stats
@@ -21,10 +21,11 @@ USUAL_SD = 0.14
 class Estimate:
     """A mean, a difference of means or a ratio of spreads, with its interval at `LEVEL`.
 
-    One run has no spread and no interval. Runs that are all the same have an interval of one point.
+    One run has no spread and no interval, and what is not defined has none either. Runs that are
+    all the same have an interval of one point.
     """
 
-    value: float
+    value: float  # nan where it is not defined
     sd: float | None  # of one run, in a difference of both sides together; None where n is 1
     low: float | None
     high: float | None
@@ -77,14 +78,19 @@ def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate
     return Estimate(value, sqrt(sum(variances) / 2), low, high, n)
 
 
-def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate | None:
+def undefined(*n: int) -> Estimate:
+    """What so many runs, of each side where there are two, give no value of."""
+    return Estimate(nan, None, None, None, n)
+
+
+def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """Ratio of two standard deviations with the interval of the F-test: of normal values.
 
-    None where either side is a single run or does not spread at all.
+    Undefined where either side is a single run or does not spread at all.
     """
     n = (len(ours), len(theirs))
     if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
-        return None
+        return undefined(*n)
     ratio = float(np.std(ours, ddof=1) / np.std(theirs, ddof=1))
     low, high = stats.f.interval(LEVEL, n[0] - 1, n[1] - 1)
     return Estimate(ratio, None, ratio / sqrt(high), ratio / sqrt(low), n)
@@ -95,11 +101,26 @@ def needed_seeds(
 ) -> int:
     """Runs that a difference needs to be seen: on each side, or pairs of them.
 
-    By the normal approximation of the two-sided test at `alpha` that finds the difference with
-    probability `power`: 2 (z + z')^2 (sd / difference)^2 a side, so 31 for 0.1 points at sd 0.14;
-    half of that in pairs, of whose differences `sd` then is. Two at least.
+    The fewest, and two at least, with which the two-sided t-test at `alpha` finds it, on its own
+    side of none, with probability `power`: exact for normal values of one `sd` on both sides, by
+    the noncentral t distribution. 32 a side for 0.1 points at sd 0.14. In pairs `sd` is that of
+    their differences.
     """
     if difference == 0:
         raise ValueError("difference must not be 0: no number of runs tells it from none")
+    if sd == 0:
+        return 2
+    sides = 1 if paired else 2
+    effect = abs(difference) / sd
+
+    def found(n: int) -> float:
+        degrees = sides * (n - 1)
+        critical = stats.t.ppf(1 - alpha / 2, degrees)
+        return float(stats.nct.sf(critical, degrees, effect * sqrt(n / sides)))
+
+    # With the standard deviation known fewer would do: that is where to begin.
     quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return max(2, ceil((1 if paired else 2) * (quantiles * sd / difference) ** 2))
+    n = max(2, ceil(sides * (quantiles / effect) ** 2))
+    while found(n) < power:
+        n += 1
+    return n

@@ -18,8 +18,8 @@ MEANING: dict[Verdict, str] = {
     "whole interval is on the claimed side of none.",
     "direction only": "Our whole interval is on the claimed side, and the claim outside of it.",
     "contradicted": "The claim is outside our interval, which is not on the claimed side either.",
-    "undecided": "Our interval holds the claim and no difference as well, or a single run gives no "
-    "interval.",
+    "undecided": "Our interval holds the claim and no difference as well, or there is none: of a "
+    "single run, or where the measure is not defined.",
     "not comparable": "No measurement of ours can judge it: the paper's is on Kaggle's hidden test "
     "set, or ours is of a miniature.",
     "not yet measured": "There is no record.",

@@ -27,8 +27,8 @@ takes any number of images.
 
 ## Figures
 
-Of the run, on {source}, from one view of each image. `val` was held out of the training images and
-chose the checkpoint; `test` was read once, after training.
+Of the run, on {source}, from one view of each image.
+{splits}
 
 | split | weights | accuracy | NLL | ECE | images |
 |---|---|---|---|---|---|
@@ -43,6 +43,10 @@ chose the checkpoint; `test` was read once, after training.
 {command}
 ```
 """
+SPLITS = {
+    "val": "`val` was held out of the training images and chose the checkpoint.",
+    "test": "`test` was read once, after training.",
+}
 SYNTHETIC = """
 **Trained on a synthetic stand-in, not on CIFAR-10**: its figures say nothing about photographs.
 """
@@ -91,6 +95,7 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
         dtype=str(model.dtype).removeprefix("torch."),
         warning=synthetic * SYNTHETIC + record.quick * QUICK,
         source="the synthetic stand-in" if synthetic else "CIFAR-10",
+        splits="\n".join(SPLITS[split] for split in record.scores),
         scores="\n".join(scores),
         epochs=record.epochs,
         train_images=record.train_images,

@@ -58,8 +58,12 @@ def evaluate_shift(
 
     Corruptions are generated, or read from the folder of the published CIFAR-10-C where it is
     given; CIFAR-10.1 is scored where its folder is given. MisconfigurationException, in one line,
-    for what cannot be read or does not belong to the run's test set.
+    for what cannot be read or does not belong to what the run was trained on.
     """
+    if cifar10_1 and run.record.source == "synthetic":
+        raise MisconfigurationException(
+            f"--cifar101 holds photographs, and {run.folder} was trained on the synthetic stand-in"
+        )
     commit, dirty = git_state()
     loaders = open_images(run, root)
     test = loaders["test"]

@@ -1,20 +1,22 @@
 """Every record and every finished run under some paths, each once, the best first."""
 
-import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.records.finished import FinishedRun, open_run
-from experiments.records.record import Evaluation, Record, Score, read_evaluation, read_record
+from experiments.records.finished import FinishedRun, open_run, read
+from experiments.records.record import Evaluation, Record, Score, read_any, read_record
 
-T = TypeVar("T", Record, Evaluation)
+T = TypeVar("T")
 
 #: where runs and records lie unless paths are given
-DEFAULT = (Path("runs"), Path("experiments/results"))
+RUNS, RECORDS = Path("runs"), Path("experiments/results")
 
 
 @dataclass(frozen=True)
@@ -48,32 +50,51 @@ class Collection:
     """What a report is made of."""
 
     entries: list[Entry]  # the best on validation first, those that do not compare last
+    unread: list[Record]  # that left the test set unread, as of runs that were to be chosen among
     evaluations: list[Evaluation]  # of single runs
+
+    @property
+    def records(self) -> list[Record]:
+        """All of them."""
+        return [entry.record for entry in self.entries] + self.unread
 
 
 def collect(paths: list[Path]) -> Collection:
     """What lies in run folders, record files and folders of these, at any depth.
 
     A record that also lies in its run's folder counts once. MisconfigurationException, in one line,
-    where a path holds neither; without paths, what there is under `DEFAULT`.
+    where a path holds neither or a file of it cannot be read. Without paths, every run under `RUNS`
+    that can be read, the others with a line on stderr, and every record under `RECORDS`.
     """
-    runs: list[FinishedRun] = []
-    records: list[Record] = []
-    evaluations: list[Evaluation] = []
-    for path in paths or [path for path in DEFAULT if path.is_dir()]:
-        found = list(_look(path))
-        runs += [x for x in found if isinstance(x, FinishedRun)]
-        records += [x for x in found if isinstance(x, Record)]
-        evaluations += [x for x in found if isinstance(x, Evaluation) and len(x.runs) == 1]
-        if paths and not any(isinstance(x, FinishedRun | Record) for x in found):
+    found: list[FinishedRun | Record | Evaluation] = []
+    for path in paths:
+        here = list(_look(path))
+        if not any(isinstance(x, FinishedRun | Record) for x in here):
             raise MisconfigurationException(f"{path} holds neither a finished run nor a record")
-    evaluations += [x for x in (run.evaluation() for run in runs) if x]
+        found += here
+    if not paths:
+        folders = [path for path in _files(RUNS) if path.is_dir()]
+        found += [x for x in (_or_pass_over(partial(open_run, path)) for path in folders) if x]
+        found += _look(RECORDS) if RECORDS.is_dir() else []
+    runs = [x for x in found if isinstance(x, FinishedRun)]
+    of_runs = [run.evaluation() if paths else _or_pass_over(run.evaluation) for run in runs]
+    evaluations = [x for x in [*found, *of_runs] if isinstance(x, Evaluation) and len(x.runs) == 1]
     # Runs behind, so that they take the places of their records.
-    entries = [Entry(x, None) for x in records] + [Entry(run.record, run) for run in runs]
-    # Of runs that were to be chosen among the test set may be unread.
-    tested = [e for e in entries if "test" in e.record.scores]
-    unique = {(e.record.name, e.record.arch, e.record.finished): e for e in tested}
-    return Collection(sorted(unique.values(), key=_merit), evaluations)
+    entries = [Entry(x, None) for x in found if isinstance(x, Record)]
+    entries += [Entry(run.record, run) for run in runs]
+    unique = {(e.record.name, e.record.arch, e.record.finished): e for e in entries}.values()
+    tested = [entry for entry in unique if "test" in entry.record.scores]
+    unread = [entry.record for entry in unique if "test" not in entry.record.scores]
+    return Collection(sorted(tested, key=_merit), unread, evaluations)
+
+
+def _or_pass_over(opened: Callable[[], T | None]) -> T | None:
+    """What is opened; None, with a line on stderr, where it is refused."""
+    try:
+        return opened()
+    except MisconfigurationException as error:
+        print(f"passed over: {error}", file=sys.stderr)
+        return None
 
 
 def _merit(entry: Entry) -> tuple[bool, float, str]:
@@ -84,35 +105,26 @@ def _look(path: Path) -> Iterator[FinishedRun | Record | Evaluation]:
     if not path.exists():
         raise MisconfigurationException(f"{path} does not exist: name a run, a record or a folder")
     if path.is_file():
-        yield _read(read_record, path)
-    elif (path / "result.json").exists():
-        yield open_run(path)
-    else:
-        for file in sorted(path.rglob("*.json")):
-            if file.name == "result.json":
-                yield open_run(file.parent)
-            elif not (file.parent / "result.json").exists():
-                yield from _recognise(file)
-
-
-def _recognise(path: Path) -> Iterator[Record | Evaluation]:
-    """What a file among others holds, if it is a run's record or an evaluation."""
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:
-        raise MisconfigurationException(f"{path} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
+        yield read(read_record, path)
         return
-    if {"arch", "config", "scores"} <= fields.keys():
-        yield _read(read_record, path)
-    elif {"runs", "baseline", "strategies"} <= fields.keys():
-        yield _read(read_evaluation, path)
+    for file in _files(path):
+        if file.is_dir():
+            yield open_run(file)
+        elif found := read(read_any, file):
+            yield found
 
 
-def _read(reader: Callable[[Path], T], path: Path) -> T:
-    try:
-        return reader(path)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise MisconfigurationException(
-            f"{path} is not a record of this version: {type(error).__name__} {error}"
-        ) from None
+def _files(path: Path) -> Iterator[Path]:
+    """The folders of finished runs under a folder, and JSON files that are in no run's folder.
+
+    What else is in a run's folder, such as W&B's files, may be half written.
+    """
+    for name, below, files in os.walk(path):
+        folder = Path(name)
+        if "result.json" in files:
+            yield folder
+        if {"result.json", "config.yaml"} & set(files):  # a run, the latter before it has finished
+            below.clear()
+        else:
+            yield from (folder / file for file in sorted(files) if file.endswith(".json"))
+        below.sort()

@@ -27,6 +27,9 @@ from lightning_modules.classifier import ImageClassifier
 
 T = TypeVar("T")
 
+#: where a run's folder has its answers to CIFAR-10-C, by where the corrupted images come from
+SHIFT_FILES = {"generated": "shift.json", "published": "shift_published.json"}
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -71,15 +74,16 @@ class FinishedRun:
         MisconfigurationException, in one line, where it is not of this version.
         """
         path = self.folder / "evaluation.json"
-        return _read(read_evaluation, path) if path.exists() else None
+        return read(read_evaluation, path) if path.exists() else None
 
     def shift(self) -> Shift | None:
         """What `evaluate.py --shift` wrote of this run; None where it has not.
 
+        Of the published corruptions where there is that, else of generated ones.
         MisconfigurationException, in one line, where it is not of this version.
         """
-        path = self.folder / "shift.json"
-        return _read(read_shift, path) if path.exists() else None
+        paths = [self.folder / SHIFT_FILES[kind] for kind in ("published", "generated")]
+        return next((read(read_shift, path) for path in paths if path.exists()), None)
 
 
 def open_run(folder: Path) -> FinishedRun:
@@ -89,7 +93,7 @@ def open_run(folder: Path) -> FinishedRun:
         raise MisconfigurationException(f"{folder} is not a folder: name the folder of a run")
     if not path.exists():
         raise MisconfigurationException(f"{folder} holds no finished run: there is no {path.name}")
-    return FinishedRun(folder, _read(read_record, path))
+    return FinishedRun(folder, read(read_record, path))
 
 
 def open_networks(
@@ -122,10 +126,11 @@ def open_images(run: FinishedRun, root: str | None) -> dict[str, EvalLoader]:
     return {split: loader for split, loader in loaders.items() if loader}
 
 
-def _read(reader: Callable[[Path], T], path: Path) -> T:
+def read(reader: Callable[[Path], T], path: Path) -> T:
+    """What a reader makes of a file; MisconfigurationException, in one line, for a refused one."""
     try:
         return reader(path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MisconfigurationException(
-            f"{path} is not a record of this version: {error}"
+            f"{path} is not a record of this version: {type(error).__name__} {error}"
         ) from None

@@ -6,9 +6,12 @@ is printed anywhere can be traced to the record, and from there to the command a
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from experiments.training.presets import EXPERIMENTS
 
 T = TypeVar("T")
 
@@ -57,9 +60,15 @@ class Record:
     # the effective batch size, over all devices and accumulated batches, that the learning rate
     # `config["model"]["lr"]` is for; None in records of before it was kept
     images_per_step: int | None = None
-    # of all other fields as they were written, so that an edited record is refused; None in records
-    # of before it was kept
+    # of all other fields as they were written, so that what was edited is refused; None in files of
+    # before it was kept
     digest: str | None = field(default=None, compare=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a whole epoch: the last one may have been cut short."""
+        batches = self.train_images / self.config["data"]["batch_size"]
+        return math.ceil(batches / self.config["trainer"]["accumulate_grad_batches"])
 
     @property
     def weights(self) -> list[str]:
@@ -116,6 +125,7 @@ class Evaluation:
     baseline: str  # the strategy that gains are measured against
     chosen: str | None  # the strategy with the best validation accuracy; None without validation
     strategies: dict[str, StrategyResult]  # by name
+    digest: str | None = field(default=None, compare=False)  # as in `Record`
 
 
 @dataclass(frozen=True)
@@ -170,19 +180,24 @@ class Shift:
     severities: list[int]  # of 1 to 5
     images: int  # under each corruption and severity: the first of the test set
     strategies: dict[str, ShiftResult]  # by name
+    digest: str | None = field(default=None, compare=False)  # as in `Record`
 
 
 def write_record(record: Record | Evaluation | Shift, path: Path) -> None:
     """Write it whole or not at all."""
     fields = asdict(record)
-    if isinstance(record, Record):
-        fields["digest"] = _digest(fields)
+    fields["digest"] = _digest(fields)
     write_atomically(path, json.dumps(fields, indent=2) + "\n")
 
 
 def _digest(fields: dict[str, Any]) -> str:
     content = {name: value for name, value in fields.items() if name != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_digest(found: Record | Evaluation | Shift, digest: str) -> None:
+    if found.digest not in (None, digest):
+        raise ValueError("its content is not what its digest was made of: it was edited")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -199,34 +214,57 @@ def write_atomically(path: Path, text: str) -> None:
 def read_record(path: Path) -> Record:
     """The record that `write_record` wrote.
 
-    TypeError where a field is missing or unknown, ValueError where it was edited since.
+    TypeError where a field is missing or unknown, ValueError where it was edited since or its
+    architecture is not known here.
     """
+    return _record(json.loads(path.read_text()))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation that `write_record` wrote; refused as by `read_record`."""
+    return _evaluation(json.loads(path.read_text()))
+
+
+def read_any(path: Path) -> Record | Evaluation | None:
+    """What a JSON file among others holds, refused as by `read_record`; None for anything else."""
     fields = json.loads(path.read_text())
+    if isinstance(fields, dict):
+        if {"arch", "config", "scores"} <= fields.keys():
+            return _record(fields)
+        if {"runs", "baseline", "strategies"} <= fields.keys():
+            return _evaluation(fields)
+    return None
+
+
+def _record(fields: dict[str, Any]) -> Record:
     digest = _digest(fields)
     fields["scores"] = {
         split: {weights: Score(**score) for weights, score in scores.items()}
         for split, scores in fields["scores"].items()
     }
     record = Record(**fields)
-    if record.digest not in (None, digest):
-        raise ValueError("its content is not what its digest was made of: it was edited")
+    _check_digest(record, digest)
+    if record.arch not in EXPERIMENTS:
+        raise ValueError(f"its architecture {record.arch} is not known here")
     return record
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """The evaluation that `write_record` wrote; TypeError where a field is missing or unknown."""
-    fields = json.loads(path.read_text())
+def _evaluation(fields: dict[str, Any]) -> Evaluation:
+    digest = _digest(fields)
     for name, result in fields["strategies"].items():
         result["scores"] = {
             split: _calibrated(StrategyScore, score) for split, score in result["scores"].items()
         }
         fields["strategies"][name] = StrategyResult(**result)
-    return Evaluation(**fields)
+    evaluation = Evaluation(**fields)
+    _check_digest(evaluation, digest)
+    return evaluation
 
 
 def read_shift(path: Path) -> Shift:
-    """The shift that `write_record` wrote; TypeError where a field is missing or unknown."""
+    """The shift that `write_record` wrote; refused as by `read_record`."""
     fields = json.loads(path.read_text())
+    digest = _digest(fields)
     for name, result in fields["strategies"].items():
         result["clean"] = _calibrated(ShiftScore, result["clean"])
         result["corrupted"] = {
@@ -238,7 +276,9 @@ def read_shift(path: Path) -> Shift:
         elsewhere = result["cifar10_1"]
         result["cifar10_1"] = elsewhere and _calibrated(ShiftScore, elsewhere)
         fields["strategies"][name] = ShiftResult(**result)
-    return Shift(**fields)
+    shift = Shift(**fields)
+    _check_digest(shift, digest)
+    return shift
 
 
 def _calibrated(kind: type[T], fields: dict[str, Any]) -> T:

@@ -1,4 +1,4 @@
-"""What `evaluate.py` prints, from records alone."""
+"""What commands print in a terminal, from records alone."""
 
 import sys
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def gain(score: StrategyScore, between: str = " ") -> str:
 
 
 def print_table(table: Table) -> None:
-    """Print as wide as the terminal, and where there is none as wide as the table needs."""
+    """Print as wide as the terminal; where there is none, in at most 120 columns."""
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

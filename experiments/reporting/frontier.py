@@ -1,27 +1,23 @@
 """Accuracy against parameters and against the operations of training: ours among what is known."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments.benchmarks.benchmark_record import read_benchmark
-from experiments.claims.matching import Results, load_results, training_of
+from experiments.claims.claims import parameters_of, reservations
+from experiments.claims.matching import Results, load_results
 from experiments.claims.seed_statistics import Estimate, mean_of
-from experiments.inference.strategies import PLAIN
-from experiments.records.record import Record, write_atomically
+from experiments.inference.strategies import PLAIN, STRATEGIES
+from experiments.records.record import Evaluation, Record, write_atomically
 from experiments.reporting.figures import BUDGET
 from experiments.reproduction.training_cost import operations_of_training
-from experiments.training.presets import EXPERIMENTS
 from experiments.training.resolve import resolve_config
-from lightning_modules.classifier import count_parameters
 
 PAGE, PICTURE = "FRONTIER.md", "frontier.png"
 KNOWN = Path(__file__).with_name("known_points.yaml")
@@ -40,11 +36,13 @@ HEAD = f"""# Past the papers
 
 Written by `python experiments/reproduce.py --table` from the records in this folder and from
 [what others report](../reporting/{KNOWN.name}); a test renders it again. Accuracies are in percent,
-ours the mean of *n* runs with its 95% interval, of the standard test set and one view of each image
-where nothing else is said; *several views* are those of the strategy that validation chose. Of our
-runs those stand here that reach {FLOOR:.0f}%. PFLOP are those of training, forward and backward, a
-multiply-add counted as two: counted where this project can describe the training, else as reported.
-Hollow in the picture: several views.
+ours the mean of *n* runs that differ in their seed with its 95% interval, of the standard test set
+and one view of each image where nothing else is said. *Several views* are ours where validation
+chose a strategy that has them, or where it was the only one asked for of a run without validation,
+and others' where they report nothing else; they are hollow in the picture. Of our runs those stand
+here that reach {FLOOR:.0f}%. PFLOP are those of training, forward and backward, a multiply-add
+counted as two: counted where this project can describe the training, else as reported. What has
+neither count is in the table alone.
 
 ![Accuracy against parameters, and against the operations of training]({PICTURE})
 
@@ -57,13 +55,14 @@ class Point:
 
     group: str  # of GROUPS
     name: str
-    accuracy: Estimate  # in percent
+    accuracy: Estimate  # in percent, of one view of each image unless `several_views`
     views: Estimate | None = None  # the same with several views, ...
     strategy: str = ""  # ... in this way
     parameters: float | None = None
     operations: float | None = None  # of one training
     note: str = ""
     source: str = ""
+    several_views: bool = False  # of others, who report nothing else
 
 
 def find_points(folder: Path) -> list[Point]:
@@ -74,51 +73,62 @@ def find_points(folder: Path) -> list[Point]:
 
 
 def _recorded(results: Results) -> Iterator[Point]:
-    trainings: dict[str, list[Record]] = defaultdict(list)
-    for record in results.records:
-        if record.source == "cifar10" and not record.quick and "test" in record.scores:
-            trainings[training_of(record.config, record.source)].append(record)
-    for records in trainings.values():
+    for by_seed in results.trainings.values():
+        records = [x for x in by_seed.values() if _counts(x)]
+        if not records:
+            continue
         single = mean_of([100 * x.scores["test"][x.selected or "raw"].accuracy for x in records])
         if single.value < FLOOR:
             continue
         evaluations = [x for x in map(results.evaluation_of, records) if x]
-        views, names = None, ""
-        if len(evaluations) == len(records):
-            chosen = [(x.chosen or PLAIN, x.strategies[x.chosen or PLAIN]) for x in evaluations]
-            views = mean_of([100 * result.scores["test"].accuracy for _, result in chosen])
-            names = ", ".join(dict.fromkeys(name for name, _ in chosen))
+        names = [_strategy(x) for x in evaluations]
+        chosen = [x.strategies[name] for x, name in zip(evaluations, names, strict=True)]
+        views = None
+        if len(chosen) == len(records) and all(len(x.strategy["views"]) > 1 for x in chosen):
+            views = mean_of([100 * x.scores["test"].accuracy for x in chosen])
         first = records[0]
         images = 50_000 - round(50_000 * first.config["data"]["val_fraction"])
         minutes = max(x.training_seconds for x in records) / 60
+        what = f"{first.epochs} epochs, {minutes:.0f} min on {first.device}"
         yield Point(
             "this project",
             first.arch,
             single,
             views,
-            names,
+            ", ".join(dict.fromkeys(names)),
             first.parameters,
             operations_of_training(first.config),
-            f"{images:,} images, {first.epochs} epochs, {minutes:.0f} min on {first.device}",
+            "; ".join([f"{images:,} images, {what}", *reservations(records)]),
             ", ".join(x.name for x in records),
         )
 
 
+def _strategy(evaluation: Evaluation) -> str:
+    """The one that validation chose; without validation the only one that was asked for."""
+    asked = [name for name in evaluation.strategies if name != evaluation.baseline]
+    return evaluation.chosen or (asked[0] if len(asked) == 1 else PLAIN)
+
+
+def _counts(record: Record) -> bool:
+    return record.source == "cifar10" and not record.quick and "test" in record.scores
+
+
 def _raced(path: Path) -> Iterator[Point]:
-    """Of the speed benchmark, whose answers take several views of unsure images."""
+    """Of the speed benchmark."""
     if not path.exists():
         return
     benchmark = read_benchmark(path)
     rows = [row for row in benchmark.rows if row["side"] == "ours"]
     arch, strategy = benchmark.settings["arch"], benchmark.settings["strategy"]
+    several = len(STRATEGIES[strategy].views) > 1
     minutes = max(row["seconds"] for row in rows) / 60
     yield Point(
         "this project",
         arch,
         mean_of([100 * row["plain_accuracy"] for row in rows]),
-        mean_of([100 * row["accuracy"] for row in rows]),
+        mean_of([100 * row["accuracy"] for row in rows]) if several else None,
         strategy,
-        _parameters(resolve_config([f"--arch={arch}"])),
+        parameters_of(resolve_config([f"--arch={arch}"])),
         rows[0]["operations"],
         f"50,000 images, {minutes:.0f} min on {benchmark.device}",
         path.stem,
@@ -131,7 +141,8 @@ def _known() -> Iterator[Point]:
             parameters, operations = entry.get("parameters"), entry.get("petaflop")
             if flags := entry.get("flags"):
                 config = resolve_config(flags)
-                parameters, operations = _parameters(config), operations_of_training(config) / 1e15
+                parameters = parameters_of(config)
+                operations = operations_of_training(config) / 1e15
             yield Point(
                 group,
                 entry["name"],
@@ -140,13 +151,8 @@ def _known() -> Iterator[Point]:
                 operations=operations and 1e15 * operations,
                 note=entry.get("note", ""),
                 source=entry["source"],
+                several_views=entry.get("several_views", False),
             )
-
-
-def _parameters(config: dict[str, Any]) -> int:
-    with torch.device("meta"):
-        module = EXPERIMENTS[config["arch"]](**config["model"] | {"compile": False})
-    return count_parameters(module.network)
 
 
 def in_words(estimate: Estimate) -> str:
@@ -168,8 +174,12 @@ def render(points: Sequence[Point]) -> str:
             f"{x.parameters / 1e6:.2f}M" if x.parameters else "",
             f"{x.operations / 1e15:.3g}" if x.operations else "",
         ]
-        views = f"{in_words(x.views)} ({x.strategy})" if x.views else ""
-        lines.append([str(number), name, in_words(x.accuracy), views, *counts, x.note, x.source])
+        accuracy, views = in_words(x.accuracy), ""
+        if x.several_views:
+            accuracy, views = "", accuracy
+        elif x.views:
+            views = f"{in_words(x.views)} ({x.strategy})"
+        lines.append([str(number), name, accuracy, views, *counts, x.note, x.source])
     return HEAD + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -190,18 +200,19 @@ def draw(points: Sequence[Point]) -> Figure:
 def _scatter(axis: Axes, points: Sequence[Point], x: Sequence[float | None]) -> None:
     placed = [(i, at, p) for i, (at, p) in enumerate(zip(x, points, strict=True), 1) if at]
     for group, (marker, colour) in GROUPS.items():
-        members = [(at, p.accuracy.value) for _, at, p in placed if p.group == group]
-        axis.plot(
-            [at for at, _ in members], [y for _, y in members], marker, color=colour, label=group
-        )
+        members = [(at, p) for _, at, p in placed if p.group == group and not p.several_views]
+        ys = [p.accuracy.value for _, p in members]
+        axis.plot([at for at, _ in members], ys, marker, color=colour, label=group)
     for number, at, point in placed:
         marker, colour = GROUPS[point.group]
-        single = point.accuracy.value
-        if point.views:
-            pair = [single, point.views.value]
+        accuracy = point.accuracy.value
+        if point.several_views:
+            axis.plot(at, accuracy, marker, color=colour, mfc="none")
+        elif point.views:
+            pair = [accuracy, point.views.value]
             axis.plot([at, at], pair, marker, color=colour, mfc="none", ls="-", lw=0.8)
         axis.annotate(
-            str(number), (at, single), xytext=(5, 3), textcoords="offset points", fontsize=9
+            str(number), (at, accuracy), xytext=(5, 3), textcoords="offset points", fontsize=9
         )
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))

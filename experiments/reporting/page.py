@@ -27,9 +27,16 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def render(
-    entries: Sequence[Entry], details: Sequence[RunDetails], claims: Sequence[ClaimRow]
+    entries: Sequence[Entry],
+    details: Sequence[RunDetails],
+    claims: Sequence[ClaimRow],
+    unread: int = 0,
 ) -> str:
-    """The page, which needs nothing but itself; `details` are of some entries, in their order."""
+    """The page, which needs nothing but itself.
+
+    `details` are of some entries, in their order; `unread` runs are no entries, because they left
+    the test set unread.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -64,6 +71,7 @@ def render(
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),
         style=Markup((TEMPLATES / "report.css").read_text()),
+        unread=unread,
     )
 
 

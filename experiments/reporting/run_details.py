@@ -146,7 +146,7 @@ class _Parts:
     def curves(self) -> list[Chart]:
         metrics = read_metrics(self.run.folder / "metrics.csv")
         record = self.record
-        steps = record.steps / record.epochs
+        steps = record.steps_per_epoch
         val = record.scores.get("val", {}).get("raw")
         where = "on its training batches"
         where += f" and {val.images:,} validation images" if val else ""

@@ -125,12 +125,21 @@ def _is_open(claim: Claim, suite: Suite, scale: Scale, results: Results) -> bool
 
 
 def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
-    """Folders of runs that have finished or can go on, by what they train and by seed."""
+    """Folders of runs that have finished or can go on, by what they train and by seed.
+
+    Of several that are the same one that has finished. Passed over is what no plan can go on with:
+    a run of an architecture that is not known here, or whose configuration cannot be read.
+    """
     found = {}
-    for path in sorted(runs.glob("*/config.yaml")):
-        if any((path.parent / name).exists() for name in ("last.ckpt", "result.json")):
-            config = yaml.safe_load(path.read_text())
-            found[training_of(config), config["seed"]] = path.parent.name
+    finished = {path.parent for path in runs.glob("*/result.json")}
+    begun = finished | {path.parent for path in runs.glob("*/last.ckpt")}
+    # Finished ones last, so that they take the places of others.
+    for folder in sorted(begun, key=lambda folder: (folder in finished, folder)):
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            found[training_of(config), config["seed"]] = folder.name
+        except (FileNotFoundError, KeyError, TypeError, ValueError, yaml.YAMLError):
+            continue
     return found
 
 

@@ -34,7 +34,7 @@ def operations_of_training(config: dict[str, Any]) -> int:
     """Operations of all forward and backward passes on training images; a multiply-add is two."""
     steps = batches_per_epoch(config) * config["trainer"]["max_epochs"]
     if (most := config["trainer"]["max_steps"]) > 0:
-        steps = min(steps, most)
+        steps = min(steps, most * config["trainer"]["accumulate_grad_batches"])
     # AugMix shows three views of each image, SAM takes two gradients a step. Records of before
     # there were these have no such settings.
     views = 3 if config["data"].get("policy") == "augmix" else 1
@@ -77,7 +77,7 @@ class Stopwatch:
                 return record.arch != config["arch"], abs(ratio)
 
             nearest = min(alike, key=distance)
-            done = PASSES * nearest.operations_per_image * nearest.train_images * nearest.epochs
+            done = operations_of_training(nearest.config)
             return operations * nearest.training_seconds / done, f"record {nearest.name}"
         kind = config["arch"], precision
         if kind not in self._measured:

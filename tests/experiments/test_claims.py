@@ -14,6 +14,7 @@ from experiments.records.record import (
     StrategyScore,
     write_record,
 )
+from experiments.training.resolve import resolve_config
 
 SUITE = """\
 title: A table
@@ -123,7 +124,7 @@ def evaluation_of(record, temperature=1.5, **accuracies):
 def test_without_records_a_claim_is_not_yet_measured(assess):
     row = assess("gain")
     assert (row.verdict, row.measured, row.n, row.claimed) == ("not yet measured", "", "", "+1.0")
-    # At the usual 0.14 points: 2 (1.96 + 0.84)^2 (0.14 / 1)^2 is less than one, and two the least.
+    # At the usual 0.14 points, of which it is seven: two are the least.
     assert row.seeds == "2 a side"
     assert row.command == "python experiments/reproduce.py table --rows full,base"
     assert assess("gain", scale="mini") is None
@@ -146,8 +147,8 @@ def test_two_trainings_are_compared_by_welch_also_where_their_seeds_differ(asses
     row = assess("gain", base + full)
     # 2.77645 x sqrt(2 / 3); paired by seed the interval would be a point.
     assert (row.verdict, row.measured, row.n) == ("undecided", "+1.00 ± 2.27", "3 + 3")
-    # 2 (1.96 + 0.84)^2 (1 / 1)^2 = 15.7
-    assert row.seeds == "16 a side"
+    # For a difference of one standard deviation.
+    assert row.seeds == "17 a side"
     assert assess("gain", base[:2] + full[2:]).n == "1 + 2"
     assert assess("gain", base).verdict == "not yet measured"
 
@@ -197,17 +198,42 @@ def test_of_a_single_run_the_interval_over_images_is_shown_and_decides_nothing(a
     assert row.verdict == "undecided"
 
 
-def test_a_share_of_a_gain_that_is_none_is_not_measured(assess, runs):
+def test_a_share_of_a_gain_that_is_none_is_measured_and_undecided(assess, runs):
     records = runs("full", [0.9, 0.91])
     found = [evaluation_of(x, flip=0.9, tta=x.scores["test"]["raw"].accuracy) for x in records]
-    assert assess("share", records, found).verdict == "not yet measured"
+    row = assess("share", records, found)
+    assert (row.verdict, row.measured, row.n) == ("undecided", "not defined", "2")
+
+
+def test_half_of_a_gain_is_between_two_fifths_and_three_fifths_of_it(runs):
+    suite = load_suites()["sam_resnet_figure1"]
+    records = [replace(x, config=y) for x, y in zip(runs("full", RAW), configs(suite), strict=True)]
+    for share, verdicts in (
+        (0.5, ["reproduced", "reproduced"]),
+        (0.2, ["contradicted", "reproduced"]),
+        (0.9, ["reproduced", "contradicted"]),
+    ):
+        found = [
+            evaluation_of(x, flip=raw + share * 0.003, tta=raw + 0.003)
+            for x, raw in zip(records, RAW, strict=True)
+        ]
+        rows = claim_rows(records, found, {suite.name: suite})
+        of_share = [x.verdict for x in rows if x.claim.id.startswith("flip_share")]
+        assert of_share == verdicts
+
+
+def configs(suite):
+    row = suite.rows["final"]
+    return [resolve_config(row.flags("full", seed)) for seed in range(3)]
 
 
 def test_the_spread_between_seeds_is_compared_by_the_f_test(assess, runs):
     base, full = runs("base", [0.91, 0.92, 0.93]), runs("full", [0.90, 0.92, 0.94])
     row = assess("spread", base + full)
     assert (row.verdict, row.measured) == ("undecided", "2.00 [0.32, 12.49]")
-    assert assess("spread", base + full[:1]).verdict == "not yet measured"
+    row = assess("spread", base + full[:1])
+    assert (row.verdict, row.measured, row.n) == ("undecided", "not defined", "1 + 3")
+    assert assess("spread", base).verdict == "not yet measured"
 
 
 def test_training_accuracy_and_the_best_epoch_are_the_records(assess, runs):
@@ -221,6 +247,21 @@ def test_what_is_not_comparable_is_measured_and_not_judged(assess, runs):
     row = assess("kaggle", runs("base", [0.91, 0.92, 0.93]))
     assert (row.verdict, row.measured) == ("not comparable", "92.00 ± 2.48")
     assert row.note == "another test set"
+
+
+def test_runs_of_several_number_formats_or_of_a_changed_checkout_are_pooled_and_said(assess, runs):
+    base, full = runs("base", [0.91, 0.92, 0.93]), runs("full", [0.92, 0.93])
+    assert assess("gain", base + full).note is None
+    base[0] = replace(base[0], precision="32-true", dirty=True)
+    full[1] = replace(full[1], dirty=True)
+    row = assess("gain", base + full)
+    assert row.n == "2 + 3"
+    assert row.note == ("number formats: 32-true, bf16-mixed; 2 of 5 runs from a changed checkout")
+    note = assess("kaggle", base).note
+    assert note.startswith("another test set; number formats: 32-true, bf16-mixed; 1 of 3 runs")
+    # Two rows that are one training, whose runs are counted once.
+    assert assess("ema", runs("full", RAW, AVERAGED, dirty=True)).note.startswith("3 of 3 runs")
+    assert assess("gain", base).note is None
 
 
 def test_at_mini_scale_differences_are_judged_and_values_are_not(assess, runs):

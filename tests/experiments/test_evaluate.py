@@ -204,6 +204,14 @@ def test_figure_1_is_reprinted_from_the_record_without_images(evaluated: Evaluat
     ]
 
 
+@pytest.mark.parametrize("flags", [("--root", "elsewhere"), ("--precision", "32-true")])
+def test_figure_1_is_not_reprinted_for_flags_that_change_nothing_of_it(
+    refusal: Callable[..., str], evaluated: Evaluated, flags: tuple[str, str]
+) -> None:
+    line = refusal(evaluated.folder, "--strategies", *flags, act=evaluate)
+    assert line == f"--strategies shows what is recorded, of which {flags[0]} changes nothing"
+
+
 def test_figure_1_comes_after_an_evaluation_where_there_was_none(copies: tuple[Path, Path]) -> None:
     printed = evaluate(copies[1], "--strategies")
     assert (copies[1] / "evaluation.json").exists()

@@ -122,6 +122,18 @@ def test_a_card_names_cifar10_only_where_it_was_trained_on(run: FinishedRun) -> 
     assert "stand-in" not in card.text
 
 
+@pytest.mark.parametrize(
+    ("split", "said", "not_said"), [("val", "chose", "read once"), ("test", "read once", "chose")]
+)
+def test_a_card_says_of_a_split_what_it_was_for_where_there_is_it(
+    run: FinishedRun, split: str, said: str, not_said: str
+) -> None:
+    model = pretrained(run, "raw", "float32")
+    card = model_card(replace(run.record, scores={split: run.record.scores[split]}), "raw", model)
+    assert said in card
+    assert not_said not in card
+
+
 def test_files_of_other_weights_do_not_pass(
     exported: dict[str, Path], run: FinishedRun, pixels: Tensor
 ) -> None:

@@ -1,11 +1,13 @@
 import re
 import shutil
+from dataclasses import asdict, replace
 
 import pytest
 
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.claims.matching import RESULTS
-from experiments.records.record import Score, write_record
+from experiments.inference.strategies import STRATEGIES
+from experiments.records.record import Score, read_evaluation, write_record
 from experiments.reporting.frontier import (
     PAGE,
     PICTURE,
@@ -42,17 +44,53 @@ def test_the_committed_page_is_what_the_records_say():
 
 def test_seeds_of_one_training_are_one_point_with_their_interval(record, tmp_path):
     for seed, accuracy in enumerate((0.951, 0.953)):
-        record(f"run{seed}", ["--arch=champion", f"--seed={seed}"], accuracy, parameters=4_298_970)
+        flags = ["--arch=champion", f"--seed={seed}"]
+        record(f"run{seed}", flags, accuracy, parameters=4_298_970, dirty=seed == 1)
     record("other", ["--arch=champion", "--data.cutout=8"], 0.96)
     other, point = ours(tmp_path)
     assert point.name == "champion"
     assert point.accuracy.value == pytest.approx(95.2)
     assert point.accuracy.n == (2,)
     assert point.source == "run0, run1"
+    assert point.note.endswith("; 1 of 2 runs from a changed checkout")
     assert point.parameters == 4_298_970
     # 600 epochs of 87 batches of 512 images, forward and twice that backward.
     assert point.operations / (3 * 600 * 87 * 512) == pytest.approx(2 * 619e6, rel=0.01)
     assert other.accuracy.interval is None
+
+
+def test_a_run_that_is_there_twice_is_one_run(record, tmp_path):
+    record("run", ["--arch=champion"], 0.951)
+    record("copy", ["--arch=champion"], 0.951, finished="2026-01-02T00:00:00+00:00")
+    (point,) = ours(tmp_path)
+    assert point.accuracy.n == (1,)
+    assert point.source == "run"
+
+
+@pytest.mark.parametrize(("chosen", "several"), [("tta", True), ("ensemble", False)])
+def test_only_a_strategy_of_several_views_counts_as_such(record, tmp_path, chosen, several):
+    evaluation = read_evaluation(RESULTS / "evaluations" / "champion_cpu.json")
+    strategies = {
+        name: replace(evaluation.strategies["plain"], strategy=asdict(STRATEGIES[name]))
+        for name in ("plain", chosen)
+    }
+    found = replace(evaluation, runs=["run"], chosen=chosen, strategies=strategies)
+    write_record(found, tmp_path / "evaluation.json")
+    plain = evaluation.strategies["plain"].scores["test"].accuracy
+    record("run", ["--arch=champion"], plain)
+    (point,) = ours(tmp_path)
+    assert (point.views is not None) == several
+
+
+def test_without_validation_it_is_the_strategy_that_was_asked_for(record, tmp_path):
+    evaluation = read_evaluation(RESULTS / "evaluations" / "champion_cpu.json")
+    only = {name: evaluation.strategies[name] for name in ("plain", "six-view")}
+    found = replace(evaluation, runs=["run"], chosen=None, strategies=only)
+    write_record(found, tmp_path / "evaluation.json")
+    record("run", ["--arch=champion"], only["plain"].scores["test"].accuracy)
+    (point,) = ours(tmp_path)
+    assert point.views.value == pytest.approx(100 * only["six-view"].scores["test"].accuracy)
+    assert point.strategy == "six-view"
 
 
 def test_what_says_nothing_of_a_champion_is_left_out(record, tmp_path):
@@ -82,9 +120,25 @@ def test_the_papers_claims_have_the_parameters_that_are_counted(tmp_path):
     assert sorted(counted.values()) == [4_733_610, 4_913_705]
 
 
+def test_what_others_report_of_several_views_is_hollow_and_stands_with_those(tmp_path):
+    points = [point for point in find_points(tmp_path) if point.name == "airbench94"]
+    (line,) = render(points).splitlines()[-1:]
+    assert line.startswith("| 1 | airbench94 |  | 94.01 |  | 0.36 |")
+    _, right = draw(points).axes
+    (drawn,) = [line for line in right.lines if len(line.get_xdata())]
+    assert drawn.get_markerfacecolor() == "none"
+
+
+def test_what_has_no_count_is_in_the_table_alone(tmp_path):
+    points = [point for point in find_points(tmp_path) if point.name == "searched cells"]
+    assert "| 1 | searched cells | 98.19 |" in render(points)
+    assert not any(len(line.get_xdata()) for axis in draw(points).axes for line in axis.lines[:3])
+
+
 def test_the_page_numbers_points_from_the_best_on(tmp_path):
     page = write_frontier(tmp_path).read_text()
-    accuracies = [float(x) for x in re.findall(r"^\| \d+ \| .*? \| ([\d.]+)", page, re.MULTILINE)]
+    found = re.findall(r"^\| \d+ \| .*? \| (?: \| )?([\d.]+)", page, re.MULTILINE)
+    accuracies = [float(x) for x in found]
     assert accuracies == sorted(accuracies, reverse=True)
     assert len(accuracies) == len(find_points(tmp_path)) > 10
     assert {path.name for path in tmp_path.iterdir()} == {PAGE, PICTURE}

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -7,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.claims.matching import RESULTS, Results, load_results, training_of
 from experiments.claims.suites import load_suites
-from experiments.records.record import write_record
+from experiments.records.record import read_evaluation, write_record
 from experiments.training.resolve import resolve_config
 
 BASELINE, SE = (load_suites()["sam_resnet_table1"].rows[name] for name in ("baseline", "se"))
@@ -103,6 +104,15 @@ def test_of_two_records_with_one_seed_the_earlier_counts(of_row):
     assert Results((later, other, earlier)).of_row(BASELINE, "mini") == {0: earlier, 2: other}
 
 
+def test_every_training_has_its_records_by_seed_each_once(of_row):
+    first, second, copy = of_row(), of_row(seed=1), of_row(finished="2026-01-02T00:00:00+00:00")
+    other = of_row(row=SE)
+    assert list(Results((second, copy, other, first)).trainings.values()) == [
+        {0: first, 1: second},
+        {0: other},
+    ]
+
+
 @pytest.fixture
 def record(record_of):
     return record_of(COMMAND.split())
@@ -191,6 +201,25 @@ def test_a_broken_record_is_refused_in_one_line(folder, text):
     with pytest.raises(MisconfigurationException, match=r"half.json cannot be used: ") as error:
         load_results(folder)
     assert "\n" not in str(error.value)
+
+
+def test_an_evaluation_that_was_edited_is_refused_and_an_older_one_is_not(folder):
+    path = folder / "evaluation.json"
+    write_record(read_evaluation(RESULTS / "evaluations" / "champion_cpu.json"), path)
+    assert len(load_results(folder).evaluations) == 1
+    path.write_text(path.read_text().replace('"accuracy": 0.9', '"accuracy": 0.99', 1))
+    with pytest.raises(MisconfigurationException, match=r"evaluation.json cannot .* edited$"):
+        load_results(folder)
+    path.write_text(re.sub(r'"digest": "\w+"', '"digest": null', path.read_text()))
+    assert len(load_results(folder).evaluations) == 1
+
+
+def test_a_record_of_an_architecture_that_is_unknown_is_refused_in_one_line(folder, record):
+    config = record.config | {"arch": "a_net"}
+    write_record(replace(record, arch="a_net", config=config), folder / "other.json")
+    reason = "other.json cannot be used: ValueError: its architecture a_net is not known here$"
+    with pytest.raises(MisconfigurationException, match=reason):
+        load_results(folder)
 
 
 def test_the_records_of_this_repository_are_whole():

@@ -58,6 +58,15 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_steps_are_counted_for_whole_epochs():
+    # 1,152 images of 128, two batches a step: 9, of which the last step takes one.
+    config = {"data": {"batch_size": 128}, "trainer": {"accumulate_grad_batches": 2}}
+    assert replace(RECORD, config=config).steps_per_epoch == 5
+    config["trainer"]["accumulate_grad_batches"] = 1
+    # Of two epochs the second was cut short by --trainer.max_steps 12.
+    assert replace(RECORD, config=config, epochs=2, steps=12).steps_per_epoch == 9
+
+
 @pytest.mark.parametrize("change", ["missing", "unknown"])
 def test_a_record_with_other_fields_is_refused(tmp_path, change):
     path = tmp_path / "result.json"

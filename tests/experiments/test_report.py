@@ -13,7 +13,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 import datamodules.cifar10
+import experiments.reporting.run_details
 from datamodules.corruptions import BENCHMARK, CORRUPTIONS
+from experiments.claims.suites import load_suites
 from experiments.inference.strategies import STRATEGIES
 from experiments.records.record import (
     Calibration,
@@ -123,6 +125,61 @@ def test_by_default_it_takes_all_runs_and_records_that_there_are(
     (results / "benchmark.json").write_text('{"images_per_second": 1}')
     monkeypatch.chdir(tmp_path)
     assert rows(report()) == ["run-01", "run-00", run.name]
+
+
+def test_by_default_what_cannot_be_read_under_runs_is_passed_over(
+    report: Report,
+    run: Path,
+    fifty: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(run, runs / "mine")
+    for folder in ("old", "live", "mine/wandb"):
+        (runs / folder).mkdir()
+    (runs / "old" / "result.json").write_text("{}")
+    # What is half written.
+    (runs / "mine" / "wandb" / "summary.json").write_text("{")
+    (runs / "live" / "config.yaml").write_text("seed: 0\n")
+    (runs / "live" / "wandb-summary.json").write_text("{")
+    (runs / "mine" / "evaluation.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert rows(report()) == [run.name]
+    lines = capsys.readouterr().err.splitlines()
+    passed = [line for line in lines if line.startswith("passed over: ")]
+    assert passed == [
+        "passed over: runs/old/result.json is not a record of this version: KeyError 'scores'",
+        "passed over: runs/mine/evaluation.json is not a record of this version: "
+        "KeyError 'strategies'",
+    ]
+    shutil.copy(fifty / "0.json", runs)
+    assert refusal("runs/old", act=report).startswith("runs/old/result.json is not a record")
+    shutil.rmtree(runs / "old")
+    (runs / "mine" / "evaluation.json").unlink()
+    assert rows(report("runs")) == ["run-00", run.name]
+
+
+def test_a_run_that_left_the_test_set_unread_counts_for_claims_and_is_not_listed(
+    report: Report, record: Record, record_of: Callable[..., Record], tmp_path: Path
+) -> None:
+    suite = load_suites()["champion"]
+    claim = suite.claims[0]
+    for name in claim.rows:
+        chosen = record_of(suite.rows[name].flags("full", 0), name=name)
+        chosen = replace(chosen, scores={"val": chosen.scores["val"]})
+        write_record(chosen, tmp_path / f"{name}.json")
+    html = report(tmp_path)
+    assert "No runs yet" not in html
+    assert "Not listed: 2 runs that left the test set unread" in without_tags(html)
+    assert f" {claim.text} " in without_tags(html).partition("claims without a record")[0]
+    write_record(scored(record, 0), tmp_path / "tested.json")
+    html = report(tmp_path)
+    assert rows(html) == ["run-00"]
+    assert "Not listed: 2 runs that left" in without_tags(html)
+    assert "Not listed" not in report(tmp_path / "tested.json")
 
 
 def test_a_run_shows_everything_that_its_folder_holds(
@@ -251,7 +308,7 @@ def test_corruption_errors_are_means_over_severities(
         ("a.json", "[1, 2]", "{} is not a record of this version: "),
         ("a.json", '{"arch": "resnet"}', "{} is not a record of this version: KeyError 'scores'"),
         ("a.json", "\0\1", "{} is not a record of this version: JSONDecodeError"),
-        ("broken/a.json", "{", "{} is not JSON"),
+        ("broken/a.json", "{", "{} is not a record of this version: JSONDecodeError"),
         ("run/result.json", "{}", "{} is not a record of this version"),
     ],
 )
@@ -305,6 +362,24 @@ def test_curves_count_epochs_from_the_steps_that_are_done() -> None:
     [axis] = draw_curves(metrics, "acc", steps_per_epoch=5).axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert drawn == {"raw": [[1, 0.5], [2, 0.6]], "EMA": [[1, 0.4], [2, 0.7]]}
+
+
+def test_an_epoch_that_was_cut_short_stretches_no_curve(
+    report: Report, run: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    draw = experiments.reporting.run_details.draw_curves
+
+    def spy(metrics: Any, measure: str, steps: float) -> Any:
+        drawn.append(steps)
+        return draw(metrics, measure, steps)
+
+    monkeypatch.setattr(experiments.reporting.run_details, "draw_curves", spy)
+    shutil.copytree(run, tmp_path / "cut")
+    # Its epochs have three batches: a second one that ended after one is still counted.
+    write_record(replace(record, steps=4), tmp_path / "cut" / "result.json")
+    report(tmp_path / "cut")
+    assert drawn == [3, 3]
 
 
 def test_the_budget_is_a_line_at_five_million_parameters() -> None:

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import experiments.reproduce
-from experiments.claims.matching import load_results
+from experiments.claims.matching import load_results, training_of_row
 from experiments.claims.suites import load_suite
 from experiments.records.provenance import describe_device
 from experiments.records.record import (
@@ -33,7 +33,7 @@ from experiments.records.record import (
     write_record,
 )
 from experiments.reproduction.engine import Here, execute
-from experiments.reproduction.plan import make_plan
+from experiments.reproduction.plan import begun_runs, make_plan
 from experiments.reproduction.progress import duration, steps_done
 from experiments.reproduction.runner import Workplace, lock, run_row
 from experiments.reproduction.training_cost import (
@@ -289,6 +289,38 @@ def test_a_training_that_another_suite_began_is_gone_on_with(plan, place, script
     assert launches() == ["table-se-full-0 begun", "table-se-full-0 resumed"]
 
 
+def test_of_the_same_training_twice_the_finished_run_counts_and_what_is_no_run_does_not(
+    plan, place, suite
+):
+    row = suite.rows["se"]
+    config = yaml.safe_dump(resolve_config(row.flags("full", 0)))
+    for name, file in (("a", "last.ckpt"), ("b", "result.json"), ("c", "last.ckpt")):
+        (place.runs / name).mkdir(parents=True)
+        (place.runs / name / "config.yaml").write_text(config)
+        (place.runs / name / file).touch()
+    strange = {
+        "another_branch": "arch: a_net\nseed: 0\n",
+        "empty": "",
+        "half": "arch: [",
+        "no_seed": "arch: resnet\n",
+    }
+    for name, text in strange.items():
+        (place.runs / name).mkdir()
+        (place.runs / name / "config.yaml").write_text(text)
+        (place.runs / name / "last.ckpt").touch()
+    (place.runs / "bare").mkdir()
+    (place.runs / "bare" / "last.ckpt").touch()
+    assert begun_runs(place.runs) == {(training_of_row(row, "full"), 0): "b"}
+    assert names(plan(["se"])) == ["b"]
+
+
+def test_a_folder_that_records_begin_in_is_said(reproduce):
+    _, out, _ = reproduce("--rows=se", "--seeds=1")
+    assert "There are no records: results does not exist, and is made" in out
+    _, out, _ = reproduce("--rows=se", "--seeds=1")
+    assert "There are no records" not in out
+
+
 def test_two_runners_side_by_side_train_nothing_twice(plan, place, launches):
     jobs = plan(seeds=2)
     again = plan(["again", "plain"], seeds=2)
@@ -384,6 +416,10 @@ def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, script
         (["--seeds=0"], "table.yaml", "--seeds must be above 0, got 0"),
         (["--budget-minutes=-1"], "table.yaml", "--budget-minutes must be above 0, got -1"),
         (["--scale=tiny"], "table.yaml", "invalid choice: 'tiny'"),
+        (["--gpus-per-row=-1"], "table.yaml", "--gpus-per-row must be 0 or more, got -1"),
+        (["--results=typo", "--dry-run"], "table.yaml", "--results typo is not a folder"),
+        (["--results=typo", "--table"], "", "--results typo is not a folder"),
+        (["--results=table.yaml"], "table.yaml", "--results table.yaml is not a folder"),
         (["--ray=auto"], "table.yaml", "--ray needs the package ray: install it with"),
     ],
 )
@@ -419,14 +455,16 @@ def test_a_row_that_was_changed_overwrites_nothing(reproduce, tmp_path):
     assert (code, "is of another training" in err) == (2, True)
 
 
-@pytest.mark.parametrize("scale", ["full", "mini"])
+@pytest.mark.parametrize(
+    ("scale", "sam"), [("full", []), ("mini", []), ("full", ["--model.sharpness=sam"])]
+)
 def test_a_dry_run_shows_the_plan_and_trains_nothing(
-    reproduce, launches, tmp_path, record_of, scale
+    reproduce, launches, tmp_path, record_of, scale, sam
 ):
-    # A network ten times as large took twenty times as long as an hour for its operations.
-    done = {"operations_per_image": 10**10, "train_images": 10**4, "epochs": 6}
+    # A larger network was trained for 1,000 steps, in two hours; SAM takes two gradients a step.
+    flags = ["--arch=resnet", "--model.base_width=128", "--trainer.max_steps=1000"]
     here = {"device": describe_device(torch.device("cpu")), "precision": "32-true"}
-    record = record_of(["--arch=resnet"], **done, **here, name="known", training_seconds=7200.0)
+    record = record_of([*flags, *sam], **here, name="known", training_seconds=7200.0)
     (tmp_path / "results").mkdir()
     write_record(record, tmp_path / "results" / "known.json")
 
@@ -436,9 +474,10 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
     assert ("MINI scale" in out) == (scale == "mini")
     assert ("full scale" in out) == (scale == "full")
     # Forward and twice as much backward, 351 batches of 128 images.
-    operations = 3 * baseline_operations() * 351 * 128 * (4 if scale == "full" else 2)
+    operations = 3 * baseline_operations(64) * 351 * 128 * (4 if scale == "full" else 2)
     lines = [line for line in out.splitlines() if f"table-plain-{scale}-" in line]
-    seconds = operations * 7200 / (3 * 10**10 * 10**4 * 6)
+    done = 3 * baseline_operations(128) * 1000 * 128 * (2 if sam else 1)
+    seconds = operations * 7200 / done
     for line in lines:
         assert f" {operations:.2g} " in line
         assert f" {duration(seconds)} " in line
@@ -446,16 +485,16 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
     assert len(lines) == 2
 
 
-def baseline_operations():
-    """Of one image, by hand: SAMResNet's baseline."""
-    operations, width, size = 2 * 9 * 3 * 64 * 32**2, 64, 32
-    for blocks, out in ((4, 64), (4, 128), (3, 256)):
+def baseline_operations(base):
+    """Of one image, by hand: SAMResNet's baseline of this width."""
+    operations, width, size = 2 * 9 * 3 * base * 32**2, base, 32
+    for blocks, out in ((4, base), (4, 2 * base), (3, 4 * base)):
         if out != width:
             size //= 2
             operations += 2 * width * out * size**2  # the shortcut
         operations += 2 * 9 * (width * out + (2 * blocks - 1) * out**2) * size**2
         width = out
-    return operations + 2 * 256 * 10
+    return operations + 2 * 4 * base * 10
 
 
 def test_without_a_record_of_this_device_a_step_is_measured(record_of):

@@ -92,32 +92,46 @@ def test_runs_that_are_all_the_same_have_an_interval_of_one_point():
 
 @pytest.mark.parametrize("side", [[92.5], [92.5, 92.5]])
 def test_there_is_no_ratio_of_spreads_where_one_does_not_spread(side):
-    assert sd_ratio(side, [92.0, 92.1]) is None
-    assert sd_ratio([92.0, 92.1], side) is None
+    for ratio in (sd_ratio(side, [92.0, 92.1]), sd_ratio([92.0, 92.1], side)):
+        assert math.isnan(ratio.value)
+        assert ratio.interval is None
 
 
 @pytest.mark.parametrize(
-    ("difference", "sd", "expected"),
-    [(0.1, 0.14, 31), (-0.1, 0.14, 31), (0.2, 0.14, 8), (0.14, 0.14, 16), (10.0, 0.14, 2)],
+    ("effect", "a_side", "pairs"),
+    [(1.0, 17, 10), (-1.0, 17, 10), (0.5, 64, 34), (0.1 / 0.14, 32, 18), (70.0, 2, 2)],
 )
-def test_the_runs_that_a_difference_needs_are_those_of_the_textbook(difference, sd, expected):
-    # 2 (1.95996 + 0.84162)^2 = 15.698 for a difference of one standard deviation.
-    assert needed_seeds(difference, sd) == expected
+def test_the_runs_that_a_difference_needs_are_those_of_the_textbook(effect, a_side, pairs):
+    # Cohen 1988, tables 2.4; with the normal approximation 16 and 8 of one standard deviation.
+    assert needed_seeds(effect, 1.0) == a_side
+    assert needed_seeds(0.14 * effect, 0.14, paired=True) == pairs
 
 
-def test_pairs_need_half_as_many_and_more_power_needs_more():
-    assert needed_seeds(0.1, 0.14, paired=True) == 16
-    assert needed_seeds(0.1, 0.14, power=0.9) == 42
+def test_more_power_needs_more_runs_and_what_never_varies_two():
+    assert needed_seeds(0.1, 0.14, power=0.9) == 43
+    assert needed_seeds(0.1, 0.0) == 2
     with pytest.raises(ValueError, match="difference must not be 0"):
         needed_seeds(0.0, 0.14)
 
 
-def test_that_many_runs_find_the_difference_about_as_often_as_promised():
-    n = needed_seeds(0.1, 0.14)
-    degrees, shift = 2 * n - 2, 0.1 / (0.14 * math.sqrt(2 / n))
-    critical = stats.t.ppf(0.975, degrees)
-    power = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift)
-    assert power == pytest.approx(0.8, abs=0.02)
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("effect", [1.0, 2.5])
+def test_that_many_runs_find_the_difference_as_often_as_promised_and_one_less_does_not(
+    effect, paired
+):
+    n = needed_seeds(effect, 1.0, paired)
+    rng = np.random.default_rng(0)
+
+    def found(n):
+        ours = rng.normal(effect, 1, (20_000, n))
+        theirs = rng.normal(0, 1, (20_000, n))
+        if paired:
+            return np.mean(stats.ttest_1samp(ours, 0, axis=1).pvalue < 0.05)
+        return np.mean(stats.ttest_ind(ours, theirs, axis=1).pvalue < 0.05)
+
+    # Three standard errors of so many draws are 0.0085.
+    assert found(n) > 0.7915
+    assert found(n - 1) < 0.8085
 
 
 MORE, NUMBER, LESS = (0.0, math.inf), (0.65, 0.75), (-1.25, -1.15)

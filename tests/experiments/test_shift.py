@@ -1,11 +1,12 @@
 """A tiny run under distribution shift, scored again by hand."""
 
 import io
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 import datamodules.cifar10
+import experiments.evaluate
+from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import MEAN, STD
 from datamodules.corruptions import CORRUPTIONS, corrupt
 from datamodules.synthetic import synthetic_cifar10
 from experiments.evaluate import main
 from experiments.inference.shift import single_views
-from experiments.records.finished import open_run
+from experiments.records.finished import FinishedRun, open_run
 from experiments.records.record import (
     Calibration,
     Shift,
@@ -46,10 +50,11 @@ def few_images(split: str) -> tuple[Tensor, Tensor]:
     return synthetic_cifar10(split, per_class=200 if split == "train" else IMAGES // 10)  # type: ignore[arg-type]
 
 
-def evaluate(*arguments: Any) -> str:
-    """What `evaluate.py` prints."""
+def evaluate(*arguments: Any, severities: Sequence[int] = (1, 2, 3, 4, 5)) -> str:
+    """What `evaluate.py` prints, where CIFAR-10-C has these severities."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(experiments.evaluate, "SEVERITIES", severities)
         patch.setattr(sys, "argv", ["experiments/evaluate.py", *map(str, arguments)])
         patch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
         main()
@@ -72,7 +77,7 @@ class Shifted:
 
 @pytest.fixture(scope="module")
 def shifted(trained: Path) -> Shifted:
-    printed = evaluate(trained, "--shift", "--severities", "5,2")
+    printed = evaluate(trained, "--shift", severities=SEVERITIES)
     return Shifted(trained, printed, read_shift(trained / "shift.json"))
 
 
@@ -160,9 +165,7 @@ def test_the_record_says_where_it_comes_from_and_can_be_read_again(
     shift = open_run(shifted.folder).shift()
     assert shift == shifted.shift
     assert shift.run == shifted.folder.name
-    assert shift.command == (
-        f"python experiments/evaluate.py {shifted.folder} --shift --severities 5,2"
-    )
+    assert shift.command == (f"python experiments/evaluate.py {shifted.folder} --shift")
     assert (shift.source, shift.precision) == ("synthetic", "32-true")
     assert (shift.corruptions, shift.seed) == ("generated", 0)
     assert (shift.severities, shift.images) == (SEVERITIES, IMAGES)
@@ -211,15 +214,23 @@ def save_cifar10_c(folder: Path, severities: list[int]) -> Path:
 
 
 def test_published_arrays_are_scored_instead_and_cifar10_1_beside_them(
-    shifted: Shifted, copy: Path, tmp_path: Path
+    shifted: Shifted, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = save_cifar10_c(tmp_path / "CIFAR-10-C", [2])
     images, labels = (x[:33] for x in few_images("train"))
     np.save(tmp_path / "cifar10.1_v6_data.npy", images.permute(0, 2, 3, 1).numpy())
     np.save(tmp_path / "cifar10.1_v6_labels.npy", labels.numpy().astype(np.int32))
     folders = ("--cifar10c", published, "--cifar101", tmp_path)
-    printed = evaluate(copy, "--shift", *folders, "--severities", 2)
-    shift = read_shift(copy / "shift.json")
+    shutil.copy(shifted.folder / "shift.json", copy)
+    # The stand-in takes the place of photographs.
+    record = read_record(copy / "result.json")
+    write_record(replace(record, source="cifar10"), copy / "result.json")
+    data = CIFAR10DataModule(**record.config["data"])
+    monkeypatch.setattr(FinishedRun, "data", lambda *_: data)
+    printed = evaluate(copy, "--shift", *folders, severities=[2])
+    shift = read_shift(copy / "shift_published.json")
+    assert open_run(copy).shift() == shift
+    assert read_shift(copy / "shift.json") == shifted.shift
     assert (shift.corruptions, shift.seed) == ("published", None)
     # They hold what is generated, so that they must give the same.
     for name, result in shift.strategies.items():
@@ -236,14 +247,31 @@ def test_published_arrays_are_scored_instead_and_cifar10_1_beside_them(
     assert "CIFAR-10.1" in printed
 
 
-def test_a_subset_of_the_images_is_recorded_and_printed(copy: Path) -> None:
-    printed = evaluate(copy, "--shift", "--severities", 3, "--images", 20)
-    shift = read_shift(copy / "shift.json")
-    assert (shift.severities, shift.images) == ([3], 20)
-    assert "The first 20 test images, severities 3." in " ".join(printed.split())
-    images, labels = (x[:20] for x in few_images("test"))
+@pytest.mark.parametrize("flags", [("--images", 20), ("--severities", 3)])
+def test_a_part_of_the_benchmark_is_printed_and_not_recorded(
+    copy: Path, shifted: Shifted, flags: tuple[str, int]
+) -> None:
+    shutil.copy(shifted.folder / "shift.json", copy)
+    printed = " ".join(evaluate(copy, "--shift", *flags, severities=[3, 5]).split())
+    count, severities = (20, "3, 5") if flags[0] == "--images" else (IMAGES, "3")
+    assert f"The first {count} test images, severities {severities}." in printed
+    assert read_shift(copy / "shift.json") == shifted.shift
+    images, labels = (x[:count] for x in few_images("test"))
     expected = (log_probabilities(copy, "raw", images).argmax(axis=1) == labels.numpy()).mean()
-    assert shift.strategies["plain"].clean.accuracy == pytest.approx(expected)
+    assert f"│ clean │ {expected:.2%} │" in printed
+
+
+def test_a_shift_that_was_edited_is_refused_and_an_older_one_is_not(
+    copy: Path, shifted: Shifted
+) -> None:
+    text = (shifted.folder / "shift.json").read_text()
+    edited = text.replace('"mce": 0.', '"mce": 0.0', 1)
+    assert edited != text
+    (copy / "shift.json").write_text(edited)
+    with pytest.raises(MisconfigurationException, match="it was edited"):
+        open_run(copy).shift()
+    (copy / "shift.json").write_text(re.sub(r'"digest": "\w+"', '"digest": null', text))
+    assert open_run(copy).shift() == shifted.shift
 
 
 def test_without_validation_nothing_is_fitted(copy: Path) -> None:
@@ -251,7 +279,7 @@ def test_without_validation_nothing_is_fitted(copy: Path) -> None:
     record.config["data"]["val_fraction"] = 0.0
     del record.scores["val"]
     write_record(record, copy / "result.json")
-    evaluate(copy, "--shift", "--severities", 1, "--images", 10)
+    evaluate(copy, "--shift", severities=[1])
     for result in read_shift(copy / "shift.json").strategies.values():
         assert result.temperature is None
         assert result.mean_19.fitted is None
@@ -278,7 +306,7 @@ def test_an_average_is_joined_with_the_raw_weights_whichever_it_is() -> None:
         (["--shift", "--images", "all"], "argument --images: invalid int value: 'all'"),
         (["--shift", "--images", "61"], "--images must be at most 60, which the test set has"),
         (["--shift", "--cifar10c", "no"], "no/gaussian_noise.npy is not an array as published"),
-        (["--shift", "--cifar101", "no"], "no/cifar10.1_v6_data.npy is not an array as published"),
+        (["--shift", "--cifar101", "no"], "--cifar101 holds photographs, and "),
     ],
 )
 def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(
