@@ -5,13 +5,10 @@ python experiments/run.py --arch sam_resnet --trainer.max_epochs 5 --model.lr 0.
 python experiments/run.py --arch sam_resnet --help
 """
 
-import errno
 import sys
 
 from experiments.training.allocator import keep_freed_memory
-from experiments.training.launch import fail, read_launch
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+from experiments.training.launch import FULL_DISK, fail, read_launch
 
 
 def main() -> None:

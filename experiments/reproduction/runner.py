@@ -14,7 +14,7 @@ from typing import Literal
 from experiments.records.provenance import ROOT
 from experiments.records.record import write_atomically
 from experiments.reproduction.plan import Job, begun_runs
-from experiments.run import FULL_DISK
+from experiments.training.launch import FULL_DISK
 
 #: seconds that a process has, after SIGTERM, to end its step and write its checkpoint
 GRACE = 120

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from experiments.training.processes import (
     is_first_of_machine,
 )
 from experiments.training.run_folder import is_locked, lock_folder, make_folder
+
+#: errors of the system that say so
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IN_USE = "{} is in use: choose another --name, or wait until the process that works on it has ended"
