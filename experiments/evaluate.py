@@ -3,6 +3,7 @@
 python experiments/evaluate.py runs/NAME
 python experiments/evaluate.py runs/NAME --strategies
 python experiments/evaluate.py runs/NAME --only flip,ema+tta --precision 32-true
+python experiments/evaluate.py runs/NAME --chosen six-view
 python experiments/evaluate.py runs/NAME runs/OTHER
 python experiments/evaluate.py runs/NAME --shift
 python experiments/evaluate.py runs/NAME --shift --cifar10c CIFAR-10-C --cifar101 cifar-10.1
@@ -53,6 +54,12 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         help="some strategies of one run, which are shown and not recorded: "
         + ", ".join(STRATEGIES),
     )
+    parser.add_argument(
+        "--chosen",
+        metavar="NAME",
+        help="the strategy that was chosen beforehand for a run without validation images: it "
+        "alone answers the test set, beside plain, and is recorded as the chosen one",
+    )
     parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
     parser.add_argument(
         "--precision", choices=get_args(Precision), help="number format (default: that of training)"
@@ -89,12 +96,16 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     check_shift(flags)
     flags.only = [] if flags.only is None else flags.only.split(",")
-    if flags.only and (flags.strategies or len(flags.runs) > 1):
-        fail("--only takes one RUN and no --strategies")
     known = list(STRATEGIES)
-    for name in flags.only:
-        if name not in known:
-            fail(f"--only {name} is unknown{near(name, known)}: name some of {', '.join(known)}")
+    for flag, names in {"only": flags.only, "chosen": [flags.chosen] * bool(flags.chosen)}.items():
+        if names and (flags.strategies or len(flags.runs) > 1):
+            fail(f"--{flag} takes one RUN and no --strategies")
+        for name in names:
+            if name not in known:
+                hint = near(name, known)
+                fail(f"--{flag} {name} is unknown{hint}: name some of {', '.join(known)}")
+    if flags.chosen and flags.only:
+        fail("--chosen takes no --only")
     return flags
 
 
@@ -105,8 +116,9 @@ def check_shift(flags: argparse.Namespace) -> None:
             if getattr(flags, name) is not None:
                 fail(f"--{name} is of --shift, which is not there")
         return
-    if flags.strategies or flags.only:
-        fail(f"--shift takes no {'--strategies' if flags.strategies else '--only'}")
+    for name in ("strategies", "only", "chosen"):
+        if getattr(flags, name):
+            fail(f"--shift takes no --{name}")
     if flags.images is not None and flags.images < 1:
         fail(f"--images must be 1 or more, got {flags.images}")
     known = {str(severity): severity for severity in SEVERITIES}
@@ -161,7 +173,9 @@ def main() -> None:
         for run in runs:
             evaluation = recorded.get(run.folder)
             if evaluation is None:
-                evaluation = evaluate_run(run, flags.only, flags.root, flags.precision)
+                evaluation = evaluate_run(
+                    run, flags.only, flags.root, flags.precision, flags.chosen
+                )
                 show_evaluation(evaluation)
                 if not flags.only:
                     write_record(evaluation, run.folder / "evaluation.json")

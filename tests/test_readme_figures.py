@@ -35,7 +35,7 @@ def test_a_row_of_several_views_has_what_was_chosen(path: Path) -> None:
         if line.startswith("|"):
             (name,) = re.findall(r"(six) views", line)
             strategy = {"six": "six-view"}[name]
-            assert evaluation.chosen in (strategy, None)
+            assert evaluation.chosen == strategy
             for score in evaluation.strategies[strategy].scores.values():
                 assert f"{score.accuracy:.2%}" in line
 

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from torch import Tensor
@@ -88,18 +88,29 @@ def choose(results: Mapping[str, StrategyResult]) -> str | None:
 
 
 def evaluate_run(
-    run: FinishedRun, only: Sequence[str], root: str | None, precision: Precision | None
+    run: FinishedRun,
+    only: Sequence[str],
+    root: str | None,
+    precision: Precision | None,
+    chosen: str | None = None,
 ) -> Evaluation:
-    """Every strategy that a run's weights allow, or those that `--only` names beside plain."""
+    """Every strategy that a run's weights allow, or those that `--only` names beside plain.
+
+    Without validation images `chosen` may be the one that was chosen beforehand.
+    """
+    if chosen and run.record.config["data"]["val_fraction"]:
+        fail(f"--chosen {chosen}: {run.folder} has validation images, which choose")
     weights = run.record.weights
     strategies = strategies_for(weights)
-    if only:
-        for name in only:
+    if asked := [chosen] if chosen else only:
+        for name in asked:
             if missing := [w for w in STRATEGIES[name].networks if w not in weights]:
-                fail(f"--only {name}: {run.folder} has no {missing[0]} weights")
-        strategies = {n: s for n, s in strategies.items() if n in (PLAIN, *only)}
+                flag = "chosen" if chosen else "only"
+                fail(f"--{flag} {name}: {run.folder} has no {missing[0]} weights")
+        strategies = {n: s for n, s in strategies.items() if n in (PLAIN, *asked)}
     wanted = {w: (run, w) for w in weights if any(w in s.networks for s in strategies.values())}
-    return evaluate([run], wanted, strategies, PLAIN, root, precision)
+    found = evaluate([run], wanted, strategies, PLAIN, root, precision)
+    return replace(found, chosen=chosen) if chosen else found
 
 
 def evaluate_together(

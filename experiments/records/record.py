@@ -123,7 +123,9 @@ class Evaluation:
     precision: str  # of prediction
     finished: str  # UTC, ISO 8601
     baseline: str  # the strategy that gains are measured against
-    chosen: str | None  # the strategy with the best validation accuracy; None without validation
+    # the strategy with the best validation accuracy; without validation the one that was chosen
+    # beforehand, None where there was none
+    chosen: str | None
     strategies: dict[str, StrategyResult]  # by name
     digest: str | None = field(default=None, compare=False)  # as in `Record`
 

@@ -25,11 +25,13 @@ MEASURES = ("NLL", "Brier", "ECE", "classwise")
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """Print every strategy on every split, without and with its fitted temperature."""
+    validated = any("val" in x.scores for x in evaluation.strategies.values())
+    how = "on validation" if validated else "beforehand"
     table = Table(
         title=f"{' + '.join(evaluation.runs)} on {SOURCES[evaluation.source]}",
-        caption=f"* chosen on validation. Gain: over {evaluation.baseline}, in points, with its "
-        "95% interval (paired bootstrap). T: the strategy's temperature; below it what it becomes "
-        f"when fitted on validation. s: seconds for 1,000 images on {evaluation.device}, "
+        caption=f"* chosen {how}. Gain: over {evaluation.baseline}, in points, with its 95% "
+        "interval (paired bootstrap). T: the strategy's temperature; below it what it becomes when "
+        f"fitted on validation. s: seconds for 1,000 images on {evaluation.device}, "
         f"{evaluation.precision}.",
     )
     table.add_column("strategy", no_wrap=True)

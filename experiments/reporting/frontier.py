@@ -14,7 +14,7 @@ from experiments.claims.claims import parameters_of, reservations
 from experiments.claims.matching import Results, load_results
 from experiments.claims.seed_statistics import Estimate, mean_of
 from experiments.inference.strategies import PLAIN, STRATEGIES
-from experiments.records.record import Evaluation, Record, write_atomically
+from experiments.records.record import Record, write_atomically
 from experiments.reporting.figures import BUDGET
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.resolve import resolve_config
@@ -38,9 +38,9 @@ Written by `python experiments/reproduce.py --table` from the records in this fo
 [what others report](../reporting/{KNOWN.name}); a test renders it again. Accuracies are in percent,
 ours the mean of *n* runs that differ in their seed with its 95% interval, of the standard test set
 and one view of each image where nothing else is said. *Several views* are ours where validation
-chose a strategy that has them, or where it was the only one asked for of a run without validation,
-and others' where they report nothing else; they are hollow in the picture. Of our runs those stand
-here that reach {FLOOR:.0f}%. PFLOP are those of training, forward and backward, a multiply-add
+chose a strategy that has them, or it was chosen beforehand for a run without validation, and
+others' where they report nothing else; they are hollow in the picture. Of our runs those stand here
+that reach {FLOOR:.0f}%. PFLOP are those of training, forward and backward, a multiply-add
 counted as two: counted where this project can describe the training, else as reported. What has
 neither count is in the table alone.
 
@@ -81,7 +81,7 @@ def _recorded(results: Results) -> Iterator[Point]:
         if single.value < FLOOR:
             continue
         evaluations = [x for x in map(results.evaluation_of, records) if x]
-        names = [_strategy(x) for x in evaluations]
+        names = [x.chosen or PLAIN for x in evaluations]
         chosen = [x.strategies[name] for x, name in zip(evaluations, names, strict=True)]
         views = None
         if len(chosen) == len(records) and all(len(x.strategy["views"]) > 1 for x in chosen):
@@ -101,12 +101,6 @@ def _recorded(results: Results) -> Iterator[Point]:
             "; ".join([f"{images:,} images, {what}", *reservations(records)]),
             ", ".join(x.name for x in records),
         )
-
-
-def _strategy(evaluation: Evaluation) -> str:
-    """The one that validation chose; without validation the only one that was asked for."""
-    asked = [name for name in evaluation.strategies if name != evaluation.baseline]
-    return evaluation.chosen or (asked[0] if len(asked) == 1 else PLAIN)
 
 
 def _counts(record: Record) -> bool:

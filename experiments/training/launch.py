@@ -22,7 +22,7 @@ from experiments.training.processes import (
 )
 from experiments.training.run_folder import is_locked, lock_folder, make_folder
 
-#: errors of the system that say so
+#: errors of the system where a disk is full, or what a user may have of it
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

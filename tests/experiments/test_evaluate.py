@@ -228,14 +228,29 @@ def test_some_strategies_are_shown_beside_plain_and_not_recorded(copy: Path) -> 
     assert not (copy / "evaluation.json").exists()
 
 
+def without_validation(record: dict[str, Any]) -> None:
+    record["config"]["data"]["val_fraction"] = 0.0
+    record["selected"] = None
+    del record["scores"]["val"]
+
+
+def test_without_validation_a_strategy_may_have_been_chosen_beforehand(
+    refusal: Callable[..., str], copies: tuple[Path, Path]
+) -> None:
+    folder = copies[1]
+    line = refusal(folder, "--chosen", "flip", act=evaluate)
+    assert line == f"--chosen flip: {folder} has validation images, which choose"
+    edit(folder, without_validation)
+    printed = evaluate(folder, "--chosen", "flip")
+    assert "* chosen beforehand." in printed
+    evaluation = read_evaluation(folder / "evaluation.json")
+    assert evaluation.chosen == "flip"
+    assert list(evaluation.strategies) == ["plain", "flip"]
+
+
 def test_without_validation_nothing_is_fitted_and_nothing_chosen(
     copies: tuple[Path, Path],
 ) -> None:
-    def without_validation(record: dict[str, Any]) -> None:
-        record["config"]["data"]["val_fraction"] = 0.0
-        record["selected"] = None
-        del record["scores"]["val"]
-
     edit(copies[1], without_validation)
     evaluate(copies[1])
     evaluation = read_evaluation(copies[1] / "evaluation.json")
@@ -294,6 +309,10 @@ def of_another_split(record: dict[str, Any]) -> None:
         (["."], ". holds no finished run: there is no result.json"),
         (["x", "--only", "ema+tat"], "--only ema+tat is unknown (did you mean ema+tta"),
         (["x", "y", "--only", "flip"], "--only takes one RUN and no --strategies"),
+        (["x", "--chosen", "ema+tat"], "--chosen ema+tat is unknown (did you mean ema+tta"),
+        (["x", "y", "--chosen", "flip"], "--chosen takes one RUN and no --strategies"),
+        (["x", "--chosen", "flip", "--only", "tta"], "--chosen takes no --only"),
+        (["x", "--shift", "--chosen", "flip"], "--shift takes no --chosen"),
         (["x", "--precision", "8-bit"], "argument --precision: invalid choice: '8-bit'"),
         (["x", "--strategy"], "unrecognized arguments: --strategy"),
     ],

@@ -82,17 +82,6 @@ def test_only_a_strategy_of_several_views_counts_as_such(record, tmp_path, chose
     assert (point.views is not None) == several
 
 
-def test_without_validation_it_is_the_strategy_that_was_asked_for(record, tmp_path):
-    evaluation = read_evaluation(RESULTS / "evaluations" / "champion_cpu.json")
-    only = {name: evaluation.strategies[name] for name in ("plain", "six-view")}
-    found = replace(evaluation, runs=["run"], chosen=None, strategies=only)
-    write_record(found, tmp_path / "evaluation.json")
-    record("run", ["--arch=champion"], only["plain"].scores["test"].accuracy)
-    (point,) = ours(tmp_path)
-    assert point.views.value == pytest.approx(100 * only["six-view"].scores["test"].accuracy)
-    assert point.strategy == "six-view"
-
-
 def test_what_says_nothing_of_a_champion_is_left_out(record, tmp_path):
     record("quick", ["--arch=resnet"], 0.95, quick=True)
     record("synthetic", ["--arch=resnet", "--seed=1"], 0.95, source="synthetic")
