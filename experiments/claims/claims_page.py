@@ -17,9 +17,9 @@ PAGE = RESULTS / "CLAIMS.md"
 HEAD = f"""# Every claim of both papers, measured
 
 Written by `python experiments/reproduce.py --table` from the records in this folder and from
-nothing else; a test renders it again. [What the suites are](../suites/README.md). Two of them
+nothing else; a test renders it again. [What the suites are](../suites/README.md). Three of them
 are of no table: the papers' future work, of which they hope that it would improve their networks,
-and the candidates for a better one, whose claims are those of each candidate's source.
+and candidates for better ones, whose claims are those of each candidate's source.
 
 Accuracies are in percent, their differences in points, both with the 95% interval over *n* runs
 that differ in their seed: t-intervals, paired where both sides are of the same runs, Welch's where
