@@ -63,5 +63,6 @@ class LastCheckpoint(ModelCheckpoint):
         # The curves up to here: the resumed run logs what follows.
         for logger in trainer.loggers:
             logger.save()
-        trainer.save_checkpoint(f"{self.dirpath}/{self.filename}{self.FILE_EXTENSION}")
+        path = f"{self.dirpath}/{self.filename}{self.FILE_EXTENSION}"
+        trainer.save_checkpoint(path, weights_only=False)  # said, or Lightning tells so each time
         self._written = time.monotonic()
