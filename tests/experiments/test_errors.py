@@ -218,7 +218,7 @@ def test_an_output_that_is_no_folder_is_named(refusal, tmp_path):
 
 def test_a_run_that_only_the_time_ends_is_refused(refusal, experiment):
     line = refusal("--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01", act=experiment)
-    assert "max_epochs or max_steps must be 1 or more" in line
+    assert "got max_epochs -1, max_steps -1" in line
 
 
 def test_a_crop_beyond_the_reflected_image_is_refused_before_training(refusal):

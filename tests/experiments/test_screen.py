@@ -199,7 +199,7 @@ def test_the_committed_pages_are_what_their_records_say():
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["champoin"], "champoin is no suite (did you mean champion?): name some of "),
+        (["champoin"], "champoin is no suite (did you mean champion or champion_1m?): name some of "),
         (["all"], "all is no suite: rows of several cannot be compared, so name one"),
         (["champion", "--rows=asma"], "--rows asma is unknown (did you mean "),
         (["champion", "--epochs=0"], "--epochs must be above 0, got 0"),
