@@ -8,21 +8,23 @@ from experiments.screening.halving import Rung, records_of, val_accuracy
 
 HEAD = """# {title}
 
-Written by `{command}` from the records in this folder and from nothing else; a test renders it
-again. Each row is `--scale mini` of the suite `{name}`: a small network and few epochs, which rank
-candidates for the long runs and do not replace them. Columns count the epochs of the first row; one
-that is longer or shorter in the suite keeps that share. A row went on to the next column if it was
-in the better half of those before it in the suite, itself included; the first always did.
+Written by `{command}`
+from the records in this folder and from nothing else; a test renders it again. Each row is
+`--scale mini` of the suite `{name}`: a small network and few epochs, which rank candidates for the
+long runs and do not replace them. Columns count the epochs of the first row; one that is longer or
+shorter in the suite keeps that share. {went_on}
 
 Accuracies are in percent, of {images} validation images, of the weights that are best on them,
 with 95% t-intervals over runs that differ in their seed; the test set was not read. *Gain* is over
 the first row in the last column that both have, in points, with Welch's interval.{dirty}
 
 """
+WENT_ON = """A row went on to the next column if it was
+in the better half of those before it in the suite, itself included; the first always did."""
 
 
 def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> str:
-    """The page: rows that came furthest first, of these the most accurate."""
+    """The page: rows with the most whole columns first, of these the most accurate."""
     header = ["row", *(f"epochs {x.epochs}, n = {x.seeds}" for x in rungs), "gain"]
     lines = [header, ["---"] * len(header)]
     records = {name: [records_of(suite, name, x, results) for x in rungs] for name in suite.rows}
@@ -30,8 +32,8 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
     base = next(iter(found.values()))
 
     def merit(name: str) -> tuple[int, float]:
-        measured = [values for values in found[name] if values]
-        return -len(measured), -mean_of(measured[-1]).value if measured else 0.0
+        values = [x for x, rung in zip(found[name], rungs, strict=True) if len(x) == rung.seeds]
+        return -len(values), -mean_of(values[-1]).value if values else 0.0
 
     for name in sorted(found, key=merit):
         cells = [_accuracy(x, rung.seeds) for x, rung in zip(found[name], rungs, strict=True)]
@@ -40,10 +42,12 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
         title = f"`{name}`: {suite.rows[name].title}"
         lines.append([title, *cells, _gain(found[name], base)])
     used = [record for of_row in records.values() for of_rung in of_row for record in of_rung]
-    return _head(suite, command, used) + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _head(suite, command, used, len(rungs) > 1) + "".join(
+        f"| {' | '.join(line)} |\n" for line in lines
+    )
 
 
-def _head(suite: Suite, command: str, records: list[Record]) -> str:
+def _head(suite: Suite, command: str, records: list[Record], several: bool) -> str:
     images = sorted({f"{score.images:,}" for x in records for score in x.scores["val"].values()})
     changed = sum(record.dirty for record in records)
     dirty = f" Of {len(records)} runs, {changed} are of a changed checkout." if changed else ""
@@ -53,6 +57,7 @@ def _head(suite: Suite, command: str, records: list[Record]) -> str:
         command=command,
         images=" or ".join(images) or "no",
         dirty=dirty,
+        went_on=WENT_ON if several else "None was trained for longer.",
     )
 
 

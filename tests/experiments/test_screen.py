@@ -113,7 +113,7 @@ def test_the_page_has_means_and_gains_of_what_there_is(suite, place, trained):
     rungs = make_rungs(2, epochs=2)
     screen(Worker(suite, place, time.time() + 60), rungs, print)
     lines = render(suite, rungs, load_results(place.results), "COMMAND").splitlines()
-    assert "Written by `COMMAND` from" in lines[2]
+    assert lines[2] == "Written by `COMMAND`"
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert table[0] == ["row", "epochs 2, n = 1", "epochs 4, n = 2", "gain"]
     cells = {re.findall("`(.*)`", line[0])[0]: line[1:] for line in table[2:]}
@@ -199,7 +199,10 @@ def test_the_committed_pages_are_what_their_records_say():
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["champoin"], "champoin is no suite (did you mean champion or champion_1m?): name some of "),
+        (
+            ["champoin"],
+            "champoin is no suite (did you mean champion or champion_1m?): name some of ",
+        ),
         (["all"], "all is no suite: rows of several cannot be compared, so name one"),
         (["champion", "--rows=asma"], "--rows asma is unknown (did you mean "),
         (["champion", "--epochs=0"], "--epochs must be above 0, got 0"),
