@@ -3,7 +3,7 @@
 import pickle
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -78,8 +78,8 @@ class _Array(_StandIn):
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
-        order = "F" if fortran else "C"
-        self.array = np.frombuffer(data, dtype.resolve()).reshape(shape, order=order)  # type: ignore[call-overload]
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        self.array = np.frombuffer(data, dtype.resolve()).reshape(shape, order=order)
 
 
 class _FromBuffer(_Array):

@@ -1,7 +1,7 @@
 """CIFAR-10 as batches: split it, put it on the training device, hand out loaders."""
 
 import os
-from math import ceil, inf
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from datamodules.augmentation import Augmentation, normalise
 from datamodules.cifar10_files import MissingDataError, find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
-from datamodules.policies import AugMix, Policy, RandAugment, TrivialAugmentWide
+from datamodules.policies import make_policy
 from datamodules.split import stratified_split
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader, shard
+from datamodules.training_length import epochs_of_training
 
 Source = Literal["cifar10", "synthetic", "auto"]
 
@@ -123,14 +124,6 @@ class CIFAR10DataModule(LightningDataModule):
         self.prepare_data_per_node = False
         self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
         self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
-        policies: dict[str, Policy | None] = {
-            "none": None,
-            "trivial_augment": TrivialAugmentWide(),
-            "rand_augment": RandAugment(rand_augment_n, rand_augment_m),
-            "augmix": AugMix(augmix_severity),
-        }
-        if policy not in policies:
-            raise ValueError(f"policy must be one of {', '.join(policies)}, got {policy!r}")
         self.augmentation = Augmentation(
             crop_padding=crop_padding,
             crop_mode=crop_mode,
@@ -144,7 +137,7 @@ class CIFAR10DataModule(LightningDataModule):
             perspective_p=perspective_p,
             cutout=cutout,
             cutout_fill=MEAN,
-            policy=policies[policy],
+            policy=make_policy(policy, rand_augment_n, rand_augment_m, augmix_severity),
         )
         self.mixing = Mixing(
             mixup_alpha=mixup_alpha,
@@ -236,21 +229,6 @@ class CIFAR10DataModule(LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def _epochs(self, batches: int) -> float:
-        """How many epochs of so many batches training has, which the last may not see to its end.
-
-        As Lightning's `estimated_stepping_batches`, which schedules follow, and which would ask for
-        the loader that this is for.
-        """
-        trainer = self.trainer
-        if trainer is None:
-            return 1
-        limit = trainer.limit_train_batches
-        taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = max(1, ceil(taken / trainer.accumulate_grad_batches))
-        epochs = inf if trainer.max_epochs == -1 else trainer.max_epochs or 1
-        return epochs if trainer.max_steps == -1 else min(epochs, trainer.max_steps / steps)
-
     def train_dataloader(self) -> TrainLoader:
         hparams = self.hparams
         images, labels = self._on_device("train")
@@ -259,7 +237,8 @@ class CIFAR10DataModule(LightningDataModule):
                 f"data.batch_size must be at most the {len(images):,} training images, "
                 f"got {hparams['batch_size']}"
             )
-        epochs = self._epochs(len(images) // hparams["batch_size"])
+        batches = len(images) // hparams["batch_size"]
+        epochs = epochs_of_training(self.trainer, batches) if self.trainer else 1
         if hparams["mixup_ramp"] and epochs == inf:
             raise MisconfigurationException(
                 "trainer.max_epochs or trainer.max_steps must be 1 or more for data.mixup_ramp, "

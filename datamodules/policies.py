@@ -253,3 +253,19 @@ class AugMix:
         chained = as_float(chains).unflatten(0, (-1, 2, self.width))
         mixtures = shares[:, :, 0] * clean + (shares[:, :, 1:] * chained).sum(2)
         return torch.cat([clean, mixtures], dim=1)
+
+
+def make_policy(name: str, n: int, m: int, severity: int) -> Policy | None:
+    """The policy of that name; `n` and `m` are RandAugment's, `severity` is AugMix's.
+
+    ValueError for an unknown name, and for what a policy refuses, whichever is taken.
+    """
+    policies: dict[str, Policy | None] = {
+        "none": None,
+        "trivial_augment": TrivialAugmentWide(),
+        "rand_augment": RandAugment(n, m),
+        "augmix": AugMix(severity),
+    }
+    if name not in policies:
+        raise ValueError(f"policy must be one of {', '.join(policies)}, got {name!r}")
+    return policies[name]
