@@ -136,10 +136,10 @@ def test_a_trainer_tests_it(tmp_path: Path) -> None:
         logger=False, enable_progress_bar=False, accelerator="cpu", default_root_dir=tmp_path
     )
     generator = torch.Generator().manual_seed(0)
-    batches = [
+    batches: Any = [
         (torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % 10) for n in (8, 5)
     ]
-    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    loader = DataLoader(batches, batch_size=None)
     (scores,) = trainer.test(module, loader, verbose=False)
     logits = torch.cat([module.eval()(images) for images, _ in batches]).detach()
     labels = torch.cat([labels for _, labels in batches])
