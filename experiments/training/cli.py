@@ -70,6 +70,8 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: not re.match("💡 Tip|TPU available", record.getMessage()))
+    # The seed, which would stand above the one line that refuses a flag, and which is recorded.
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
 
 
 class Parser(LightningArgumentParser):
