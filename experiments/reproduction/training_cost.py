@@ -63,23 +63,22 @@ class Stopwatch:
     def seconds(self, config: dict[str, Any]) -> tuple[float, str]:
         """An estimate for a training, and what it is based on.
 
-        The speed is that of a record with the same precision: of the same architecture if there is
-        one, and of several the nearest in operations per image. Without any it is that of a step
-        taken now.
+        The speed is that of a record of the same architecture with the same precision, and of
+        several the nearest in operations per image. Without any it is that of a step taken now:
+        architectures differ several times in how fast their operations are.
         """
         operations = operations_of_training(config)
         precision = resolve_precision(config["trainer"]["precision"], self.device.type)
-        if alike := [record for record in self.records if record.precision == precision]:
+        kind = config["arch"], precision
+        if alike := [record for record in self.records if (record.arch, record.precision) == kind]:
             per_image = _operations_per_image(config["arch"], json.dumps(config["model"]))
 
-            def distance(record: Record) -> tuple[bool, float]:
-                ratio = math.log(record.operations_per_image / per_image)
-                return record.arch != config["arch"], abs(ratio)
+            def distance(record: Record) -> float:
+                return abs(math.log(record.operations_per_image / per_image))
 
             nearest = min(alike, key=distance)
             done = operations_of_training(nearest.config)
             return operations * nearest.training_seconds / done, f"record {nearest.name}"
-        kind = config["arch"], precision
         if kind not in self._measured:
             self._measured[kind] = self._operations_per_second(config, precision)
         return operations / self._measured[kind], "a step taken now"

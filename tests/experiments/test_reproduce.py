@@ -497,11 +497,13 @@ def baseline_operations(base):
     return operations + 2 * 4 * base * 10
 
 
-def test_without_a_record_of_this_device_a_step_is_measured(record_of):
+def test_without_a_record_of_this_network_on_this_device_a_step_is_measured(record_of):
+    device = describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     elsewhere = record_of(["--arch=resnet"], device="another", precision="32-true")
+    of_another = record_of(["--arch=wide_resnet"], device=device, precision="32-true")
     flags = ["--arch=resnet", "--model.base_width=4", "--trainer.accelerator=cpu"]
-    config = resolve_config(flags)
-    seconds, basis = Stopwatch([elsewhere]).seconds(config)
+    config = resolve_config([*flags, "--trainer.precision=32-true"])
+    seconds, basis = Stopwatch([elsewhere, of_another]).seconds(config)
     assert basis == "a step taken now"
     # Of 200 epochs with 351 steps.
     assert 1e-4 < seconds / (200 * 351) < 60
