@@ -20,7 +20,7 @@ from experiments.claims.estimates import (
 from experiments.claims.matching import Results, config_of_row
 from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
 from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
-from experiments.claims.verdicts import Verdict, judge
+from experiments.claims.verdicts import Verdict, judge, judge_side
 from experiments.records.record import Evaluation, Record
 from experiments.training.presets import EXPERIMENTS
 from lightning_modules.classifier import count_parameters
@@ -160,17 +160,19 @@ def _parameters(arch: str, model: str) -> int:
 
 def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> ClaimRow:
     estimate = estimate_claim(suite, claim, scale, results)
-    notes = [claim.note]
+    notes = [claim.not_comparable, claim.note]
+    claimed = claim.claimed.low, claim.claimed.high
     if claim.not_comparable:
         verdict: Verdict = "not comparable"
-        notes = [claim.not_comparable, claim.note]
     elif estimate is None:
         verdict = "not yet measured"
-    elif scale == "mini" and claim.threshold is None:
-        verdict, notes = "not comparable", ["what the paper states is not of a miniature"]
-    else:
-        claimed = claim.claimed.low, claim.claimed.high
+    elif scale == "full":
         verdict = judge(claimed, estimate.interval, claim.threshold)
+    elif claim.threshold is not None:
+        verdict = judge_side(claimed, estimate.interval, claim.threshold)
+    else:
+        verdict = "not comparable"
+        notes.append("what the paper states is not of a miniature")
     if estimate is not None:
         notes += reservations(
             [x for row in claim.rows for x in results.of_row(suite.rows[row], scale).values()]

@@ -17,9 +17,9 @@ PAGE = RESULTS / "CLAIMS.md"
 HEAD = f"""# Every claim of both papers, measured
 
 Written by `python experiments/reproduce.py --table` from the records in this folder and from
-nothing else; a test renders it again. [What the suites are](../suites/README.md). Three of them
-are of no table: the papers' future work, of which they hope that it would improve their networks,
-and candidates for better ones, whose claims are those of each candidate's source.
+nothing else; a test renders it again. [What the suites are](../suites/README.md). Those of the
+table's last column are not the papers': hand counts that theirs are checked against, what they
+name as future work, and candidates for better networks, with the bets on them.
 
 Accuracies are in percent, their differences in points, both with the 95% interval over *n* runs
 that differ in their seed: t-intervals, paired where both sides are of the same runs, Welch's where
@@ -29,13 +29,13 @@ SAMResNet's test accuracies are of Kaggle's hidden test set, with which ours can
 difference between two of its rows is compared with the difference between ours.
 
 **Scale.** *full* is the recipe as the papers have it. *mini* is the same table at a reduced width
-and a short schedule, on the real CIFAR-10: a verdict there is about the miniature, whether it shows
-the difference that the paper claims, and none on the paper's figure. *counted* needs no training:
-the networks' parameters are counted, and what the papers computed is computed again.
+and a short schedule, on the real CIFAR-10: a verdict there is about the miniature, whether it
+differs in the direction that the paper claims, and none on the paper's figure. *counted* needs no
+training: the networks' parameters are counted, and what the papers computed is computed again.
 
 **Seeds needed** find the claimed difference with probability 0.8 in a two-sided t-test at 5%, at
-the standard deviation that was measured. Before there is one it is taken as {USUAL_SD} points,
-which is usual for CIFAR-10 near 94%: then 0.1 points need
+the standard deviation that was measured. Before there is one, that of two trainings at full scale
+is taken as {USUAL_SD} points, which is usual for CIFAR-10 near 94%: then 0.1 points need
 {needed_seeds(0.1, USUAL_SD)} runs a side.
 
 Runs of one row may differ in the number format that their machine chose, and some may be of code
@@ -63,13 +63,15 @@ def write_claims(folder: Path = RESULTS) -> Path:
 
 def _summary(rows: list[ClaimRow]) -> str:
     """How many claims have each verdict, and what it means."""
-    scales = ("counted", "full", "mini")
-    counts = Counter[tuple[str, str]]((row.scale, row.verdict) for row in rows)
+    columns = ("counted", "full", "mini", "of no paper")
+    counts = Counter[tuple[str, str]](
+        (row.scale if row.suite.paper else columns[-1], row.verdict) for row in rows
+    )
     lines = [
-        [f"**{verdict}**", *(str(counts[scale, verdict] or "") for scale in scales), meaning]
+        [f"**{verdict}**", *(str(counts[column, verdict] or "") for column in columns), meaning]
         for verdict, meaning in MEANING.items()
     ]
-    return _table(["verdict", *scales, "meaning"], lines)
+    return _table(["verdict", *columns, "meaning"], lines)
 
 
 def _claims(rows: list[ClaimRow]) -> str:
@@ -89,7 +91,7 @@ def _measurements(suite: Suite, results: Results) -> str:
     for name, row in suite.rows.items():
         for scale in get_args(Scale):
             records = list(results.of_row(row, scale).values())
-            if records and suite.trains:
+            if records and row in suite.trained_rows:
                 count = f"{records[0].parameters:,}"
                 accuracies = [_accuracy(records, split) for split in ("val", "test")]
                 runs = ", ".join(record.name for record in records)

@@ -88,7 +88,9 @@ def interval_over_images(
 ) -> tuple[float, float] | None:
     """Of one run's gain over plain inference: the paired bootstrap that `evaluate.py` recorded."""
     pair = claim.measure.pair
-    if claim.metric != "test accuracy" or not pair or pair[2] != Term(pair[1].row, PLAIN):
+    if claim.metric != "test accuracy" or not pair or pair[0] != "-":
+        return None
+    if pair[2] != Term(pair[1].row, PLAIN):
         return None
     runs = list(results.of_row(suite.rows[pair[1].row], scale).values())
     evaluation = results.evaluation_of(runs[0]) if len(runs) == 1 else None

@@ -100,7 +100,9 @@ class Claim:
         """What the claim sets itself apart from, as `verdicts.judge` asks for it."""
         if self.claimed.bound is not None:
             return self.claimed.bound
-        return 0.0 if len(self.measure.terms) > 1 and not self.counted else None
+        if self.counted or len(self.measure.terms) < 2:
+            return None
+        return 1.0 if self.measure.pair and self.measure.pair[0] == "/" else 0.0
 
     @property
     def counted(self) -> bool:
@@ -122,14 +124,21 @@ class Suite:
 
     name: str
     title: str
-    paper: str
+    paper: str | None  # that makes its claims; None where they are this project's own
     rows: dict[str, Row]
     claims: tuple[Claim, ...]
 
     @cached_property
-    def trains(self) -> bool:
-        """Whether its rows are to be trained: not where counting judges all that it claims."""
-        return not self.claims or any(not claim.counted for claim in self.claims)
+    def trained_rows(self) -> list[Row]:
+        """Those that are to be trained, which a row is not that only counting asks for.
+
+        Nor are those without a claim where counting judges all that the suite claims.
+        """
+        counted = {row for claim in self.claims if claim.counted for row in claim.rows}
+        trained = {row for claim in self.claims if not claim.counted for row in claim.rows}
+        if self.claims and not trained:
+            return []
+        return [row for name, row in self.rows.items() if name in trained or name not in counted]
 
     def needs_evaluation(self, row: str) -> bool:
         """Whether a claim needs `evaluate.py` on the runs of this row."""
@@ -144,7 +153,7 @@ def load_suites(folder: Path = SUITES) -> dict[str, Suite]:
 def load_suite(path: Path) -> Suite:
     """SuiteError, in one line with file, line and key, where it cannot be read or is malformed."""
     suite = read_entry(path)
-    keys = suite.mapping(required=("title", "paper", "rows", "claims"), optional=("mini",))
+    keys = suite.mapping(required=("title", "rows", "claims"), optional=("paper", "mini"))
     mini = _overrides(keys.get("mini"))
     rows = {name: _row(name, x, mini) for name, x in keys["rows"].mapping().items()}
     claims: dict[str, Claim] = {}
@@ -153,9 +162,8 @@ def load_suite(path: Path) -> Suite:
         if claim.id in claims:
             entry.refuse(f"the id {claim.id} is taken by an earlier claim")
         claims[claim.id] = claim
-    return Suite(
-        path.stem, keys["title"].text(), keys["paper"].text(), rows, tuple(claims.values())
-    )
+    paper = keys["paper"].text() if "paper" in keys else None
+    return Suite(path.stem, keys["title"].text(), paper, rows, tuple(claims.values()))
 
 
 def _row(name: str, entry: Entry, suite_mini: dict[str, Any]) -> Row:

@@ -1,5 +1,6 @@
 """The rule by which a claim is judged."""
 
+from math import inf, isfinite
 from typing import Literal
 
 Verdict = Literal[
@@ -15,11 +16,12 @@ Interval = tuple[float, float]
 #: The rule in words. The last two come before any interval is looked at.
 MEANING: dict[Verdict, str] = {
     "reproduced": "The claim is inside our interval. Where it says that there is a difference, our "
-    "whole interval is on the claimed side of none.",
-    "direction only": "Our whole interval is on the claimed side, and the claim outside of it.",
+    "whole interval is on the claimed side of no difference.",
+    "direction only": "Our whole interval is on the claimed side, and the claimed size is outside "
+    "of it, or was not asked for, as in a miniature.",
     "contradicted": "The claim is outside our interval, which is not on the claimed side either.",
-    "undecided": "Our interval holds the claim and no difference as well, or there is none: of a "
-    "single run, or where the measure is not defined.",
+    "undecided": "Our interval holds the claim and no difference as well, or there is no interval: "
+    "of a single run, or where the measure is not defined.",
     "not comparable": "No measurement of ours can judge it: the paper's is on Kaggle's hidden test "
     "set, or ours is of a miniature.",
     "not yet measured": "There is no record.",
@@ -31,16 +33,33 @@ def judge(claimed: Interval, measured: Interval | None, threshold: float | None)
 
     `claimed` is every value that rounds to the printed one, a printed range, or has an infinite end
     where the paper only says "more" or "less". `threshold` is what the claim sets itself apart
-    from: 0 for a difference, the finite end of a claim with an infinite one, None where it states a
-    value and compares nothing. `MEANING` is the rule; a count is an interval of one point.
+    from: 0 for a difference, 1 for a ratio, the finite end of a claim with an infinite one, None
+    where it states a value and compares nothing. `MEANING` is the rule; a count is an interval of
+    one point.
     """
     if measured is None:
         return "undecided"
     inside = measured[0] <= claimed[1] and claimed[0] <= measured[1]
     if threshold is None:
         return "reproduced" if inside else "contradicted"
-    claims_more = (claimed[0] + claimed[1]) / 2 > threshold
-    on_side = measured[0] > threshold if claims_more else measured[1] < threshold
+    on_side = (
+        measured[0] > threshold if _claims_more(claimed, threshold) else measured[1] < threshold
+    )
     if inside:
         return "reproduced" if on_side else "undecided"
     return "direction only" if on_side else "contradicted"
+
+
+def judge_side(claimed: Interval, measured: Interval | None, threshold: float) -> Verdict:
+    """The verdict on which side of `threshold` a measure lies, whatever size is claimed.
+
+    It is for a miniature, of which a size that was claimed of the whole network says nothing.
+    """
+    side = (threshold, inf) if _claims_more(claimed, threshold) else (-inf, threshold)
+    verdict = judge(side, measured, threshold)
+    states_a_size = isfinite(claimed[0]) and isfinite(claimed[1])
+    return "direction only" if verdict == "reproduced" and states_a_size else verdict
+
+
+def _claims_more(claimed: Interval, threshold: float) -> bool:
+    return (claimed[0] + claimed[1]) / 2 > threshold

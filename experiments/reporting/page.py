@@ -49,7 +49,7 @@ def render(
         "corruption_rows": corruption_rows,
         "duration": duration,
     }
-    counts = Counter(row.verdict for row in claims)
+    counts = Counter(row.verdict for row in claims if row.suite.paper)
     script = (TEMPLATES / "report.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     described = [run.entry for run in details]

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments.claims.estimates import estimate_claim
 from experiments.claims.matching import Results, config_of_row, training_of, training_of_row
 from experiments.claims.suites import Claim, Row, Scale, Suite
 from experiments.reproduction.training_cost import batches_per_epoch, operations_of_training
@@ -61,8 +62,8 @@ def make_plan(
 ) -> list[Job]:
     """Everything that rows of the suites lack, the most telling first.
 
-    Without `only`, the rows that it names, those of claims that training decides. Rows that resolve
-    to the same training are one.
+    Of the rows that a suite trains all, or those that `only` names. Rows that resolve to the same
+    training are one.
 
     The most telling is that of which fewest seeds stand before it: every row has its first seed
     before one has its second, so that wherever time runs out most claims have a measurement and
@@ -74,9 +75,8 @@ def make_plan(
     only = set(only)
     rows: dict[str, list[tuple[Suite, Row]]] = {}
     for suite in suites:
-        for row in suite.rows.values():
-            claimed = any(row.name in x.rows for x in suite.claims if not x.counted)
-            if row.name in only or (claimed and not only):
+        for row in suite.trained_rows:
+            if not only or row.name in only:
                 rows.setdefault(training_of_row(row, scale), []).append((suite, row))
     begun = begun_runs(runs)
     jobs = []
@@ -118,10 +118,10 @@ def _of(suite: Suite, row: Row) -> list[Claim]:
 
 
 def _is_open(claim: Claim, suite: Suite, scale: Scale, results: Results) -> bool:
-    """Whether a claim that can be judged waits for a first record of one of its rows."""
-    if claim.counted or claim.not_comparable:
+    """Whether a claim that can be judged at this scale waits for a first measurement."""
+    if claim.counted or claim.not_comparable or (scale == "mini" and claim.threshold is None):
         return False
-    return not all(results.of_row(suite.rows[name], scale) for name in claim.rows)
+    return estimate_claim(suite, claim, scale, results) is None
 
 
 def begun_runs(runs: Path) -> dict[tuple[str, int], str]:

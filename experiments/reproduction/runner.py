@@ -108,7 +108,8 @@ def run_row(
                 code = _call(command, folder / "output.txt", place.cwd, held, go_on)
                 if not file.exists():
                     return _unfinished(job, code, folder / "output.txt", go_on())
-            file_away(record, place.results / f"{name}.json")
+            if not job.trained:  # else its record is where it was found
+                file_away(record, place.results / f"{name}.json")
             if job.evaluates:
                 file_away(evaluation, place.results / "evaluations" / f"{name}.json")
     except OSError as error:

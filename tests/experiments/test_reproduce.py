@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_every_row_has_its_first_seed_before_one_has_its_second(plan):
     assert [job.open_claims for job in jobs[:4]] == [3, 1, 1, 0]
 
 
+def test_only_claims_that_a_miniature_can_decide_make_it_telling(plan):
+    counts = {job.name: job.open_claims for job in plan(rows=(), scale="mini")}
+    assert counts == {
+        "table-plain-mini-0": 2,  # not that of its own value
+        "table-se-mini-0": 1,
+        "table-wide-mini-0": 1,
+    }
+
+
+def test_a_row_without_a_claim_is_trained_and_one_that_is_counted_never(plan, suite, place):
+    assert names(plan(rows=["counted"])) == []
+    bare = replace(suite, claims=())
+    jobs = make_plan([bare], (), "full", 1, load_results(place.results.parent), place.runs)
+    # `se` and `again` are one training.
+    assert len(jobs) == len(ROWS) - 1
+    (counted,) = [x for x in suite.claims if x.counted]
+    only = replace(suite, claims=(counted,))
+    assert make_plan([only], ["plain"], "full", 1, load_results(place.results), place.runs) == []
+
+
 def test_what_is_measured_makes_others_more_telling(plan, place, suite, record_of):
     place.results.mkdir(parents=True)
     for name, seed in (("plain", 0), ("se", 1)):
@@ -269,6 +290,14 @@ def test_what_claims_ask_for_beyond_the_record_is_evaluated_once(
     assert read_evaluation(filed) == evaluation
     (scripts / "evaluate.py").unlink()
     assert reproduce("--rows=se", "--seeds=1")[0] == 0
+
+    # A record that was written anew since, as where a field came to it, is left as it is.
+    filed.unlink()
+    record = place.results / "table-se-full-0.json"
+    record.write_text(written_anew := json.dumps(json.loads(record.read_text())))
+    assert reproduce("--rows=se", "--seeds=1")[0] == 0
+    assert filed.exists()
+    assert record.read_text() == written_anew
 
     # A record without the weights cannot be evaluated, and is not trained again unasked.
     filed.unlink()
