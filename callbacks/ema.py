@@ -15,7 +15,7 @@ from callbacks.lookahead import Lookahead
 
 
 class EvaluatesNetworks(Protocol):
-    """What EMA asks of a LightningModule."""
+    """What EMA, and SWA, ask of a LightningModule."""
 
     network: nn.Module
 

@@ -15,8 +15,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     A run that is killed repeats what it did since; one that SIGTERM ends while it trains on one
     device, without accumulating gradients, repeats nothing. Within an epoch nothing is written
-    between optimizer steps that accumulate gradients, which no checkpoint holds, nor behind the
-    last batch, from where Lightning would go on without the epoch's validation.
+    between optimizer steps that accumulate gradients, which no checkpoint holds, nor between a
+    batch and its validation, from where Lightning would go on without that.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class LastCheckpoint(ModelCheckpoint):
         # The clocks of several processes differ, and all of them take part in a checkpoint.
         due = trainer.strategy.broadcast(late or trainer.received_sigterm)
         ends = batch_idx + 1 == trainer.num_training_batches
-        if not due or ends or trainer.global_step == trainer.max_steps:
+        every = trainer.val_check_batch
+        validated = every is not None and (batch_idx + 1) % every == 0
+        if not due or ends or validated or trainer.global_step == trainer.max_steps:
             return
         # The curves up to here: the resumed run logs what follows.
         for logger in trainer.loggers:

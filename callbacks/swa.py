@@ -1,7 +1,7 @@
 """Stochastic weight averaging: the mean of the weights of late epochs (Izmailov et al. 2018)."""
 
 from itertools import islice
-from typing import Any, Literal, Protocol, cast, final
+from typing import Any, Literal, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,16 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from callbacks.ema import EMA
-
-
-class EvaluatesNetworks(Protocol):
-    """What SWA asks of a LightningModule."""
-
-    network: nn.Module
-
-    def evaluate(self, network: nn.Module, batch: Any, suffix: str) -> None:
-        """Add a batch to `val/loss{suffix}` and `val/acc{suffix}`, logged at the epoch's end."""
+from callbacks.ema import EMA, EvaluatesNetworks
 
 
 def cyclic_rate(step: int, cycle: int, lr: float, lr_min: float) -> float:

@@ -35,6 +35,8 @@ def _resolve(value: Any) -> Any:
         return value.array
     if isinstance(value, dict):
         return {key: _resolve(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolve(item) for item in value]
     return value
 
 

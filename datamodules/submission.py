@@ -79,7 +79,7 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
     """
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
+            image, mode = ImageOps.exif_transpose(opened), opened.mode
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -87,6 +87,9 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
     except Exception as error:  # which one depends on the format and on the bytes
         reason = "missing" if isinstance(error, FileNotFoundError) else "not a whole picture"
         raise MisconfigurationException(f"{path} is {reason} ({type(error).__name__})") from None
+    if mode[0] in "IF":
+        # Pillow clips them at 255, which leaves of most such pictures a white one.
+        raise MisconfigurationException(f"{path} has greys of more than 8 bits (mode {mode})")
     resized = image.size != (SIDE, SIDE)
     if resized:
         image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -109,7 +109,7 @@ class ImageClassifier(LightningModule):
             muon_lr: peak learning rate of the filters under Muon.
             muon_momentum: momentum of the filters under Muon.
             muon_steps: Newton-Schulz steps of an update under Muon.
-            fused: take SGD's step in one kernel; not in fp16, nor with clipping in bf16-mixed.
+            fused: take SGD's step in one kernel; neither in fp16 nor with clipping.
             label_smoothing: weight of the uniform distribution in the target.
             jsd_weight: weight of the Jensen-Shannon divergence between the three views that
                 data.policy augmix makes; 12 in its paper.
@@ -241,7 +241,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         if hparams["fused"]:
-            refuse_fused(self.trainer)
+            refuse_fused(self.trainer.precision, self.trainer.gradient_clip_val)
         optimizer = make_optimizer(self.network, hparams)
         factor = learning_rate_factor(
             hparams["schedule"],

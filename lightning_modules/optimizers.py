@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -64,6 +63,13 @@ def filters(network: nn.Module) -> list[Tensor]:
     return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
+#: hyper-parameters that a checkpoint's optimizer goes on with, whatever they are by then
+OPTIMIZER_HPARAMS = (
+    *("lr", "momentum", "nesterov", "weight_decay", "decay_norm_bias", "bias_lr_factor"),
+    *("optimizer", "muon_lr", "muon_momentum", "muon_steps", "fused"),
+)
+
+
 def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
     """SGD, or with Muon for the filters, by the hyper-parameters of `ImageClassifier`."""
     lr, factor = hparams["lr"], hparams["bias_lr_factor"]
@@ -101,19 +107,17 @@ def optimizer_steps(trainer: Trainer) -> int:
     return int(steps)
 
 
-def refuse_fused(trainer: Trainer) -> None:
+def refuse_fused(precision: str, clip: float | None) -> None:
     """MisconfigurationException where a fused optimizer cannot do as the Trainer is told.
 
-    It unscales gradients and skips steps by itself, out of sight of clipping and of what counts
-    steps: averages of weights.
+    In fp16 it unscales gradients and skips steps by itself, out of sight of clipping and of what
+    counts steps, averages of weights. Lightning has no clipping for it in bf16 either, so that a
+    recipe which clips does without it in any precision.
     """
-    plugin = trainer.precision_plugin
-    clips = isinstance(plugin, MixedPrecision) and trainer.gradient_clip_val
-    if clips or getattr(plugin, "scaler", None) is not None:
+    if precision == "16-mixed" or clip:
         raise MisconfigurationException(
-            "fused must be False in 16-mixed precision, and in bf16-mixed where gradients are "
-            f"clipped, got fused True with precision {plugin.precision} and gradient_clip_val "
-            f"{trainer.gradient_clip_val}"
+            "fused must be False in 16-mixed precision and where gradients are clipped, got True "
+            f"with precision {precision} and gradient_clip_val {clip}"
         )
 
 

@@ -19,6 +19,7 @@ from experiments.inference.strategies import PLAIN
 from experiments.records.record import Evaluation, Record, read_any
 from experiments.training.cli import SWITCHES
 from experiments.training.launch import ArgumentParser
+from experiments.training.length import steps_of_epochs
 from experiments.training.resolve import default_config, resolve_config
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -70,6 +71,8 @@ def _relevant(config: dict[str, Any], source: str | None = None) -> dict[str, An
             settings[group] = given
     if source is not None:
         settings["data.source"] = source
+    if settings["trainer.max_steps"] >= steps_of_epochs(config):
+        settings["trainer.max_steps"] = -1  # a limit that is not met
     return {key: value for key, value in settings.items() if key not in IRRELEVANT}
 
 

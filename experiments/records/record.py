@@ -25,7 +25,7 @@ class Score:
     ece: float  # expected calibration error, L1, 15 bins
     images: int  # number of images
     checkpoint: str  # file in the run folder that the weights come from
-    epoch: int  # epochs trained when it was written
+    epoch: int  # in which it was written, counted from 1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from experiments.claims.estimates import estimate_claim
 from experiments.claims.matching import Results, config_of_row, training_of, training_of_row
 from experiments.claims.suites import Claim, Row, Scale, Suite
-from experiments.reproduction.training_cost import batches_per_epoch, operations_of_training
+from experiments.reproduction.training_cost import operations_of_training
+from experiments.training.length import batches_per_epoch
 
 #: what every output says of what it shows
 SCALES: dict[Scale, str] = {

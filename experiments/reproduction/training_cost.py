@@ -13,21 +13,12 @@ from torch.nn import functional as F
 from experiments.records.provenance import describe_device
 from experiments.records.record import Record
 from experiments.training.experiment import operations_per_image
+from experiments.training.length import batches_per_epoch
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.trainer import resolve_precision
 
 #: A backward pass takes two operations for each one of the forward pass.
 PASSES = 3
-
-
-def batches_per_epoch(config: dict[str, Any]) -> int:
-    """Training batches of an epoch on CIFAR-10, of which each class has 5,000 images."""
-    held_out = 10 * round(5_000 * config["data"]["val_fraction"])
-    batches = (50_000 - held_out) // config["data"]["batch_size"]
-    limit = config["trainer"]["limit_train_batches"]
-    if limit is None:
-        return batches
-    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
 
 
 def operations_of_training(config: dict[str, Any]) -> int:

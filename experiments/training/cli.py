@@ -5,7 +5,6 @@ import re
 import warnings
 from typing import Any, ClassVar, NoReturn, TextIO
 
-import torch
 import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
@@ -27,6 +26,8 @@ from callbacks import (
     RandomState,
 )
 from datamodules import CIFAR10DataModule
+from experiments.training.checkpoint import read_checkpoint
+from experiments.training.combinations import refuse_combinations
 from experiments.training.devices import check_devices
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
 from experiments.training.launch import CONFIGS, Launch, claim_folder, fail, near
@@ -55,13 +56,6 @@ QUIETED = (
     "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
 )
-
-# What of the Trainer's is decided elsewhere, and by what.
-REFUSED = {
-    "limit_predict_batches": "every image is evaluated",
-    "logger": "curves go to metrics.csv, and to Weights & Biases as --wandb says",
-    "default_root_dir": "--output and --name say where the run lies",
-}
 
 
 def quiet() -> None:
@@ -159,22 +153,12 @@ class ExperimentCLI(LightningCLI):
         assert isinstance(args, list)
         Parser.given = args
         self.config = parser.parse_args(args)
-        if not 0 <= self.config.seed < 2**32:
-            fail(f"--seed: seed must be in [0, 2**32), got {self.config.seed}")
-        policy, weight = self.config.data.policy, self.config.model.jsd_weight
-        if policy == "augmix" and weight == 0:
-            fail("--data.policy augmix needs its loss: set --model.jsd_weight, to 12 in its paper")
-        if policy != "augmix" and weight > 0:
-            fail(f"--model.jsd_weight {weight} needs --data.policy augmix, got {policy}")
-        if self.config.fit_budget is not None:
-            try:
+        try:
+            refuse_combinations(self.config, {text.partition("=")[0] for text in args})
+            if self.config.fit_budget is not None:
                 self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
-            except ValueError as error:
-                parser.error(str(error))
-        trainer = self.config.trainer
-        for name, reason in REFUSED.items():
-            if trainer[name] is not None:
-                fail(f"--trainer.{name} is refused: {reason}")
+        except (ValueError, MisconfigurationException) as error:
+            parser.error(str(error))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--arch", type=str, default=self.launch.arch, help="Which network.")
@@ -222,14 +206,7 @@ class ExperimentCLI(LightningCLI):
             self.datamodule.prepare_data()
         keep_steps = 0
         if self.launch.checkpoint is not None:
-            path = self.launch.checkpoint
-            try:
-                checkpoint = torch.load(path, "cpu", weights_only=True)
-            except Exception as error:  # which one depends on the bytes that unpickling meets
-                fail(f"--ckpt_path {path} is not a checkpoint ({type(error).__name__})")
-            if not isinstance(checkpoint, dict):
-                fail(f"--ckpt_path {path} is not a checkpoint but a {type(checkpoint).__name__}")
-            self.model.on_load_checkpoint(checkpoint)
+            checkpoint = read_checkpoint(self.launch.checkpoint, self.model)
             keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
         if is_first():
             self.launch, self.lock = claim_folder(self.launch)
@@ -238,7 +215,8 @@ class ExperimentCLI(LightningCLI):
             csv_logger(folder, keep_steps),
             wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
         ]
-        callbacks = [*(self.config_init.trainer.callbacks or []), *self._callbacks()]
+        given = self.config_init.trainer.callbacks or []  # one alone where a file gives one
+        callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks()]
         try:
             trainer = super().instantiate_trainer(
                 default_root_dir=str(folder),
@@ -277,8 +255,6 @@ class ExperimentCLI(LightningCLI):
         check_devices(self.trainer, self.config.data.batch_size, trainer.sync_batchnorm)
         if self.config.data.val_fraction:
             return
-        if not self.config.test:
-            fail("--test false leaves nothing to evaluate where --data.val_fraction is 0")
         for callback in self.trainer.callbacks:
             monitor = getattr(callback, "monitor", None)
             if monitor and monitor.startswith("val/"):

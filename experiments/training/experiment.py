@@ -31,6 +31,7 @@ from experiments.training.devices import (
 from experiments.training.launch import fail
 from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.training.processes import hand_on
+from experiments.training.trainer import Trainer
 from lightning_modules.classifier import ImageClassifier, count_parameters
 
 #: what it is called where targets are hard, and under mixing
@@ -73,12 +74,13 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     timer = next(c for c in cli.trainer.callbacks if isinstance(c, Timer))
     remaining = timer.time_remaining()
     trainer = cli.trainer
-    ended = trainer.global_step == trainer.max_steps
-    unfinished = not ended and trainer.current_epoch < (trainer.max_epochs or 0)
-    if unfinished and remaining is not None and remaining <= 0:
+    steps_left = trainer.global_step != trainer.max_steps
+    epochs_left = trainer.max_epochs == -1 or epochs_trained(trainer) < (trainer.max_epochs or 0)
+    if steps_left and epochs_left and remaining is not None and remaining <= 0:
         print(
-            f"Out of time: continue with --name {folder.name} --ckpt_path last and a longer "
-            "--trainer.max_time, which counts from the first epoch"
+            f"Out of time: continue with --arch {cli.launch.arch} --output {folder.parent} --name "
+            f"{folder.name} --ckpt_path last and a longer --trainer.max_time, which counts from "
+            "the first epoch"
         )
         return None
     if not (folder / "last.ckpt").exists():
@@ -158,7 +160,7 @@ def make_record(
         seed=config["seed"],
         parameters=count_parameters(cli.model.network),
         operations_per_image=operations_per_image(cli.model),
-        epochs=trainer.current_epoch,
+        epochs=epochs_trained(trainer),
         steps=trainer.global_step,
         train_images=int(trainer.num_training_batches) * config["data"]["batch_size"],
         training_seconds=round(seconds, 1),
@@ -168,6 +170,14 @@ def make_record(
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
     )
+
+
+def epochs_trained(trainer: Trainer) -> int:
+    """Epochs that training has come through, the last of which `max_steps` may have cut short.
+
+    Not `current_epoch`, which is one less where a run is resumed that max_steps has ended.
+    """
+    return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
 def last_train_accuracy(metrics: Path) -> float:

@@ -14,6 +14,7 @@ from torchvision.datasets import CIFAR10
 from datamodules.array_pickles import unpickle_arrays
 from datamodules.submission import (
     probabilities_csv,
+    read_picture,
     read_test_set,
     read_unlabelled,
     submission_csv,
@@ -224,6 +225,14 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     Image.fromarray(PIXELS[0]).save(tmp_path / "turned.png", exif=exif)
     found = read_unlabelled([tmp_path / "turned.png"])
     assert torch.equal(found.images[0], CHANNELS_FIRST[0].rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_picture_of_more_than_8_bits_is_refused(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "deep.tiff"
+    Image.new(mode, (32, 32)).save(path)
+    with pytest.raises(MisconfigurationException, match=rf"deep.tiff has greys of .* {mode}\)$"):
+        read_picture(path)
 
 
 def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:

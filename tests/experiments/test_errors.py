@@ -129,6 +129,35 @@ def test_augmix_and_its_loss_go_together_and_with_no_mixing(refusal, flags, answ
     assert refusal("--data.mixup_alpha=0", *flags) == answer
 
 
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        (
+            ["--model.sharpness=sam", "--model.fused=true"],
+            "--model.fused: fused must be False in 16-mixed precision and where gradients are "
+            "clipped, got True with precision 32-true and gradient_clip_val 1.0",
+        ),
+        (
+            ["--model.fused=true", "--trainer.gradient_clip_val=null",
+             "--trainer.precision=16-mixed"],
+            "--model.fused: fused must be False in 16-mixed precision and where gradients are "
+            "clipped, got True with precision 16-mixed and gradient_clip_val None",
+        ),
+        (
+            ["--arch=speed_resnet", "--trainer.limit_train_batches=null", "--trainer.max_epochs=50",
+             "--data.batch_size=1000"],
+            "--trainer.max_epochs 50 would not be reached: --trainer.max_steps 290 ends training "
+            "before; give both, -1 for no limit",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_go_together_is_refused_before_anything_is_written(
+    refusal, tmp_path, flags, answer
+):
+    assert refusal(*flags, f"--output={tmp_path / 'runs'}") == answer
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unknown_option_of_a_callback_is_named_in_full(refusal):
     assert refusal("--ema.deacy", "0.9") == "--ema.deacy: Option 'deacy' is not accepted"
 
@@ -280,6 +309,17 @@ def test_a_checkpoint_with_other_widths_is_refused(refusal, checkpoint):
         "the checkpoint is of a SAMResNetClassifier with other hyper-parameters: "
         "network.head.weight has shape (10, 16) there and (10, 20) here"
     )
+
+
+@pytest.mark.parametrize(
+    ("flag", "was"), [("--model.lr=0.05", 0.1), ("--model.decay_norm_bias=false", True)]
+)
+def test_what_a_checkpoints_optimizer_goes_on_with_cannot_be_changed(
+    refusal, checkpoint, flag, was
+):
+    name, value = flag.split("=")
+    answer = f"{name} must stay {was}, as in --ckpt_path {checkpoint}, got {value.title()}"
+    assert refusal(f"--ckpt_path={checkpoint}", flag) == answer
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(capsys, checkpoint, tmp_path):

@@ -265,7 +265,7 @@ def test_last_passes_over_runs_that_are_in_use_and_those_without_settings(runs, 
 def test_last_with_a_name_is_that_run(runs):
     runs("older")
     runs("newer")
-    argv = ["--arch", "sam_resnet", "--ckpt_path", "last", "--name", "older", "--model.lr", "1"]
+    argv = ["--arch", "sam_resnet", "--ckpt_path", "last", "--name", "older", "--data.flip", "0"]
     launch = read_launch(argv)
     assert launch.folder == Path("runs/older")
     # What the run was started with comes first, so that flags given now stand above it.

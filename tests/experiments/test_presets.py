@@ -1,5 +1,6 @@
 import pytest
 import yaml
+from lightning.pytorch.callbacks import DeviceStatsMonitor
 
 from callbacks import EMA, SWA, Lookahead, ParameterBudget
 from experiments.training.cli import ExperimentCLI
@@ -145,13 +146,39 @@ def test_speed_resnet_96_is_its_papers_recipe_with_a_network_within_the_budget(r
     assert (model["triangle"], model["label_smoothing"]) == ([0.2, 0.07], 0.2)
     assert (data["crop_padding"], data["crop_mode"], data["cutout"]) == (4, "reflect", 12)
     assert data["flip_mode"] == "alternating"
-    assert cli.trainer.max_steps == 45_000 // batch_size * cli.trainer.max_epochs
     assert kinds(cli) == {ParameterBudget, Lookahead}
     lookahead = callback(cli, Lookahead)
     assert (lookahead.k, lookahead.schedule) == (5, "cubic")
     assert lookahead.alpha == pytest.approx(1 - 0.95**5, abs=1e-3)
     # So that the weights which are evaluated are Lookahead's slow ones.
-    assert cli.trainer.max_steps % lookahead.k == 0
+    assert 45_000 // batch_size * cli.trainer.max_epochs % lookahead.k == 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters", "epochs", "decay", "smoothing", "cutout"),
+    [
+        ("champion", 4_298_970, 600, 5e-4, 0.1, 16),
+        ("champion_1m", 970_534, 1_200, 2e-4, 0.0, 8),
+    ],
+)
+def test_the_champions_presets_are_their_first_bets(
+    arch, parameters, epochs, decay, smoothing, cutout, resolve
+):
+    cli = resolve(f"--arch={arch}")
+    resolved = settings(cli)
+    model, data = resolved["model"], resolved["data"]
+    assert count_parameters(cli.model.network) == parameters
+    assert (cli.trainer.max_epochs, resolved["trainer"]["precision"]) == (epochs, "bf16-mixed")
+    assert (model["lr"], model["momentum"], model["nesterov"]) == (0.4, 0.9, True)
+    assert (model["weight_decay"], model["decay_norm_bias"]) == (decay, False)
+    assert (model["schedule"], model["label_smoothing"]) == ("cosine", smoothing)
+    assert model["warmup"] * epochs == pytest.approx(5, abs=0.01)
+    assert (model["channels_last"], model["compile"]) == (True, True)
+    assert (data["batch_size"], data["policy"], data["cutout"]) == (512, "trivial_augment", cutout)
+    assert (data["crop_padding"], data["flip"]) == (4, 0.5)
+    assert (data["mixup_alpha"], data["cutmix_alpha"]) == (0, 0)
+    assert kinds(cli) == {ParameterBudget, EMA}
+    assert (callback(cli, EMA).decay, callback(cli, EMA).warmup) == (0.999, True)
 
 
 def test_flags_stand_above_configs_and_these_above_the_preset(resolve, tmp_path):
@@ -164,6 +191,15 @@ def test_flags_stand_above_configs_and_these_above_the_preset(resolve, tmp_path)
     assert (model["lr"], model["momentum"], data["cutout"]) == (0.2, 0.7, 4)
     assert resolved["ema"] == {"decay": 0.9, "warmup": True}
     assert (model["nesterov"], data["mixup_alpha"]) == (True, 0.3)  # the preset's
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]"], ids=["alone", "in a list"])
+def test_a_config_may_bring_a_callback(form, resolve, tmp_path):
+    config = tmp_path / "config.yaml"
+    name = "lightning.pytorch.callbacks.DeviceStatsMonitor"
+    config.write_text("trainer: {callbacks: " + form.format(f"{{class_path: {name}}}") + "}\n")
+    cli = resolve("--arch=resnet", f"--config={config}")
+    assert callback(cli, DeviceStatsMonitor)
 
 
 def test_the_seed_reaches_the_data_too(resolve):

@@ -39,9 +39,9 @@ from experiments.reproduction.progress import duration, steps_done
 from experiments.reproduction.runner import Workplace, lock, run_row
 from experiments.reproduction.training_cost import (
     Stopwatch,
-    batches_per_epoch,
     operations_of_training,
 )
+from experiments.training.length import batches_per_epoch
 from experiments.training.resolve import resolve_config
 
 FOUR = {"trainer.max_epochs": 4}

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 SWA = ("--ema=false", "--swa.start=0.4", "--swa.lr=0.05")
 # Flags, and the epoch of three that the run is interrupted in.
 RECIPES = {
+    "an end by steps within an epoch": (("--trainer.max_steps=8",), 1),
     "one cycle, clipping, MixUp, Lookahead and EMA": ((), 1),
     "dropout, MixUp or CutMix and EMA": (
         ("--arch=enhanced_efficient_resnet", "--model.base_width=4"),
@@ -51,6 +52,17 @@ class Interrupt(Callback):
             raise InterruptedError
 
 
+class Terminate(Callback):
+    """Asks this process to end, as a scheduler does, in an epoch's second step of three."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(experiment):
     """Three epochs of a recipe, trained once however many tests ask for them."""
@@ -68,10 +80,10 @@ def undisturbed(experiment):
 def resume(command):
     """Resume the run in a folder with its architecture and its name alone."""
 
-    def resume(folder, *flags):
+    def resume(folder, *flags, **options):
         arch = yaml.safe_load((folder / "config.yaml").read_text())["arch"]
         argv = [f"--arch={arch}", f"--output={folder.parent}", f"--name={folder.name}"]
-        return command([*argv, "--ckpt_path=last", *flags])
+        return command([*argv, "--ckpt_path=last", *flags], **options)
 
     return resume
 
@@ -121,11 +133,16 @@ def assert_same(folder, expected):
             assert np.array_equal(ours[key], theirs[key]), key
     ours, theirs = read_record(folder / "result.json"), read_record(expected / "result.json")
     assert ours.scores == theirs.scores
-    assert (ours.epochs, ours.steps) == (theirs.epochs, theirs.steps) == (3, 9)
+    steps = 8 if theirs.config["trainer"]["max_steps"] == 8 else 9
+    assert (ours.epochs, ours.steps) == (theirs.epochs, theirs.steps) == (3, steps)
+
+
+def steps_of(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["global_step"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
+def test_a_run_that_was_cut_off_and_then_asked_to_end_ends_like_one_that_was_not(
     recipe, undisturbed, tiny, command, resume
 ):
     flags, epoch = RECIPES[recipe]
@@ -135,13 +152,16 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
     with pytest.raises(InterruptedError):
         command(argv, callbacks=[Interrupt(epoch)])
     folder = expected.parent / name
-    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3 * epoch
+    assert steps_of(folder / "last.ckpt") == 3 * epoch
+    with pytest.raises(SystemExit):
+        resume(folder, callbacks=[Terminate(epoch)])
+    assert steps_of(folder / "last.ckpt") == 3 * epoch + 2  # behind the step it was asked in
     assert not (folder / "result.json").exists()
 
     run = resume(folder)
     assert_same(folder, expected)
-    assert len(run.record.command) == 2
-    assert "--ckpt_path=last" in run.record.command[1]
+    assert len(run.record.command) == 3
+    assert all("--ckpt_path=last" in line for line in run.record.command[1:])
 
 
 def test_what_is_compared_covers_what_training_depends_on(undisturbed):
@@ -178,59 +198,43 @@ def test_a_killed_process_is_continued_bit_for_bit(undisturbed, tiny, resume):
     assert_same(folder, expected)
 
 
-class Terminate(Callback):
-    """Asks this process to end, as a scheduler does, in an epoch's second step of three."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (1, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_that_was_asked_to_end_within_an_epoch_goes_on_behind_its_last_step(
-    recipe, undisturbed, tiny, command, resume
-):
-    flags, _ = RECIPES[recipe]
-    expected = undisturbed(flags).folder
-    name = f"asked-{recipe.replace(' ', '-')}"
-    argv = tiny(*flags, "--trainer.max_epochs=3", f"--name={name}")
-    with pytest.raises(SystemExit):
-        command(argv, callbacks=[Terminate()])
-    folder = expected.parent / name
-    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3 + 2
-    resume(folder)
-    assert_same(folder, expected)
-
-
+@pytest.mark.parametrize("flags", [(), ("--trainer.max_steps=8",)])
 def test_a_run_that_was_interrupted_while_it_was_evaluated_goes_on_there(
-    undisturbed, tiny, command, resume, few_images
+    flags, undisturbed, tiny, command, resume, few_images
 ):
-    expected = undisturbed().folder
+    expected = undisturbed(flags).folder
 
     def images(split):
         if split == "test":
             raise InterruptedError
         return few_images(split)
 
-    argv = tiny("--trainer.max_epochs=3", "--name=unevaluated")
+    argv = tiny(*flags, "--trainer.max_epochs=3", f"--name=unevaluated{len(flags)}")
     with pytest.raises(InterruptedError):
         command(argv, images=images)
-    folder = expected.parent / "unevaluated"
+    folder = expected.parent / f"unevaluated{len(flags)}"
     resume(folder)
     assert_same(folder, expected)
 
 
-def test_a_run_that_is_out_of_time_is_continued_with_more_of_it(undisturbed, tiny, command, resume):
+@pytest.mark.parametrize("flags", [(), ("--trainer.max_epochs=-1", "--trainer.max_steps=9")])
+def test_a_run_that_is_out_of_time_is_continued_with_more_of_it(
+    flags, undisturbed, tiny, command, resume
+):
     expected = undisturbed().folder
 
     class Slow(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             time.sleep(1)
 
-    argv = tiny("--trainer.max_epochs=3", "--name=late", "--trainer.max_time=00:00:00:01")
+    name = f"late{len(flags)}"
+    argv = tiny(
+        "--trainer.max_epochs=3", *flags, f"--name={name}", "--trainer.max_time=00:00:00:01"
+    )
     run = command(argv, callbacks=[Slow()])
     assert run.record is None
-    assert "Out of time: continue with --name late --ckpt_path last" in run.output
+    where = f"--arch sam_resnet --output {expected.parent} --name {name} --ckpt_path last"
+    assert f"Out of time: continue with {where}" in run.output
     names = {path.name for path in run.folder.iterdir()}
     assert not names & {"result.json", "predictions.npz", "confusion.png"}
     assert torch.load(run.folder / "last.ckpt", weights_only=True)["global_step"] == 3
