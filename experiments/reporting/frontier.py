@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from matplotlib.axes import Axes
@@ -87,7 +88,6 @@ def _recorded(results: Results) -> Iterator[Point]:
         if len(chosen) == len(records) and all(len(x.strategy["views"]) > 1 for x in chosen):
             views = mean_of([100 * x.scores["test"].accuracy for x in chosen])
         first = records[0]
-        images = 50_000 - round(50_000 * first.config["data"]["val_fraction"])
         minutes = max(x.training_seconds for x in records) / 60
         what = f"{first.epochs} epochs, {minutes:.0f} min on {first.device}"
         yield Point(
@@ -98,9 +98,13 @@ def _recorded(results: Results) -> Iterator[Point]:
             ", ".join(dict.fromkeys(names)),
             first.parameters,
             operations_of_training(first.config),
-            "; ".join([f"{images:,} images, {what}", *reservations(records)]),
+            "; ".join([f"{_images(first.config)}, {what}", *reservations(records)]),
             ", ".join(x.name for x in records),
         )
+
+
+def _images(config: dict[str, Any]) -> str:
+    return f"{50_000 - round(50_000 * config['data']['val_fraction']):,} images"
 
 
 def _counts(record: Record) -> bool:
@@ -115,6 +119,7 @@ def _raced(path: Path) -> Iterator[Point]:
     rows = [row for row in benchmark.rows if row["side"] == "ours"]
     arch, strategy = benchmark.settings["arch"], benchmark.settings["strategy"]
     several = len(STRATEGIES[strategy].views) > 1
+    config = resolve_config([f"--arch={arch}", *benchmark.settings["run_flags"]])
     minutes = max(row["seconds"] for row in rows) / 60
     yield Point(
         "this project",
@@ -122,9 +127,9 @@ def _raced(path: Path) -> Iterator[Point]:
         mean_of([100 * row["plain_accuracy"] for row in rows]),
         mean_of([100 * row["accuracy"] for row in rows]) if several else None,
         strategy,
-        parameters_of(resolve_config([f"--arch={arch}"])),
+        parameters_of(config),
         rows[0]["operations"],
-        f"50,000 images, {minutes:.0f} min on {benchmark.device}",
+        f"{_images(config)}, {minutes:.0f} min on {benchmark.device}; operations counted as it ran",
         path.stem,
     )
 
@@ -160,7 +165,8 @@ def in_words(estimate: Estimate) -> str:
 
 def render(points: Sequence[Point]) -> str:
     """The page: the points by number, as they stand in the picture."""
-    header = ["", "", "accuracy", "several views", "parameters", "PFLOP", "", "source"]
+    header = ["point", "network", "accuracy", "several views", "parameters", "PFLOP"]
+    header += ["training", "source"]
     lines = [header, ["---"] * len(header)]
     for number, x in enumerate(points, 1):
         name = f"**`{x.name}`**" if x.group == "this project" else x.name
@@ -185,7 +191,7 @@ def draw(points: Sequence[Point]) -> Figure:
     _scatter(right, points, [x.operations and x.operations / 1e15 for x in points])
     left.axvline(BUDGET / 1e6, color="#b42318", linestyle="--", linewidth=1)
     left.set_xlabel("parameters, millions")
-    left.set_ylabel("test accuracy, percent")
+    left.set_ylabel("accuracy, percent")
     right.set_xlabel("operations of training, PFLOP")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
