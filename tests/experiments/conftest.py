@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
@@ -35,6 +35,23 @@ TINY = (
 )
 # Where no --arch is among the flags.
 TINY_NETWORK = ("--arch=sam_resnet", "--model.base_width=4", "--model.blocks=[1,1,1]")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser_an_architecture() -> Iterator[None]:
+    """Building a parser takes longer than parsing with it, and it keeps nothing of a command."""
+    parsers: dict[str, Any] = {}
+    setup_parser = ExperimentCLI.setup_parser
+
+    def setup_once(cli: ExperimentCLI, *args: Any) -> None:
+        if cli.launch.arch not in parsers:
+            setup_parser(cli, *args)
+            parsers[cli.launch.arch] = cli.parser
+        cli.parser = parsers[cli.launch.arch]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExperimentCLI, "setup_parser", setup_once)
+        yield
 
 
 @cache

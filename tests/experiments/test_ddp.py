@@ -177,8 +177,8 @@ def pair(together):
 
 @pytest.fixture(scope="module")
 def averaged(together):
-    """Two processes with everything that sam_resnet's recipe has: BatchNorm, MixUp, EMA, ..."""
-    return together(*UNEVEN)
+    """Two processes, started by SLURM, with everything that sam_resnet's recipe has."""
+    return together(*UNEVEN, started_by=of_slurm)
 
 
 def close(a, b, **tolerance):
@@ -398,14 +398,13 @@ def test_a_mistake_that_its_second_process_meets_as_well_ends_the_command_with_o
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "started_by",
-    [
-        of_slurm,
-        pytest.param(of_torchrun, marks=pytest.mark.slow),
-        pytest.param(of_nodes, marks=pytest.mark.slow),
-    ],
-)
+def test_processes_may_be_started_by_slurm(averaged):
+    assert averaged.record.device.startswith("2 x ")
+    assert len(averaged.record.command) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("started_by", [of_torchrun, of_nodes])
 def test_processes_may_be_started_by_others(started_by, together):
     nodes = ["--trainer.num_nodes=2"] if started_by is of_nodes else []
     run = together("--trainer.max_epochs=1", *nodes, started_by=started_by)

@@ -264,7 +264,8 @@ def test_without_validation_nothing_is_fitted_and_nothing_chosen(
 def test_a_run_that_left_the_test_set_unread_is_evaluated_on_it(
     experiment: Callable[..., Any],
 ) -> None:
-    folder = experiment(*LEARNING, "--trainer.max_epochs=1", "--test=false").folder
+    short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=3")
+    folder = experiment(*LEARNING, *short, "--test=false").folder
     evaluate(folder)
     plain = read_evaluation(folder / "evaluation.json").strategies["plain"]
     assert plain.scores.keys() == {"val", "test"}

@@ -2,7 +2,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from experiments.records.finished import FinishedRun, open_run
 from lightning_modules.pretrained import PretrainedClassifier
 
 Export = Callable[..., None]
+Exported = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +39,19 @@ def pixels(run: FinishedRun) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def exported(run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Exports of the run's average by their type, each verified."""
+def exported(run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The folder of a verified export of the run's average in some type."""
     folder = tmp_path_factory.mktemp("exported")
-    for dtype in ("float32", "bfloat16", "float16"):
-        output = folder / dtype
-        flags = ["--weights=ema", f"--dtype={dtype}", f"--output={output}", "--verify"]
+
+    @cache
+    def exported(dtype: str) -> Path:
+        flags = ["--weights=ema", f"--dtype={dtype}", f"--output={folder / dtype}", "--verify"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["experiments/export.py", str(run.folder), *flags])
             main()
-    return {path.name: path for path in folder.iterdir()}
+        return folder / dtype
+
+    return exported
 
 
 def load(folder: Path, file: str) -> Callable[[Tensor], Tensor]:
@@ -64,19 +68,21 @@ def load(folder: Path, file: str) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("images", [1, 2, 300])
 @torch.inference_mode()
 def test_every_file_gives_the_runs_logits_of_any_number_of_images(
-    exported: dict[str, Path], run: FinishedRun, pixels: Tensor, file: str, images: int
+    exported: Exported, run: FinishedRun, pixels: Tensor, file: str, images: int
 ) -> None:
     expected = torch.from_numpy(np.load(run.folder / "predictions.npz")["test_ema"])
-    logits = load(exported["float32"], file)(pixels[:images])
+    logits = load(exported("float32"), file)(pixels[:images])
     torch.testing.assert_close(logits, expected[:images], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 @torch.inference_mode()
 def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
-    exported: dict[str, Path], run: FinishedRun, pixels: Tensor, dtype: torch.dtype
+    exported: Exported, run: FinishedRun, pixels: Tensor, dtype: torch.dtype
 ) -> None:
-    half, full = exported[str(dtype).removeprefix("torch.")], exported["float32"]
+    half, full = exported(str(dtype).removeprefix("torch.")), exported("float32")
     halved = PretrainedClassifier.from_pretrained(half, strict=True)
     for name, weight in run.module("ema").network.state_dict().items():
         found = halved.network.state_dict()[name]
@@ -89,18 +95,18 @@ def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
 
 
 def test_what_is_loaded_is_ready_to_predict_and_knows_its_classes(
-    exported: dict[str, Path],
+    exported: Exported,
 ) -> None:
-    model = PretrainedClassifier.from_pretrained(exported["float32"], strict=True)
+    model = PretrainedClassifier.from_pretrained(exported("float32"), strict=True)
     assert not model.training
     assert model.classes == SYNTHETIC_CLASSES
-    config = json.loads((exported["float32"] / "config.json").read_text())
+    config = json.loads((exported("float32") / "config.json").read_text())
     assert config["arch"] == "sam_resnet"
     assert config["hyper_parameters"]["blocks"] == [1, 1, 1]
 
 
-def test_the_card_states_the_records_figures(exported: dict[str, Path], run: FinishedRun) -> None:
-    card = ModelCard.load(exported["bfloat16"] / "README.md")
+def test_the_card_states_the_records_figures(exported: Exported, run: FinishedRun) -> None:
+    card = ModelCard.load(exported("bfloat16") / "README.md")
     score = run.record.scores["test"]["ema"]
     figures = f"{score.accuracy:.2%} | {score.nll:.4f} | {score.ece:.4f} | 300"
     assert f"| test | ema | {figures} |" in card.text
@@ -135,12 +141,12 @@ def test_a_card_says_of_a_split_what_it_was_for_where_there_is_it(
 
 
 def test_files_of_other_weights_do_not_pass(
-    exported: dict[str, Path], run: FinishedRun, pixels: Tensor
+    exported: Exported, run: FinishedRun, pixels: Tensor
 ) -> None:
     images = (255 * pixels[:10]).byte()
     other = pretrained(run, "raw", "float32")
     with pytest.raises(SystemExit, match=r"model\.safetensors differs from what was exported"):
-        compare(exported["float32"], other, images, run.module("raw"))
+        compare(exported("float32"), other, images, run.module("raw"))
 
 
 @pytest.fixture

@@ -116,8 +116,9 @@ def test_without_any_run_it_says_what_to_do(
 def test_by_default_it_takes_all_runs_and_records_that_there_are(
     report: Report, run: Path, fifty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(run, tmp_path / "runs" / "mine")
-    (tmp_path / "runs" / "unfinished").mkdir()
+    for name in ("mine", "unfinished"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    shutil.copy(run / "result.json", tmp_path / "runs" / "mine")
     results = tmp_path / "experiments" / "results"
     (results / "claims").mkdir(parents=True)
     shutil.copy(fifty / "0.json", results)
@@ -137,9 +138,9 @@ def test_by_default_what_cannot_be_read_under_runs_is_passed_over(
     refusal: Callable[..., str],
 ) -> None:
     runs = tmp_path / "runs"
-    shutil.copytree(run, runs / "mine")
     for folder in ("old", "live", "mine/wandb"):
-        (runs / folder).mkdir()
+        (runs / folder).mkdir(parents=True)
+    shutil.copy(run / "result.json", runs / "mine")
     (runs / "old" / "result.json").write_text("{}")
     # What is half written.
     (runs / "mine" / "wandb" / "summary.json").write_text("{")

@@ -352,6 +352,11 @@ def test_operations_are_counted_as_two_a_multiply_add():
 def test_the_synthetic_set_is_learned(experiment):
     run = experiment(*LEARN)
     assert run.record.scores["test"]["raw"].accuracy >= 0.95
+    with np.load(run.folder / "predictions.npz") as arrays:
+        labels, logits = arrays["test_labels"], arrays["test_raw"]
+    # Of each class 30 images.
+    right = np.bincount(labels[logits.argmax(1) == labels], minlength=10)
+    assert right.min() >= 24
 
 
 def test_shuffled_labels_are_not(experiment, few_images):
