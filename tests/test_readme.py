@@ -6,14 +6,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 
 from experiments.benchmarks.benchmark_record import read_benchmark
+from experiments.claims.claims import parameters_of
 from experiments.records.record import read_record
 from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import read_launch
-from lightning_modules import ARCHITECTURES
-from lightning_modules.classifier import count_parameters
+from experiments.training.presets import EXPERIMENTS
+from experiments.training.resolve import resolve_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,13 +24,10 @@ COMMANDS = re.findall(r"python experiments/run\.py (.+)", "".join(README.split("
 OTHERS = re.findall(r"^python experiments/(?!run\b)(\w+)\.py(.*)$", README, flags=re.MULTILINE)
 
 
-def test_the_table_of_architectures_is_the_registry_with_its_counts() -> None:
+def test_the_table_of_presets_is_all_of_them_with_their_counts() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", README, flags=re.MULTILINE))
-    assert set(rows) == set(ARCHITECTURES)
-    for name, count in rows.items():
-        with torch.device("meta"):
-            module = ARCHITECTURES[name]()  # type: ignore[call-arg]
-        assert f"{count_parameters(module.network):,}" == count
+    counts = {name: parameters_of(resolve_config([f"--arch={name}"])) for name in EXPERIMENTS}
+    assert rows == {name: f"{count:,}" for name, count in counts.items()}
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))

@@ -9,6 +9,8 @@ import pytest
 
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.records.record import read_evaluation, read_record
+from experiments.reproduction.training_cost import operations_of_training
+from experiments.training.resolve import resolve_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,6 +42,42 @@ def test_a_row_of_several_views_has_what_was_chosen(path: Path) -> None:
                 assert f"{score.accuracy:.2%}" in line
 
 
+def test_the_champion_for_cpus_is_that_of_its_records() -> None:
+    quoted = {}
+    for name in ("champion_cpu", "champion_cpu_50000"):
+        record = read_record(RESULTS / f"{name}.json")
+        evaluation = read_evaluation(RESULTS / "evaluations" / f"{name}.json")
+        one = record.scores["test"]["raw"].accuracy
+        six = evaluation.strategies["six-view"].scores["test"].accuracy
+        minutes = record.training_seconds / 60
+        (line,) = lines_with(f"({RESULTS.relative_to(ROOT)}/{name}.json)")
+        images = 50_000 - round(50_000 * record.config["data"]["val_fraction"])
+        assert f"| {images:,} | {record.epochs} |" in line
+        assert f"| {minutes:.0f} min |" in line
+        quoted[images] = f"{six:.2%}", f"{minutes:.0f}", f"{one:.2%}"
+    whole, part = quoted[50_000], quoted[45_000]
+    assert "{} in {} minutes; missed by 0.01".format(*whole) in README
+    assert "{} in {} (n = 1 each, six views;".format(*part) in README
+    assert f"with one {whole[2]} and {part[2]})" in README
+    start = README.partition("## ")[0]
+    assert all(figure in start for figure in (whole[0], f"{whole[1]} minutes", whole[2]))
+
+
+@pytest.mark.parametrize(
+    ("arch", "quoted"),
+    [
+        ("champion_cpu", "takes {:.1f} PFLOP, where"),
+        ("enhanced_efficient_resnet", "recipe takes {:.0f} for"),
+        ("champion", "`champion` takes {:.0f} PFLOP"),
+        ("champion_1m", "`champion_1m` {:.0f}, which"),
+    ],
+)
+def test_operations_of_a_training_are_counted(arch: str, quoted: str) -> None:
+    of_all = ["--data.val_fraction=0"] if arch == "champion_cpu" else []
+    counted = operations_of_training(resolve_config([f"--arch={arch}", *of_all])) / 1e15
+    assert quoted.format(counted) in README.replace("\n", " ")
+
+
 @pytest.mark.parametrize("path", PILOTS, ids=lambda path: path.stem)
 def test_a_pilots_accuracy_stands_before_its_name(path: Path) -> None:
     accuracy = read_record(path).scores["val"]["raw"].accuracy
@@ -53,6 +91,8 @@ def test_time_to_accuracy_is_that_of_its_runs(target: int) -> None:
     ours = [row for row in rows if row["side"] == "ours"]
     accuracies = [100 * row["accuracy"] for row in ours]
     minutes = mean(row["seconds"] for row in ours) / 60
+    if target == 94:
+        assert f"{mean(accuracies):.2f}% of the test set in {minutes:.1f} minutes" in README
     (line,) = lines_with(f"benchmarks/time_to_{target}.json)")
     spread = f"(n = {len(ours)}, standard deviation {stdev(accuracies):.2f})"
     assert f"{mean(accuracies):.2f}% {spread}" in line
@@ -148,6 +188,11 @@ def test_what_shift_does_is_that_of_the_record() -> None:
     raw = strategies["plain"]
     wanted = raw["mean_15"]["mce"], 1 - raw["clean"]["accuracy"]
     assert mce == tuple(f"{100 * error:.2f}" for error in wanted)
+    clean, shifted = (
+        [raw[images][t]["ece"] for t in ("as_it_is", "fitted")] for images in ("clean", "mean_15")
+    )
+    assert f"there ({clean[0]:.3f} to {clean[1]:.3f}) and raises it" in README
+    assert f"under shift ({shifted[0]:.3f} to {shifted[1]:.3f})" in README
     for other in strategies.values():
         assert abs(other["mean_15"]["mce"] - raw["mean_15"]["mce"]) <= 0.002
         assert abs(other["clean"]["accuracy"] - raw["clean"]["accuracy"]) <= 0.002
