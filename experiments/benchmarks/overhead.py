@@ -29,6 +29,7 @@ from experiments.benchmarks.timing import Ratio, add_repeats, positive, ratio
 from experiments.training.cli import ExperimentCLI
 from experiments.training.devices import synchronise
 from experiments.training.launch import read_launch
+from experiments.training.length import batches_per_epoch
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.resolve import resolve_config
 from lightning_modules.optimizers import make_optimizer
@@ -60,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         metavar="N",
         type=positive,
-        default=50,
-        help="of the epoch (default: 50, the last of which the loggers write down)",
+        default=48,
+        help="of the epoch, the last of which the loggers write down (default: 48, all of them)",
     )
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed")
     add_repeats(parser, default=3)
@@ -73,9 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """One row; the sides take turns at going first, after a short warm-up of both.
 
-    MisconfigurationException for a flag of `run.py` that only the Trainer's side would follow.
+    MisconfigurationException for a flag of `run.py` that only the Trainer's side would follow, and
+    for more steps than an epoch has.
     """
     config = resolve_config(arguments_of(flags, flags.steps))
+    if (batches := batches_per_epoch(config)) < flags.steps:
+        raise MisconfigurationException(
+            f"--steps must be at most {batches}, the batches of an epoch, got {flags.steps}"
+        )
     for group, settings in BEYOND_THE_LOOP.items():
         for name, same in settings.items():
             if config[group][name] not in same:
@@ -122,6 +128,7 @@ def arguments_of(flags: argparse.Namespace, steps: int) -> list[str]:
         "--trainer.max_epochs=1",
         "--trainer.max_steps=-1",
         f"--trainer.limit_train_batches={steps}",
+        f"--trainer.log_every_n_steps={steps}",
         f"--trainer.precision={flags.precision}",
         f"--trainer.accelerator={flags.device}",
         *always,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-import torch
-
 from experiments.claims.estimates import (
     SPLITS,
     SPREAD,
@@ -22,7 +20,7 @@ from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
 from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
 from experiments.claims.verdicts import Verdict, judge, judge_side
 from experiments.records.record import Evaluation, Record
-from experiments.training.presets import EXPERIMENTS
+from experiments.training.meta import on_meta
 from lightning_modules.classifier import count_parameters
 
 
@@ -153,9 +151,7 @@ def parameters_of(config: dict[str, Any]) -> int:
 
 @cache
 def _parameters(arch: str, model: str) -> int:
-    with torch.device("meta"):
-        module = EXPERIMENTS[arch](**json.loads(model) | {"compile": False})
-    return count_parameters(module.network)
+    return count_parameters(on_meta(arch, json.loads(model)).network)
 
 
 def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> ClaimRow:

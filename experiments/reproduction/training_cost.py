@@ -14,6 +14,7 @@ from experiments.records.provenance import describe_device
 from experiments.records.record import Record
 from experiments.training.experiment import operations_per_image
 from experiments.training.length import batches_per_epoch
+from experiments.training.meta import on_meta
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.trainer import resolve_precision
 
@@ -36,9 +37,7 @@ def operations_of_training(config: dict[str, Any]) -> int:
 
 @cache
 def _operations_per_image(arch: str, model: str) -> int:
-    with torch.device("meta"):
-        module = EXPERIMENTS[arch](**json.loads(model) | {"compile": False})
-        return operations_per_image(module)
+    return operations_per_image(on_meta(arch, json.loads(model)))
 
 
 class Stopwatch:

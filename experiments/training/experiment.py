@@ -29,6 +29,7 @@ from experiments.training.devices import (
     step_in_words,
 )
 from experiments.training.launch import fail
+from experiments.training.meta import on_meta
 from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.training.processes import hand_on
 from experiments.training.trainer import Trainer
@@ -60,7 +61,11 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
             batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
             print(step_in_words(cli.trainer, batch_size, lr))
             if cli.fitted:
-                print(cli.fitted.in_words(operations_per_image(on_meta(cli.model))))
+                print(
+                    cli.fitted.in_words(
+                        operations_per_image(on_meta(cli.launch.arch, cli.model.hparams))
+                    )
+                )
         if cli.trainer.world_size > 1:
             hand_on(folder)
         cli.trainer.fit(
@@ -185,12 +190,6 @@ def last_train_accuracy(metrics: Path) -> float:
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
-
-
-def on_meta(module: ImageClassifier) -> ImageClassifier:
-    """A module alike without weights, for counting: the given one stays as it is for training."""
-    with torch.device("meta"):
-        return type(module)(**dict(module.hparams) | {"compile": False})
 
 
 def operations_per_image(module: ImageClassifier) -> int:

@@ -96,6 +96,7 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
         (["data", "--presets=sam_resnet", "--share=resnet"], "--share"),
         (["step", "--arch=sam_restnet"], "did you mean sam_resnet"),
         (["overhead", "--steps=0"], "--steps"),
+        (["overhead", "--steps=49"], "--steps must be at most 48, the batches of an epoch, got 49"),
         (["overhead", "--repeats=1", "--", "--trainer.max_epoch=3"], "--trainer.max_epoch"),
         (["overhead", "--", "--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches must"),
         (["overhead", "--", "--model.sharpness=sam"], "--model.sharpness must be none"),
