@@ -61,11 +61,8 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
             batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
             print(step_in_words(cli.trainer, batch_size, lr))
             if cli.fitted:
-                print(
-                    cli.fitted.in_words(
-                        operations_per_image(on_meta(cli.launch.arch, cli.model.hparams))
-                    )
-                )
+                chosen = on_meta(cli.launch.arch, cli.model.hparams)
+                print(cli.fitted.in_words(operations_per_image(chosen)))
         if cli.trainer.world_size > 1:
             hand_on(folder)
         cli.trainer.fit(

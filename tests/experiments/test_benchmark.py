@@ -15,7 +15,6 @@ from experiments.benchmarks import ceiling, data, predict, stock, time_to_accura
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, positive, ratio
-from experiments.inference.strategies import STRATEGIES
 from experiments.records.tables import print_table
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.resolve import resolve_config
@@ -261,8 +260,3 @@ def test_a_run_without_validation_is_timed_on_test_images_and_not_scored(measure
     record, _ = measured("predict", f"--run={run.folder}", "--repeats=1", "--images=20")
     assert {row["split"] for row in record.rows} == {"test"}
     assert {row["accuracy"] for row in record.rows} == {None}
-
-
-def test_without_a_run_nothing_is_adaptive():
-    assert "adaptive" not in predict.UNTRAINED
-    assert set(predict.TRAINED) <= set(STRATEGIES)

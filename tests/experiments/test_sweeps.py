@@ -66,7 +66,7 @@ def at(settings: dict[str, Any], path: str) -> Any:
     return settings
 
 
-def test_there_are_the_sweeps_that_the_readme_names() -> None:
+def test_there_is_one_for_the_optimizer_and_one_for_each_papers_augmentation() -> None:
     assert {path.stem for path in SWEEPS} == {
         "lr_weight_decay",
         "sam_resnet_augmentation",
