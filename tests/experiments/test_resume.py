@@ -164,6 +164,18 @@ def test_a_run_that_was_cut_off_and_then_asked_to_end_ends_like_one_that_was_not
     assert all("--ckpt_path=last" in line for line in run.record.command[1:])
 
 
+def test_no_validation_within_an_epoch_is_lost(undisturbed, tiny, command, resume):
+    flags = ("--trainer.val_check_interval=2",)
+    expected = undisturbed(flags).folder
+    argv = tiny(*flags, "--trainer.max_epochs=3", "--name=validated")
+    with pytest.raises(SystemExit):
+        command(argv, callbacks=[Terminate(1)])
+    folder = expected.parent / "validated"
+    assert steps_of(folder / "last.ckpt") == 3  # not behind the step that a validation follows
+    resume(folder)
+    assert_same(folder, expected)
+
+
 def test_what_is_compared_covers_what_training_depends_on(undisturbed):
     """A comparison of states says nothing about a state that the checkpoint lacks."""
     folder = undisturbed().folder
