@@ -19,7 +19,8 @@ REFUSED = {
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     """ValueError, or MisconfigurationException, in one line that names the flags.
 
-    `given` are the flags of the command line, for what only a preset says yields to them.
+    `given` are the flags of the command line, above which nothing that only a preset says may
+    silently stand.
     """
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"--seed: seed must be in [0, 2**32), got {config.seed}")
