@@ -110,7 +110,9 @@ def test_time_to_accuracy_is_that_of_its_runs(target: int) -> None:
 def test_the_data_paths_ratios_are_those_of_the_record() -> None:
     by_preset = {row["presets"][0]: row for row in rows_of("data")}
     lines = [
-        line for line in README.splitlines() if re.match(r"\| (data path|the same, (Enh|`ch))", line)
+        line
+        for line in README.splitlines()
+        if re.match(r"\| (data path|the same, (Enh|`ch))", line)
     ]
     plain, enhanced, champion, share = lines
     resnet = by_preset["resnet"]
