@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -56,12 +55,12 @@ def _load(load: Any, path: str, map_location: Any = None) -> Any:
     return load(path, map_location="cpu")
 
 
-def load_program(path: Path) -> ModuleType:
+def load_program(path: Path) -> Any:
     """The file as a module, whose networks compute in bf16 and answer in float32."""
     spec = importlib.util.spec_from_file_location("airbench", path)
     assert spec is not None
     assert spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
+    program: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     make_net = program.make_net
 
@@ -80,7 +79,7 @@ def load_program(path: Path) -> ModuleType:
     return program
 
 
-def operations(program: ModuleType, steps: int, steps_with_bias: int) -> int:
+def operations(program: Any, steps: int, steps_with_bias: int) -> int:
     """Of forward and backward passes, a multiply-add as two; the first bias is frozen on the way.
 
     Counted for one image: all of them cost the same.
@@ -95,7 +94,7 @@ def operations(program: ModuleType, steps: int, steps_with_bias: int) -> int:
     return first * of_step[True] + (steps - first) * of_step[False]
 
 
-def run(program: ModuleType) -> dict[str, Any]:
+def run(program: Any) -> dict[str, Any]:
     """Train once, and say what came of it."""
     seen: dict[str, Any] = {}
     show = program.print_training_details
