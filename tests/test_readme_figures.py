@@ -168,6 +168,12 @@ def test_the_table_of_steps_is_that_of_the_records() -> None:
         assert memory == f"{best['peak_bytes'] / 1e6:,.0f} MB"
 
 
+def test_the_papers_recipe_takes_as_long_on_a_cpu_as_its_steps() -> None:
+    images = steps()["sam_resnet", False, "32-true", "contiguous"]["images_per_second"]
+    hours = 200 * 45_000 / images / 3600
+    assert f"they take {hours:.0f} hours in 32 bits" in README
+
+
 def test_bf16_in_channels_last_is_as_much_faster_as_the_records_say() -> None:
     (line,) = lines_with("| bf16-mixed and channels-last over 32-bit contiguous")
     for arch, _, _, _ in steps():

@@ -179,6 +179,7 @@ def epochs_trained(trainer: Trainer) -> int:
 
     Not `current_epoch`, which is one less where a run is resumed that max_steps has ended.
     """
+    # Lightning annotates the tracker as its base class, which has no `processed`.
     return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 

@@ -68,5 +68,6 @@ class Trainer(LightningTrainer):
             **kwargs,
         )
         # Where there is max_steps Lightning takes a checkpoint of an epoch's end for one within it:
-        # what goes on from there would count and log that epoch twice, and leave out the next.
+        # what goes on from there would count and log that epoch twice, and leave out the next. It
+        # asks by this method alone, in two places, and both are wrong for a run of whole epochs.
         self.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
