@@ -35,6 +35,7 @@ from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.processes import is_first
 from experiments.training.trainer import Trainer
+from experiments.training.trainer_flags import refuse_trainer_flags, try_trainer
 
 # Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
 # before EMA, which averages the weights that it leaves.
@@ -154,6 +155,7 @@ class ExperimentCLI(LightningCLI):
         Parser.given = args
         self.config = parser.parse_args(args)
         try:
+            refuse_trainer_flags(self.config.as_dict())
             refuse_combinations(self.config, {text.partition("=")[0] for text in args})
             if self.config.fit_budget is not None:
                 self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
@@ -201,7 +203,9 @@ class ExperimentCLI(LightningCLI):
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        # Nothing is written for a run that has no data, or that cannot be resumed.
+        # Nothing is written for a run that Lightning refuses, that has no data, or that cannot be
+        # resumed.
+        try_trainer(self.config_init.trainer.as_dict(), Parser.given)
         if is_first():
             self.datamodule.prepare_data()
         keep_steps = 0
@@ -217,15 +221,12 @@ class ExperimentCLI(LightningCLI):
         ]
         given = self.config_init.trainer.callbacks or []  # one alone where a file gives one
         callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks()]
-        try:
-            trainer = super().instantiate_trainer(
-                default_root_dir=str(folder),
-                logger=[x for x in loggers if x],
-                callbacks=callbacks,
-                max_time=None,  # our Timer's, which ends a run between two epochs
-            )
-        except RuntimeError as error:  # what SLURM was asked for is not what Lightning supports
-            fail(str(error))
+        trainer = super().instantiate_trainer(
+            default_root_dir=str(folder),
+            logger=[x for x in loggers if x],
+            callbacks=callbacks,
+            max_time=None,  # our Timer's, which ends a run between two epochs
+        )
         assert isinstance(trainer, Trainer)
         return trainer
 

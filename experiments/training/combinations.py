@@ -1,18 +1,19 @@
-"""Flags that are fine by themselves and may not stand together, or not at all."""
+"""Flags that are fine by themselves and may not stand together."""
 
 from collections.abc import Collection
 
 from jsonargparse import Namespace
 
-from experiments.training.length import steps_of_epochs
+from experiments.training.length import steps_of_epochs, training_images
 from experiments.training.trainer import resolve_precision
 from lightning_modules.optimizers import refuse_fused
 
-# What of the Trainer's is decided elsewhere, and by what.
-REFUSED = {
-    "limit_predict_batches": "every image is evaluated",
-    "logger": "curves go to metrics.csv, and to Weights & Biases as --wandb says",
-    "default_root_dir": "--output and --name say where the run lies",
+# Flags that do nothing but with another one: where it is, and its values with which they do.
+NEEDS = {
+    "--model.rho": ("model.sharpness", ("sam", "asam")),
+    "--data.rand_augment_n": ("data.policy", ("rand_augment",)),
+    "--data.rand_augment_m": ("data.policy", ("rand_augment",)),
+    "--data.augmix_severity": ("data.policy", ("augmix",)),
 }
 
 
@@ -31,10 +32,10 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
         )
     if policy != "augmix" and weight > 0:
         raise ValueError(f"--model.jsd_weight {weight} needs --data.policy augmix, got {policy}")
+    for flag, (name, values) in NEEDS.items():
+        if flag in given and config[name] not in values:
+            raise ValueError(f"{flag} needs --{name} {' or '.join(values)}, got {config[name]}")
     trainer = config.trainer
-    for name, reason in REFUSED.items():
-        if trainer[name] is not None:
-            raise ValueError(f"--trainer.{name} is refused: {reason}")
     if config.model.fused:
         precision = resolve_precision(trainer.precision, trainer.accelerator)
         refuse_fused(precision, trainer.gradient_clip_val)
@@ -44,5 +45,13 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
             f"--trainer.max_epochs {trainer.max_epochs} would not be reached: --trainer.max_steps "
             f"{trainer.max_steps} ends training before; give both, -1 for no limit"
         )
-    if config.data.val_fraction == 0 and not config.test:
+    fraction, size = config.data.val_fraction, config.data.batch_size
+    images = training_images(config.as_dict())
+    if 0 < fraction < 1 and images == 50_000:
+        raise ValueError(f"--data.val_fraction {fraction} holds out no image: give 0 for none")
+    if 0 <= fraction < 1 and size > images:
+        raise ValueError(
+            f"--data.batch_size must be at most the {images:,} training images, got {size}"
+        )
+    if fraction == 0 and not config.test:
         raise ValueError("--test false leaves nothing to evaluate where --data.val_fraction is 0")

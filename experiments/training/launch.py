@@ -121,6 +121,8 @@ def read_launch(argv: list[str]) -> Launch:
     if flags.arch not in known:
         hint = near(flags.arch, known)
         fail(f"--arch {flags.arch} is unknown{hint}: name one of {', '.join(known)}")
+    if flags.name and (Path(flags.name).name != flags.name or flags.name == ".."):
+        fail(f"--name must be the name of one folder, which --output holds, got {flags.name}")
     if not flags.name and not agree_on_a_name():
         fail("--name is missing: processes that torchrun, SLURM or you start must agree on it")
     try:

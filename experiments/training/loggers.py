@@ -56,6 +56,8 @@ class ClaimLogger(WandbLogger):
 
     def __init__(self, claim: Mapping[str, float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # Lightning passes it on though it is not given, and W&B, which has given it up, warns.
+        self._wandb_init.pop("anonymous", None)
         self.claim = claim
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

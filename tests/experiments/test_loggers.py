@@ -92,3 +92,18 @@ def test_online_without_an_account_is_one_line(refusal, monkeypatch):
     assert refusal("--wandb=online") == (
         "--wandb online: No API key configured. Log in with `wandb login`, or use --wandb offline"
     )
+
+
+def test_nothing_is_asked_of_wandb_that_it_has_given_up(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    asked = {}
+
+    def init(**arguments):
+        asked.update(arguments)
+        raise wandb.errors.UsageError("Enough.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(MisconfigurationException):
+        wandb_logger(tmp_path, "offline", {"arch": "sam_resnet"})
+    assert asked["project"] == "sub5m"
+    assert "anonymous" not in asked  # it warns of it
