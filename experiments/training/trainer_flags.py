@@ -36,7 +36,7 @@ LEAST = {
 
 
 def refuse_trainer_flags(config: dict[str, Any]) -> None:
-    """ValueError, or MisconfigurationException, in one line that names the flag and its value."""
+    """ValueError, in one line that names the flag and its value."""
     trainer = config["trainer"]
     for name, (usual, reason) in REFUSED.items():
         if trainer[name] not in usual:
