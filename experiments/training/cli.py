@@ -35,7 +35,7 @@ from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.processes import is_first
 from experiments.training.trainer import Trainer
-from experiments.training.trainer_flags import refuse_trainer_flags, try_trainer
+from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
 
 # Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
 # before EMA, which averages the weights that it leaves.
@@ -206,6 +206,9 @@ class ExperimentCLI(LightningCLI):
         # Nothing is written for a run that Lightning refuses, that has no data, or that cannot be
         # resumed.
         try_trainer(self.config_init.trainer.as_dict(), Parser.given)
+        given = self.config_init.trainer.callbacks or []  # one alone where a file gives one
+        given = given if isinstance(given, list) else [given]
+        refuse_monitors(given, self._validated(), self.config.data.val_fraction > 0)
         if is_first():
             self.datamodule.prepare_data()
         keep_steps = 0
@@ -219,8 +222,7 @@ class ExperimentCLI(LightningCLI):
             csv_logger(folder, keep_steps),
             wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
         ]
-        given = self.config_init.trainer.callbacks or []  # one alone where a file gives one
-        callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks()]
+        callbacks = [*given, *self._callbacks()]
         trainer = super().instantiate_trainer(
             default_root_dir=str(folder),
             logger=[x for x in loggers if x],
@@ -230,6 +232,10 @@ class ExperimentCLI(LightningCLI):
         assert isinstance(trainer, Trainer)
         return trainer
 
+    def _validated(self) -> list[str]:
+        """Suffixes of the weights that are validated, the raw ones' first."""
+        return [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
+
     def _callbacks(self) -> list[Callback]:
         folder = self.launch.folder
         switched: list[Callback] = []
@@ -237,8 +243,7 @@ class ExperimentCLI(LightningCLI):
             value = self.config_init[key]
             if value:
                 switched.append(callback() if value is True else value)
-        validated = [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
-        best = [BestCheckpoint(str(folder), suffix) for suffix in validated]
+        best = [BestCheckpoint(str(folder), suffix) for suffix in self._validated()]
         return [
             RandomState(),
             *switched,
@@ -254,12 +259,3 @@ class ExperimentCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         trainer = self.config.trainer
         check_devices(self.trainer, self.config.data.batch_size, trainer.sync_batchnorm)
-        if self.config.data.val_fraction:
-            return
-        for callback in self.trainer.callbacks:
-            monitor = getattr(callback, "monitor", None)
-            if monitor and monitor.startswith("val/"):
-                fail(
-                    f"{type(callback).__name__} monitors {monitor}, but --data.val_fraction 0 "
-                    "leaves no validation images: set it above 0 or drop the monitor"
-                )

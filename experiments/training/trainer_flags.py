@@ -7,13 +7,15 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments.training.launch import near
 from experiments.training.length import batches_per_epoch
 from experiments.training.trainer import Trainer
 
@@ -91,6 +93,32 @@ def _refuse_batches(config: dict[str, Any]) -> None:
             f"--trainer.val_check_interval must be from 1 to the {batches} batches of an epoch, or "
             f"a share of it in (0, 1], got {interval}"
         )
+
+
+def refuse_monitors(
+    callbacks: Sequence[Callback], suffixes: Collection[str], validated: bool
+) -> None:
+    """ValueError where one of a user's callbacks waits for a metric that there is not going to be.
+
+    `suffixes` are those of the weights that are validated, which happens where `validated`.
+    """
+    metrics = [f"val/{name}{suffix}" for name in ("loss", "acc") for suffix in suffixes]
+    metrics += ["train/loss", "train/acc", "train/acc_soft"]
+    # A callback of the user's own may log what another one waits for.
+    known = all(type(callback).__module__.startswith("lightning.") for callback in callbacks)
+    for callback in callbacks:
+        name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+        if monitor and monitor.startswith("val/") and not validated:
+            raise ValueError(
+                f"--trainer.callbacks: {name} monitors {monitor}, but --data.val_fraction 0 leaves "
+                "no validation images: set it above 0 or drop the monitor"
+            )
+        if isinstance(callback, EarlyStopping) and known and callback.monitor not in metrics:
+            hint = near(callback.monitor, metrics)
+            raise ValueError(
+                f"--trainer.callbacks: {name} monitors {monitor}{hint}, but a "
+                f"run logs {', '.join(metrics)}"
+            )
 
 
 def try_trainer(arguments: Mapping[str, Any], given: Collection[str]) -> None:

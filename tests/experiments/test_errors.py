@@ -210,9 +210,17 @@ def test_a_run_without_validation_and_test_images_is_refused(refusal):
 def test_an_empty_validation_set_with_a_monitor_on_it_is_refused(refusal):
     line = refusal("--data.val_fraction=0", *EARLY_STOPPING)
     assert line == (
-        "EarlyStopping monitors val/acc, but --data.val_fraction 0 leaves no validation images: "
-        "set it above 0 or drop the monitor"
+        "--trainer.callbacks: EarlyStopping monitors val/acc, but --data.val_fraction 0 leaves no "
+        "validation images: set it above 0 or drop the monitor"
     )
+
+
+def test_a_metric_that_no_run_logs_is_found_before_the_first_epoch(refusal, tmp_path):
+    stopping, _ = EARLY_STOPPING
+    flags = (stopping, "--trainer.callbacks.monitor=val_acc", f"--output={tmp_path}")
+    line = refusal(*flags)
+    assert line.startswith("--trainer.callbacks: EarlyStopping monitors val_acc (did you mean val/")
+    assert not any(tmp_path.iterdir())
 
 
 def test_with_validation_images_the_same_monitor_is_fine(build):
