@@ -97,10 +97,10 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if not flags.suites and not flags.table:
         parser.error("name a SUITE, or --table")
     for name in ("seeds", "budget_minutes", "cpus_per_row"):
-        if getattr(flags, name) <= 0:
+        if not getattr(flags, name) > 0:  # nan is not either
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
-    if flags.gpus_per_row is not None and flags.gpus_per_row < 0:
+    if flags.gpus_per_row is not None and not flags.gpus_per_row >= 0:
         parser.error(f"--gpus-per-row must be 0 or more, got {flags.gpus_per_row:g}")
     if flags.ray and importlib.util.find_spec("ray") is None:
         parser.error("--ray needs the package ray: install it with pip install -e '.[ray]'")

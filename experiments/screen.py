@@ -69,7 +69,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     flags = parser.parse_args(argv)
     for name in ("epochs", "seeds", "rungs", "budget_minutes"):
-        if getattr(flags, name) <= 0:
+        if not getattr(flags, name) > 0:  # nan is not either
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
     if importlib.util.find_spec("optuna") is None:

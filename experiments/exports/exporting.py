@@ -57,8 +57,10 @@ def export(
             if images is not None:
                 show(compare(draft, model, images, run.module(name)), len(images))
             draft.rename(output)
-    except (MisconfigurationException, OSError) as error:
+    except MisconfigurationException as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"--output {output} cannot be written: {error}")
     print(f"Written: {output}")
     if repository:
         push(output, repository)

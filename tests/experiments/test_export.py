@@ -168,6 +168,7 @@ def export(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"weights": "best"}, "invalid choice: 'best'"),
         ({"dtype": "int8"}, "invalid choice: 'int8'"),
         ({"push": "me/mine"}, "--push needs a login on Hugging Face's Hub"),
+        ({"output": "/dev/null/out"}, "--output /dev/null/out cannot be written: "),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

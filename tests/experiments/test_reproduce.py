@@ -444,6 +444,7 @@ def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, script
         ([], "", "name a SUITE, or --table"),
         (["--seeds=0"], "table.yaml", "--seeds must be above 0, got 0"),
         (["--budget-minutes=-1"], "table.yaml", "--budget-minutes must be above 0, got -1"),
+        (["--budget-minutes=nan"], "table.yaml", "--budget-minutes must be above 0, got nan"),
         (["--scale=tiny"], "table.yaml", "invalid choice: 'tiny'"),
         (["--gpus-per-row=-1"], "table.yaml", "--gpus-per-row must be 0 or more, got -1"),
         (["--results=typo", "--dry-run"], "table.yaml", "--results typo is not a folder"),

@@ -212,6 +212,7 @@ def test_the_committed_pages_are_what_their_records_say():
         ),
         (["champion", "--seeds=0"], "--seeds must be above 0, got 0"),
         (["champion", "--budget-minutes=-1"], "--budget-minutes must be above 0, got -1"),
+        (["champion", "--budget-minutes=nan"], "--budget-minutes must be above 0, got nan"),
         ([], "the following arguments are required: SUITE"),
     ],
 )
