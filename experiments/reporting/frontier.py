@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.resolve import resolve_config
 
 PAGE, PICTURE = "FRONTIER.md", "frontier.png"
+# In the picture's own metadata.
+DRAWN_WITH = "SHA-256 of FRONTIER.md"
 KNOWN = Path(__file__).with_name("known_points.yaml")
 #: the speed benchmark, whose runs have no records of their own
 SPEED = Path("benchmarks", "time_to_94.json")
@@ -218,14 +221,20 @@ def _scatter(axis: Axes, points: Sequence[Point], x: Sequence[float | None]) -> 
     axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(x=0.1)  # room for the numbers
     axis.grid(alpha=0.3)
 
 
 def write_frontier(folder: Path) -> Path:
     """Write the page and its picture into a folder, from the records under it."""
     points = find_points(folder)
-    partial = folder / f"partial-{PICTURE}"
-    draw(points).savefig(partial)
+    page, partial = render(points), folder / f"partial-{PICTURE}"
+    draw(points).savefig(partial, metadata={DRAWN_WITH: fingerprint(page)})
     partial.replace(folder / PICTURE)
-    write_atomically(folder / PAGE, render(points))
+    write_atomically(folder / PAGE, page)
     return folder / PAGE
+
+
+def fingerprint(page: str) -> str:
+    """What a picture says of the page that it was drawn with."""
+    return sha256(page.encode()).hexdigest()
