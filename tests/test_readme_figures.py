@@ -8,8 +8,11 @@ from statistics import mean, stdev
 import pytest
 
 from experiments.benchmarks.benchmark_record import read_benchmark
+from experiments.claims.matching import load_results
+from experiments.claims.selection import read_suites
 from experiments.records.record import read_evaluation, read_record
 from experiments.reproduction.training_cost import operations_of_training
+from experiments.screening.halving import Rung, records_of, val_accuracy
 from experiments.training.resolve import resolve_config
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +86,18 @@ def test_a_pilots_accuracy_stands_before_its_name(path: Path) -> None:
     accuracy = read_record(path).scores["val"]["raw"].accuracy
     (quoted,) = re.findall(rf"([\d.]+%)[^%]*?\(`{path.stem}`\)", README)
     assert quoted == f"{accuracy:.2%}"
+
+
+def test_what_screening_left_is_that_of_its_records() -> None:
+    (suite,) = read_suites(["champion"])
+    rung, results = Rung(1, epochs=4, seeds=4), load_results(RESULTS / "screening")
+    records = {name: records_of(suite, name, rung, results) for name in suite.rows}
+    went_on = [name for name, found in records.items() if len(found) == rung.seeds]
+    assert went_on == ["base", "no_policy", "deeper"]
+    quoted = re.findall(r"\(([\d.]+)%\)", README.partition("Three went")[2])[: len(went_on)]
+    ranks = sorted((mean(map(val_accuracy, records[name])) for name in went_on), reverse=True)
+    assert quoted == [f"{accuracy:.2f}" for accuracy in ranks]
+    assert f"and {records['base'][0].parameters:,} parameters" in README
 
 
 @pytest.mark.parametrize("target", [94, 90])

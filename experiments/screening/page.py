@@ -20,7 +20,8 @@ the first row in the last column that both have, in points, with Welch's interva
 
 """
 WENT_ON = """A row went on to the next column if it was
-in the better half of those before it in the suite, itself included; the first always did."""
+in the better half of those before it in the suite, itself included; the first always did. A
+training that two rows have in common stands at both, also where one had been left out by then."""
 
 
 def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> str:
