@@ -14,14 +14,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def git_state() -> tuple[str, bool]:
-    """The commit of the code that runs, and whether tracked files differ from it."""
+    """The commit of the code that runs, and whether tracked files differ from it.
+
+    Those of experiments/results are left out: commands write them and no training reads them, so
+    that a screening's page, once written, would stain the next screening's records.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no") != ""
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results"
+        )
+        return git("rev-parse", "HEAD"), changed != ""
     except (OSError, subprocess.CalledProcessError):
         return "unknown", True
 

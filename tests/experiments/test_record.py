@@ -103,6 +103,16 @@ def test_a_changed_file_makes_it_dirty(repository, tmp_path, stage):
     assert git_state() == (repository("rev-parse", "HEAD"), True)
 
 
+def test_what_commands_write_into_the_results_is_not_the_code(repository, tmp_path):
+    page = tmp_path / "experiments" / "results" / "CLAIMS.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("one\n")
+    repository("add", ".")
+    repository("commit", "-q", "-m", "Two.")
+    page.write_text("two\n")
+    assert git_state() == (repository("rev-parse", "HEAD"), False)
+
+
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
