@@ -34,7 +34,6 @@ def test_the_table_of_presets_is_all_of_them_with_their_counts() -> None:
 def test_a_printed_command_is_accepted(command: str, monkeypatch, tmp_path) -> None:
     # Only the parsing: what it would train is tested elsewhere.
     monkeypatch.setattr(ExperimentCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(ExperimentCLI, "after_instantiate_classes", lambda self: None)
     arguments = shlex.split(command)
     if {"--help", "--print_config"} & set(arguments):
         with pytest.raises(SystemExit) as exit_:

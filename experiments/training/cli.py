@@ -205,7 +205,8 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         # Nothing is written for a run that Lightning refuses, that has no data, or that cannot be
         # resumed.
-        try_trainer(self.config_init.trainer.as_dict(), Parser.given)
+        trial = try_trainer(self.config_init.trainer.as_dict(), Parser.given)
+        check_devices(trial, self.config.data.batch_size, self.config.trainer.sync_batchnorm)
         given = self.config_init.trainer.callbacks or []  # one alone where a file gives one
         given = given if isinstance(given, list) else [given]
         refuse_monitors(given, self._validated(), self.config.data.val_fraction > 0)
@@ -255,7 +256,3 @@ class ExperimentCLI(LightningCLI):
             # Behind the best ones, so that it holds their state.
             LastCheckpoint(str(folder)),
         ]
-
-    def after_instantiate_classes(self) -> None:
-        trainer = self.config.trainer
-        check_devices(self.trainer, self.config.data.batch_size, trainer.sync_batchnorm)

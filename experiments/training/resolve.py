@@ -19,9 +19,6 @@ class _Resolver(ExperimentCLI):
     def instantiate_classes(self) -> None:
         pass
 
-    def after_instantiate_classes(self) -> None:
-        pass
-
 
 @cache
 def _resolver(arch: str) -> _Resolver:

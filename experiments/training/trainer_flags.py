@@ -121,10 +121,11 @@ def refuse_monitors(
             )
 
 
-def try_trainer(arguments: Mapping[str, Any], given: Collection[str]) -> None:
-    """Make a Trainer for nothing: ValueError in one line where Lightning refuses its `arguments`.
+def try_trainer(arguments: Mapping[str, Any], given: Collection[str]) -> Trainer:
+    """A Trainer that writes nothing, and with which nothing is trained.
 
-    The line begins with the flag of `given` that it is about, where it is about one.
+    ValueError in one line where Lightning refuses its `arguments`, which begins with the flag of
+    `given` that it is about, where it is about one.
     """
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = logger.level
@@ -141,7 +142,7 @@ def try_trainer(arguments: Mapping[str, Any], given: Collection[str]) -> None:
         logger.setLevel(logging.ERROR)  # it is said again of the Trainer that stays
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Trainer(**trial)
+            return Trainer(**trial)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         message = str(error)
         flags = {text.partition("=")[0] for text in given if text.startswith("--trainer.")}

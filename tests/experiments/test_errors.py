@@ -149,6 +149,10 @@ def test_augmix_and_its_loss_go_together_and_with_no_mixing(refusal, flags, answ
             "--trainer.max_epochs 50 would not be reached: --trainer.max_steps 290 ends training "
             "before; give both, -1 for no limit",
         ),
+        (
+            ["--trainer.devices=3", "--data.batch_size=32"],
+            "--data.batch_size must be a multiple of the number of devices, 3, got 32",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_go_together_is_refused_before_anything_is_written(
