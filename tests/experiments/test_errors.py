@@ -291,9 +291,10 @@ def test_what_nothing_can_be_trained_with_is_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
-def test_an_accelerator_that_is_not_there_is_named(refusal, accelerator):
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
+def test_an_accelerator_that_is_not_there_is_named(refusal, monkeypatch, accelerator):
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
     line = refusal(f"--trainer.accelerator={accelerator}")
     assert line.startswith(f"--trainer.accelerator {accelerator}: there is none here")
 
