@@ -91,8 +91,7 @@ def _recorded(results: Results) -> Iterator[Point]:
         if len(chosen) == len(records) and all(len(x.strategy["views"]) > 1 for x in chosen):
             views = mean_of([100 * x.scores["test"].accuracy for x in chosen])
         first = records[0]
-        minutes = max(x.training_seconds for x in records) / 60
-        what = f"{first.epochs} epochs, {minutes:.0f} min on {first.device}"
+        what = f"{first.epochs} epochs, {_longest(records)}"
         yield Point(
             "this project",
             first.arch,
@@ -104,6 +103,17 @@ def _recorded(results: Results) -> Iterator[Point]:
             "; ".join([f"{_images(first.config)}, {what}", *reservations(records)]),
             ", ".join(x.name for x in records),
         )
+
+
+def _longest(records: list[Record]) -> str:
+    """The longest training on each device, in words: "97 min on AMD EPYC, 2 min on NVIDIA H100"."""
+    seconds: dict[str, float] = {}
+    for record in records:
+        seconds[record.device] = max(record.training_seconds, seconds.get(record.device, 0))
+    return ", ".join(
+        f"{s / 60:.0f} min on {device}" if s >= 60 else f"{s:.0f} s on {device}"
+        for device, s in seconds.items()
+    )
 
 
 def _images(config: dict[str, Any]) -> str:

@@ -136,3 +136,12 @@ def test_the_page_numbers_points_from_the_best_on(tmp_path):
     assert accuracies == sorted(accuracies, reverse=True)
     assert len(accuracies) == len(find_points(tmp_path)) > 10
     assert {path.name for path in tmp_path.iterdir()} == {PAGE, PICTURE}
+
+
+def test_a_point_names_the_longest_training_on_each_device(record, tmp_path):
+    flags = ["--arch=champion"]
+    record("cpu", [*flags, "--seed=0"], 0.95, device="CPU", training_seconds=600)
+    record("gpu1", [*flags, "--seed=1"], 0.95, device="GPU", training_seconds=20)
+    record("gpu2", [*flags, "--seed=2"], 0.95, device="GPU", training_seconds=30)
+    [point] = ours(tmp_path)
+    assert "10 min on CPU, 30 s on GPU" in point.note
