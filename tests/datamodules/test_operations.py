@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from datamodules import operations
 from datamodules.operations import affine, affine_matrices
@@ -19,7 +19,8 @@ BLENDS = ["Brightness", "Color", "Contrast", "Sharpness"]
 def oracle(images, name, magnitude, interpolation="nearest"):
     no_fill = defaultdict(lambda: None)
     apply = TORCHVISION._apply_image_or_video_transform
-    return torch.stack([apply(x, name, magnitude, interpolation, no_fill) for x in images])
+    mode = InterpolationMode(interpolation)  # torchvision 0.26 takes no string
+    return torch.stack([apply(x, name, magnitude, mode, no_fill) for x in images])
 
 
 def magnitudes(policy, name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from datamodules import policies
 from datamodules.augmentation import Augmentation
@@ -44,7 +44,7 @@ def by_torchvision(image, number, magnitude, interpolation):
     magnitude = float(magnitude) / 255 if name == "Solarize" else float(magnitude)
     no_fill = defaultdict(lambda: None)
     return TORCHVISION._apply_image_or_video_transform(
-        image, name, magnitude, interpolation, no_fill
+        image, name, magnitude, InterpolationMode(interpolation), no_fill
     )
 
 
