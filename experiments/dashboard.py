@@ -104,7 +104,10 @@ def main() -> None:
     flags = read_arguments(sys.argv[1:])
     for package in ("wandb", "wandb_workspaces"):
         if importlib.util.find_spec(package) is None:
-            fail(f"the dashboard needs the package {package.replace('_', '-')}: install it")
+            fail(
+                f"the dashboard needs the package {package.replace('_', '-')}: install it with "
+                "pip install -r requirements.txt"
+            )
     # After the check, as importing them takes seconds, and a machine may be without them.
     from experiments.tracking.panels import build_workspace  # noqa: PLC0415
 

@@ -48,7 +48,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     flags.output = flags.output or flags.run / "export"
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        fail(f"exporting needs {', '.join(missing)}: pip install -e '.[export]'")
+        fail(f"exporting needs {', '.join(missing)}: pip install -r requirements.txt")
     if flags.output.exists():
         fail(f"{flags.output} exists: remove it, or choose another --output")
     return flags

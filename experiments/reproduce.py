@@ -103,7 +103,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if flags.gpus_per_row is not None and not flags.gpus_per_row >= 0:
         parser.error(f"--gpus-per-row must be 0 or more, got {flags.gpus_per_row:g}")
     if flags.ray and importlib.util.find_spec("ray") is None:
-        parser.error("--ray needs the package ray: install it with pip install -e '.[ray]'")
+        parser.error(
+            "--ray needs the package ray: install it with pip install -r requirements-dev.txt"
+        )
     return flags
 
 

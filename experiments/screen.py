@@ -73,7 +73,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
     if importlib.util.find_spec("optuna") is None:
-        parser.error("the package optuna is missing: install it with pip install -e '.[screen]'")
+        parser.error(
+            "the package optuna is missing: install it with pip install -r requirements-dev.txt"
+        )
     return flags
 
 

@@ -1,0 +1,126 @@
+"""The lock files: complete for every pip, and sufficient for the commands."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+LOCKS = sorted(ROOT.glob("requirements*.txt"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+#: the extras that each of the two locks contains
+RUN_TIME = ("export", "dashboard")
+DEVELOPMENT = (*RUN_TIME, "ray", "screen", "dev")
+#: the modules that need a package of requirements-dev.txt; their commands check for it first
+NEED_MORE = {
+    "experiments.reproduction.ray_runner",
+    "experiments.screening.halving",
+    "experiments.screening.page",
+}
+
+
+@cache
+def locked(name: str) -> list[Requirement]:
+    """The requirements of a lock file."""
+    lines = re.findall(r"^[\w.-]+(?:\[.*?\])?==[^\\\n]+", (ROOT / name).read_text(), re.MULTILINE)
+    return [Requirement(line) for line in lines]
+
+
+def lacking(lock: list[Requirement]) -> set[str]:
+    """The extras that an installed package of the lock requires, but the lock does not name."""
+    extras: dict[str, set[str]] = {}
+    for pin in lock:
+        extras.setdefault(canonicalize_name(pin.name), set()).update(pin.extras)
+    missing = set()
+    for name, own in extras.items():
+        try:
+            required = [Requirement(line) for line in requires(name) or []]
+        except PackageNotFoundError:  # for another platform or Python
+            continue
+        for need in required:
+            other = canonicalize_name(need.name)
+            applies = need.marker is None or any(
+                need.marker.evaluate({"extra": extra}) for extra in ("", *own)
+            )
+            if applies and other in extras:
+                missing |= {f"{other}[{extra}]" for extra in need.extras - extras[other]}
+    return missing
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_a_lock_names_every_extra_that_one_of_its_packages_requires(lock: Path) -> None:
+    # Otherwise an old pip looks for the extra's package on the index, where a new version is.
+    assert lacking(locked(lock.name)) == set()
+
+
+def test_an_omitted_extra_is_found() -> None:
+    pins = [Requirement("pytest-cov==7"), Requirement("coverage==7")]
+    assert lacking(pins) == {"coverage[toml]"}
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_a_lock_has_a_hash_for_every_package_and_no_address(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    blocks = re.split(r"^(?=[\w.-]+(?:\[.*?\])?==)", text, flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(locked(lock.name)) > 50
+    assert all("--hash=sha256:" in block for block in blocks)
+
+
+def test_the_development_lock_adds_packages_to_the_other_and_changes_none() -> None:
+    run_time, development = ({str(x) for x in locked(f"requirements{x}.txt")} for x in ("", "-dev"))
+    assert run_time < development
+    added = {x.name for x in locked("requirements-dev.txt")}
+    added -= {x.name for x in locked("requirements.txt")}
+    assert {"pytest", "ray", "optuna", "playwright", "ruff", "mypy"} <= added
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("requirements.txt", RUN_TIME), ("requirements-dev.txt", DEVELOPMENT)]
+)
+def test_a_lock_contains_what_pyproject_toml_asks_for(lock: str, extras: tuple[str, ...]) -> None:
+    asked = list(PROJECT["dependencies"])
+    for extra in extras:
+        asked += PROJECT["optional-dependencies"][extra]
+    pins = {}
+    for pin in locked(lock):
+        if pin.marker is None or pin.marker.evaluate():
+            pins[canonicalize_name(pin.name)] = pin
+    for need in map(Requirement, asked):
+        if canonicalize_name(need.name) == PROJECT["name"]:  # the extras of the project itself
+            continue
+        pin = pins[canonicalize_name(need.name)]
+        [version] = pin.specifier
+        assert need.specifier.contains(version.version, prereleases=True), need
+        assert need.extras <= pin.extras, need
+
+
+def test_the_code_needs_no_package_of_the_development_lock() -> None:
+    run_time = {canonicalize_name(x.name) for x in locked("requirements.txt")}
+    development = {canonicalize_name(x.name) for x in locked("requirements-dev.txt")}
+    blocked = [
+        module
+        for module, owners in packages_distributions().items()
+        if {canonicalize_name(owner) for owner in owners} <= development - run_time
+    ]
+    assert {"ray", "optuna", "pytest", "playwright"} <= set(blocked)
+    packages = ("lightning_modules", "datamodules", "callbacks", "experiments")
+    modules = []
+    for package in packages:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            modules.append(name.removesuffix(".__init__"))
+    assert set(modules) > NEED_MORE
+    program = (
+        "import sys, importlib\n"
+        f"sys.modules |= dict.fromkeys({blocked})\n"
+        f"for name in {sorted(set(modules) - NEED_MORE)}: importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
