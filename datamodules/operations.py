@@ -1,8 +1,10 @@
 """The image operations of augmentation policies, each image of a batch with its own magnitude.
 
 Images are uint8 (B, 3, H, W), and so is what comes back; magnitudes are float32 (B,) on the device
-of the images. On every single image each operation is torchvision's on uint8, bit for bit, which
-has them with one magnitude for a whole batch. (Its `equalize` has none, and is used as it is.)
+of the images. On a CPU each operation equals torchvision's, which has one magnitude for a whole
+batch, byte for byte on uint8, except bilinear resampling: there the processor decides the last bit
+of torchvision's matrix product, and one byte in 500 at most differs, by one level. (Torchvision's
+`equalize` has no magnitude, and is used.)
 Nothing here is a matrix product or a convolution, which autocast would compute in fewer bits.
 """
 

@@ -1,4 +1,8 @@
-"""The oracle is torchvision's policy code, one image and one magnitude at a time."""
+"""The oracle is torchvision's policy code, one image and one magnitude at a time.
+
+Everything is equal to the last bit, except bilinear resampling. There the last bit of torchvision's
+matrix product decides some roundings, and it depends on the processor.
+"""
 
 from collections import defaultdict
 
@@ -14,6 +18,9 @@ from datamodules.synthetic import synthetic_cifar10
 TORCHVISION = v2.TrivialAugmentWide()
 AFFINE = ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"]
 BLENDS = ["Brightness", "Color", "Contrast", "Sharpness"]
+#: the bytes, one in this many, that bilinear resampling may give one level off; the largest share
+#: that was measured is one in 939 (at all magnitudes of a shear, with any order of summation)
+APART = 500
 
 
 def oracle(images, name, magnitude, interpolation="nearest"):
@@ -49,9 +56,34 @@ def same_on_every_image(images, numbers, function, expected):
     assert torch.equal(got, torch.cat([expected(number) for number in numbers]))
 
 
+def assert_resampled_alike(got, expected, interpolation):
+    assert got.dtype == torch.uint8
+    apart = (got.int() - expected.int()).abs()
+    assert apart.max() <= (interpolation == "bilinear")
+    assert apart.count_nonzero() * APART <= apart.numel()
+
+
+def fused_products(a, b):
+    """Products of matrices (B, N, 3) and (B, 3, 2) as a processor with fused operations sums."""
+    total = a[..., :1] * b[:, :1]
+    for i in (1, 2):  # in 64 bits each product is exact, and one rounding follows
+        term = a[..., i : i + 1].double() * b[:, i : i + 1].double()
+        total = (total.double() + term).float()
+    return total
+
+
+@pytest.fixture(params=["this processor", "fused"])
+def processor(request, monkeypatch):
+    """The matrix product of this processor, and of one that rounds otherwise."""
+    if request.param == "fused":
+        monkeypatch.setattr(torch.Tensor, "bmm", fused_products)
+    return request.param
+
+
 @pytest.mark.parametrize("policy", [v2.TrivialAugmentWide, v2.RandAugment])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.usefixtures("processor")
 def test_resampling_is_torchvisions_at_every_magnitude(images, policy, name, interpolation):
     numbers = magnitudes(policy, name)
     amounts = np.zeros((5, len(numbers)))
@@ -59,20 +91,21 @@ def test_resampling_is_torchvisions_at_every_magnitude(images, policy, name, int
     matrices = torch.from_numpy(affine_matrices(amounts, 32, 32)).float()
     batch = images.repeat(len(numbers), 1, 1, 1)
     got = affine(batch, matrices.repeat_interleave(len(images), 0), interpolation)
-    assert got.dtype == torch.uint8
     expected = [oracle(images, name, x, interpolation) for x in numbers]
-    assert torch.equal(got, torch.cat(expected))
+    assert_resampled_alike(got, torch.cat(expected), interpolation)
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.usefixtures("processor")
 def test_images_need_not_be_square(images, name, interpolation):
     amounts = np.zeros((5, 1))
     amounts[AFFINE.index(name)] = 7 if "Translate" in name else 0.37
     matrices = torch.from_numpy(affine_matrices(amounts, 20, 32)).float()
     oblong = images[:, :, 6:26]
     got = affine(oblong, matrices.expand(len(images), -1, -1), interpolation)
-    assert torch.equal(got, oracle(oblong, name, float(amounts.max()), interpolation))
+    expected = oracle(oblong, name, float(amounts.max()), interpolation)
+    assert_resampled_alike(got, expected, interpolation)
 
 
 @pytest.mark.parametrize("policy", [v2.TrivialAugmentWide, v2.RandAugment])

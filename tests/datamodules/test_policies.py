@@ -1,6 +1,10 @@
-"""The oracle is torchvision's policies, one image at a time."""
+"""The oracle is torchvision's policies, one image at a time.
+
+Bilinear resampling is compared as in test_operations.py: some bytes may be one level off.
+"""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from datamodules import policies
 from datamodules.augmentation import Augmentation
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.policies import (
+    AFFINE,
     AUGMIX_OPERATIONS,
     BINS,
     OPERATIONS,
@@ -27,6 +32,8 @@ from datamodules.synthetic import synthetic_cifar10
 POLICIES = [TrivialAugmentWide(), RandAugment(), AugMix()]
 THEIRS = dict(zip(OPERATIONS, v2.TrivialAugmentWide._AUGMENTATION_SPACE, strict=True))
 TORCHVISION = v2.TrivialAugmentWide()
+#: the bytes, one in this many, that bilinear resampling may give one level off
+APART = 500
 
 
 def seeded(seed=0):
@@ -36,6 +43,13 @@ def seeded(seed=0):
 @pytest.fixture(scope="module")
 def images():
     return synthetic_cifar10("test", per_class=30)[0]
+
+
+class Applied(NamedTuple):
+    choice: Choice
+    interpolation: str
+    before: torch.Tensor
+    after: torch.Tensor
 
 
 def by_torchvision(image, number, magnitude, interpolation):
@@ -49,12 +63,13 @@ def by_torchvision(image, number, magnitude, interpolation):
 
 
 def recorded(monkeypatch):
-    """Every choice that a policy applies."""
+    """Every choice that a policy applies, with the images before and after."""
     seen, real = [], policies.apply
 
     def recording(images, choice, interpolation):
-        seen.append((choice, interpolation))
-        return real(images, choice, interpolation)
+        before, after = images.clone(), real(images, choice, interpolation)
+        seen.append(Applied(choice, interpolation, before, after.clone()))
+        return after
 
     monkeypatch.setattr(policies, "apply", recording)
     return seen
@@ -68,36 +83,53 @@ def test_every_image_gets_what_torchvision_gives_it(monkeypatch, images, policy)
     seen = recorded(monkeypatch)
     got = policy(images, seeded())
     assert got.dtype == torch.uint8
-    assert {interpolation for _, interpolation in seen} == {"nearest"}
-    assert set(seen[0][0].operations) == set(range(14))
+    assert {x.interpolation for x in seen} == {"nearest"}
+    assert set(seen[0].choice.operations) == set(range(14))
     for i, (image, result) in enumerate(zip(images, got, strict=True)):
         expected = image
-        for choice, interpolation in seen:
+        for choice, interpolation, *_ in seen:
             number, magnitude = choice.operations[i], choice.magnitudes[i]
             expected = by_torchvision(expected, number, magnitude, interpolation)
-        assert torch.equal(result, expected), OPERATIONS[seen[0][0].operations[i]]
+        assert torch.equal(result, expected), OPERATIONS[seen[0].choice.operations[i]]
 
 
 @pytest.mark.parametrize("depth", [None, 1, 4])
-def test_augmix_mixes_chains_of_what_torchvision_gives(monkeypatch, images, depth):
-    seen, policy = recorded(monkeypatch), AugMix(width=2, depth=depth)
+def test_augmix_applies_torchvisions_operations_in_chains(monkeypatch, images, depth):
+    seen = recorded(monkeypatch)
+    AugMix(width=2, depth=depth)(images[:40], seeded())
+    assert {x.interpolation for x in seen} == {"bilinear"}
+    assert len(seen) == (depth or 3)
+    assert torch.equal(seen[0].before, images[:40].repeat_interleave(4, 0))
+    resampled = []
+    for i, (choice, _, before, after) in enumerate(seen):
+        assert i == 0 or torch.equal(before, seen[i - 1].after)
+        for number, magnitude, image, got in zip(
+            choice.operations, choice.magnitudes, before, after, strict=True
+        ):
+            expected = by_torchvision(image, number, magnitude, "bilinear")
+            if OPERATIONS[number] in AFFINE:
+                resampled.append((got.int() - expected.int()).abs())
+            else:
+                assert torch.equal(got, expected), OPERATIONS[number]
+    apart = torch.stack(resampled)
+    assert apart.max() <= 1
+    assert apart.count_nonzero() * APART <= apart.numel()
+
+
+def test_augmix_mixes_the_ends_of_its_chains(monkeypatch, images):
+    seen, policy = recorded(monkeypatch), AugMix(width=2)
     shares = policy.draw_shares(20, seeded(1))
     monkeypatch.setattr(AugMix, "draw_shares", lambda self, count, rng: shares)
     got = policy(images[:10], seeded())
     assert got.shape == (10, 3, 3, 32, 32)
     assert got.dtype == torch.float32
-    assert {interpolation for _, interpolation in seen} == {"bilinear"}
-    assert len(seen) == (depth or 3)
+    ends = seen[-1].after.double()
     for i, image in enumerate(images[:10]):
         assert torch.equal(got[i, 0], image / 255)
         for view in range(2):
             expected = shares[2 * i + view, 0] * image.double()
             for chain in range(2):
-                place, augmented = 4 * i + 2 * view + chain, image
-                for choice, interpolation in seen:
-                    number, magnitude = choice.operations[place], choice.magnitudes[place]
-                    augmented = by_torchvision(augmented, number, magnitude, interpolation)
-                expected += shares[2 * i + view, 1 + chain] * augmented.double()
+                expected += shares[2 * i + view, 1 + chain] * ends[4 * i + 2 * view + chain]
             torch.testing.assert_close(got[i, 1 + view].double(), expected / 255, atol=1e-6, rtol=0)
 
 
@@ -163,7 +195,7 @@ def test_trivial_augment_draws_operations_magnitudes_and_signs_uniformly():
 def test_rand_augment_draws_operations_uniformly_and_independently_at_one_strength(monkeypatch):
     seen = recorded(monkeypatch)
     RandAugment(n=2, m=12)(torch.zeros(40_000, 3, 2, 2, dtype=torch.uint8), seeded())
-    first, second = (choice for choice, _ in seen)
+    first, second = (x.choice for x in seen)
     pairs = np.bincount(14 * first.operations + second.operations, minlength=196)
     assert chisquare(pairs).pvalue > 1e-3
     choice = RandAugment(m=12).draw(20_000, 32, 32, seeded())
@@ -198,7 +230,7 @@ def test_augmix_draws_its_nine_operations_uniformly_and_their_levels_as_its_auth
 def test_augmix_chains_have_one_to_three_operations_equally_often(monkeypatch):
     seen = recorded(monkeypatch)
     AugMix()(torch.zeros(2_000, 3, 2, 2, dtype=torch.uint8), seeded())
-    going = np.stack([choice.operations != 0 for choice, _ in seen])
+    going = np.stack([x.choice.operations != 0 for x in seen])
     assert (going[:-1] >= going[1:]).all()  # a chain that has ended does not go on
     lengths = np.bincount(going.sum(0), minlength=4)
     assert lengths.sum() == 12_000
