@@ -48,7 +48,7 @@ def test_a_program_for_cuda_is_run_on_a_cpu_and_its_operations_counted(
     found = json.loads(last)
     assert shown == "5"
     assert found["accuracy"] == 0.25
-    assert 0 < found["seconds"] < 60
+    assert found["seconds"] > 0
     convolution, linear = 2 * 12 * 8 * 31**2, 2 * 8 * 31**2 * 10
     # Forward, and of the linear layer the gradients of its weights and its input; two of the five
     # steps also train the first bias, for which no product is computed beyond that.

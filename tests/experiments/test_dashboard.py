@@ -352,7 +352,7 @@ def save(tmp_path: Path, *flags: str, **environment: str) -> subprocess.Complete
     clean |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), **environment}
     command = [sys.executable, "experiments/dashboard.py", "--save", *flags]
     return subprocess.run(
-        command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=60
+        command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=600
     )
 
 

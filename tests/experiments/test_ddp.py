@@ -149,7 +149,7 @@ def together(tiny, tmp_path_factory):
                 "argv": argv,
                 "environments": environments if processes > 1 else [{}],
                 "folder": str(notes),
-                "seconds": 240,
+                "seconds": 600,
             }
             server.stdin.write(json.dumps(job | options) + "\n")
             server.stdin.flush()
@@ -372,7 +372,7 @@ def program(tmp_path, tiny):
         command = [sys.executable, str(path), *argv, f"--output={tmp_path / 'runs'}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=240, check=False
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
 
     return program

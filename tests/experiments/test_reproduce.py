@@ -5,6 +5,7 @@ suite does in test_reproduce_killed.py.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -91,10 +92,10 @@ if (here / "fail").exists() and flags["arch"] == "resnet":
     sys.exit("RuntimeError: " + (here / "fail").read_text())
 record = json.loads((here / (flags["arch"] + flags["seed"])).read_text())
 (folder / "config.yaml").write_text(json.dumps(record["config"]))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 (folder / "last.ckpt").touch()
 if (here / "wait").exists():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    time.sleep(30)
+    time.sleep(300)
 time.sleep(0.1)
 (folder / "result.json").write_text(json.dumps(record))
 """
@@ -248,7 +249,7 @@ def test_operations_are_those_of_a_record():
 def test_a_row_is_trained_once_and_its_record_filed(plan, place, launches):
     (job,) = plan(["se"])
     for _ in range(2):
-        assert run_row(job, place, time.time() + 60).ending == "finished"
+        assert run_row(job, place, math.inf).ending == "finished"
     assert launches() == ["table-se-full-0 begun"]
     assert records_in(place.results) == {"table-se-full-0.json": "table-se-full-0"}
     assert plan(["se"]) == []
@@ -307,14 +308,19 @@ def test_what_claims_ask_for_beyond_the_record_is_evaluated_once(
     assert "evaluate.py needs its weights" in err
 
 
+def begun(place):
+    """Whether a training has written its first checkpoint."""
+    return lambda: any(place.runs.glob("*/last.ckpt"))
+
+
 def test_a_training_that_another_suite_began_is_gone_on_with(plan, place, scripts, launches):
     (job,) = plan(["se"])
     (scripts / "wait").touch()
-    assert run_row(job, place, time.time() + 1).ending == "cut off"
+    assert run_row(job, place, math.inf, begun(place)).ending == "cut off"
     (scripts / "wait").unlink()
     (other,) = plan(["again"])
     assert other.name == "table-se-full-0"
-    assert run_row(other, place, time.time() + 60).ending == "finished"
+    assert run_row(other, place, math.inf).ending == "finished"
     assert launches() == ["table-se-full-0 begun", "table-se-full-0 resumed"]
 
 
@@ -353,7 +359,7 @@ def test_a_folder_that_records_begin_in_is_said(reproduce):
 def test_two_runners_side_by_side_train_nothing_twice(plan, place, launches):
     jobs = plan(seeds=2)
     again = plan(["again", "plain"], seeds=2)
-    end = time.time() + 60
+    end = math.inf
     with ThreadPoolExecutor() as threads:
         both = [
             threads.submit(execute, x, Here(place, end), end, Event(), lambda: None, lambda _: None)
@@ -370,23 +376,28 @@ def test_a_training_outlives_no_runner_and_its_lock_no_training(plan, place, scr
     (job,) = plan(["se"])
     (scripts / "wait").touch()
     # Forked, because importing torch again would take seconds.
-    runner = get_context("fork").Process(target=run_row, args=(job, place, time.time() + 60))
+    runner = get_context("fork").Process(target=run_row, args=(job, place, math.inf))
     runner.start()
     while not (place.runs / job.name / "last.ckpt").exists():
         assert runner.is_alive()
         time.sleep(0.01)
-    assert run_row(job, place, time.time() + 60).ending == "taken"
+    assert run_row(job, place, math.inf).ending == "taken"
     runner.kill()
     runner.join()
     (scripts / "wait").unlink()
-    while (outcome := run_row(job, place, time.time() + 60)).ending == "taken":
+    while (outcome := run_row(job, place, math.inf)).ending == "taken":
         pass
     assert outcome.ending == "finished"
 
 
-def test_time_that_is_up_ends_the_training_and_begins_no_other(reproduce, scripts, launches):
+def test_time_that_is_up_ends_the_training_and_begins_no_other(
+    reproduce, place, scripts, launches, monkeypatch
+):
+    clock, is_begun = time.time, begun(place)
     (scripts / "wait").touch()
-    code, out, _ = reproduce("--rows=plain,se", "--seeds=1", "--budget-minutes=0.02")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: clock() + 3600 * is_begun())
+        code, out, _ = reproduce("--rows=plain,se", "--seeds=1", "--budget-minutes=30")
     assert code == 0
     assert launches() == ["table-plain-full-0 begun"]
     assert "0 finished, 0 failed, 2 left, full scale" in out
@@ -397,10 +408,15 @@ def test_time_that_is_up_ends_the_training_and_begins_no_other(reproduce, script
     assert "2 finished, 0 failed, 0 left" in out
 
 
-def test_a_signal_ends_it_as_the_time_does(reproduce, scripts, launches):
+def test_a_signal_ends_it_as_the_time_does(reproduce, place, scripts, launches):
+    def send():
+        while not begun(place)():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     (scripts / "wait").touch()
     with ThreadPoolExecutor() as threads:
-        threads.submit(lambda: (time.sleep(1.5), os.kill(os.getpid(), signal.SIGTERM)))
+        threads.submit(send)
         code, out, _ = reproduce("--rows=plain,se", "--seeds=1")
     assert (code, len(launches())) == (0, 1)
     assert "2 left" in out

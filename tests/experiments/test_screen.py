@@ -1,5 +1,6 @@
 """Which rows are trained for how long, by a stand-in for the training that takes no time."""
 
+import math
 import re
 import signal
 import sys
@@ -81,7 +82,7 @@ def whole(row, share=1.0):
 
 def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, trained):
     said = []
-    assert screen(Worker(suite, place, time.time() + 60), make_rungs(3, epochs=2), said.append)
+    assert screen(Worker(suite, place, math.inf), make_rungs(3, epochs=2), said.append)
     assert trained == [
         *whole("base"),
         ("worse", 2, 0),
@@ -95,7 +96,7 @@ def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, t
 
 def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(suite, place, trained):
     rungs = make_rungs(3, epochs=2)
-    worker = Worker(suite, place, time.time() + 60)
+    worker = Worker(suite, place, math.inf)
     assert not screen(replace(worker, deadline=0.0), rungs, print)
     assert trained == []
     for count in (1, 2, 5):  # within the first row: after a rung, and between two seeds
@@ -111,7 +112,7 @@ def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(suite, place, 
 
 def test_the_page_has_means_and_gains_of_what_there_is(suite, place, trained):
     rungs = make_rungs(2, epochs=2)
-    screen(Worker(suite, place, time.time() + 60), rungs, print)
+    screen(Worker(suite, place, math.inf), rungs, print)
     lines = render(suite, rungs, load_results(place.results), "COMMAND").splitlines()
     assert lines[2] == "Written by `COMMAND`"
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
@@ -136,7 +137,7 @@ def test_what_another_process_trains_is_waited_for_while_there_is_something_else
         return Outcome(job, "taken") if asked.count(asked[-1]) < 3 else run_row(job, *of)
 
     monkeypatch.setattr(halving, "run_row", busy)
-    assert screen(Worker(suite, place, time.time() + 60), make_rungs(1, 2, seeds=2), print)
+    assert screen(Worker(suite, place, math.inf), make_rungs(1, 2, seeds=2), print)
     assert [seed for _, seed in asked[:6]] == [0, 1] * 3
     assert len(trained) == 2 * len(ROWS)
 
@@ -144,11 +145,11 @@ def test_what_another_process_trains_is_waited_for_while_there_is_something_else
 def test_a_training_that_fails_ends_it_in_one_line(suite, place, monkeypatch):
     monkeypatch.setattr(halving, "run_row", lambda job, *_: Outcome(job, "failed", "no space"))
     with pytest.raises(MisconfigurationException, match=r"^candidates_2epochs-base-mini-0: no sp"):
-        screen(Worker(suite, place, time.time() + 60), make_rungs(1, 2), print)
+        screen(Worker(suite, place, math.inf), make_rungs(1, 2), print)
 
 
 def test_the_first_trainings_may_have_several_seeds(suite, place, trained):
-    screen(Worker(suite, place, time.time() + 60), make_rungs(1, epochs=2, seeds=3), print)
+    screen(Worker(suite, place, math.inf), make_rungs(1, epochs=2, seeds=3), print)
     assert [seed for row, _, seed in trained if row == "worse"] == [0, 1, 2]
 
 
