@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -33,23 +33,27 @@ def locked(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
+def applies(need: Requirement, extras: set[str]) -> bool:
+    """Whether a requirement of a package with these extras is one here."""
+    marker = need.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
 def lacking(lock: list[Requirement]) -> set[str]:
     """The extras that an installed package of the lock requires, but the lock does not name."""
-    extras: dict[str, set[str]] = {}
-    for pin in lock:
-        extras.setdefault(canonicalize_name(pin.name), set()).update(pin.extras)
+    pins = [pin for pin in lock if applies(pin, set())]
+    extras = {canonicalize_name(pin.name): pin.extras for pin in pins}
     missing = set()
-    for name, own in extras.items():
+    for pin in pins:
         try:
-            required = [Requirement(line) for line in requires(name) or []]
-        except PackageNotFoundError:  # for another platform or Python
+            installed = distribution(pin.name)
+        except PackageNotFoundError:
             continue
-        for need in required:
+        if not pin.specifier.contains(installed.version):  # installed from another lock
+            continue
+        for need in map(Requirement, installed.requires or []):
             other = canonicalize_name(need.name)
-            applies = need.marker is None or any(
-                need.marker.evaluate({"extra": extra}) for extra in ("", *own)
-            )
-            if applies and other in extras:
+            if applies(need, pin.extras) and other in extras:
                 missing |= {f"{other}[{extra}]" for extra in need.extras - extras[other]}
     return missing
 
@@ -61,7 +65,8 @@ def test_a_lock_names_every_extra_that_one_of_its_packages_requires(lock: Path) 
 
 
 def test_an_omitted_extra_is_found() -> None:
-    pins = [Requirement("pytest-cov==7"), Requirement("coverage==7")]
+    installed = distribution("pytest-cov").version
+    pins = [Requirement(f"pytest-cov=={installed}"), Requirement("coverage==7")]
     assert lacking(pins) == {"coverage[toml]"}
 
 

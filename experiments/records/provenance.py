@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -34,9 +35,19 @@ def git_state() -> tuple[str, bool]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """Versions of Python, of the packages and of the BLAS that decide a result."""
     packages = (torch, torchvision, lightning, torchmetrics)
-    return {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages}
+    installed = {p.__name__: p.__version__ for p in packages}
+    return {"python": platform.python_version()} | installed | {"blas": describe_blas()}
+
+
+def describe_blas() -> str:
+    """The library of torch's matrix products, and the instructions that torch uses."""
+    config = torch.__config__.show()
+    name = re.search(r"BLAS_INFO=(\w+)", config)
+    version = re.search(r"Math Kernel Library Version ([\d.]+)", config)
+    parts = [name[1] if name else "unknown", version[1] if version else ""]
+    return f"{' '.join(filter(None, parts))} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def describe_device(device: torch.device) -> str:

@@ -60,6 +60,8 @@ class Record:
     # the effective batch size, over all devices and accumulated batches, that the learning rate
     # `config["model"]["lr"]` is for; None in records of before it was kept
     images_per_step: int | None = None
+    # the processor and its threads, also of a run on a GPU; None in records of before it was kept
+    host: str | None = None
     # of all other fields as they were written, so that what was edited is refused; None in files of
     # before it was kept
     digest: str | None = field(default=None, compare=False)

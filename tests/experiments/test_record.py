@@ -126,7 +126,17 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
 
 def test_versions_are_those_that_are_installed():
     assert versions()["torch"] == torch.__version__
-    assert versions().keys() == {"python", "torch", "torchvision", "lightning", "torchmetrics"}
+    packages = {"torch", "torchvision", "lightning", "torchmetrics"}
+    assert versions().keys() == {"python", "blas", *packages}
+
+
+def test_the_blas_is_named_with_the_instructions_that_torch_uses(monkeypatch):
+    config = "Math Kernel Library Version 2024.2-Product\n BLAS_INFO=mkl, BUILD_TYPE=Release"
+    monkeypatch.setattr(torch.__config__, "show", lambda: config)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert versions()["blas"] == "mkl 2024.2 (AVX2)"
+    monkeypatch.setattr(torch.__config__, "show", lambda: "BLAS_INFO=accelerate")
+    assert versions()["blas"] == "accelerate (AVX2)"
 
 
 def test_the_cpu_is_described_with_its_threads():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from datamodules.augmentation import normalise
 from experiments.inference.evaluation import load_weights
 from experiments.records.collect import collect
-from experiments.records.provenance import git_state
+from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record
 from experiments.training.experiment import operations_per_image
 from experiments.training.presets import EXPERIMENTS
@@ -105,6 +105,8 @@ def test_the_record_says_what_was_run(run):
     assert record.commit == git_state()[0]
     assert (record.epochs, record.steps, record.train_images) == (3, 9, 96)
     assert record.precision == "32-true"
+    assert record.host == describe_device(torch.device("cpu"))
+    assert "blas" in record.versions
     assert record.parameters == sum(p.numel() for p in SAMResNet(4, (1, 1, 1)).parameters())
     assert record.training_seconds > 0
     assert datetime.fromisoformat(record.finished).utcoffset().total_seconds() == 0
