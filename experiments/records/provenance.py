@@ -1,4 +1,4 @@
-"""What a record says of where it came from: the code's commit, versions, the machine."""
+"""The origin of a record: the code's commit, versions, the machine."""
 
 import os
 import platform
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def git_state() -> tuple[str, bool]:
     """The commit of the code that runs, and whether tracked files differ from it.
 
-    Those of experiments/results are left out: commands write them and no training reads them, so
-    that a screening's page, once written, would stain the next screening's records.
+    Files of experiments/results do not count: commands write them and no training reads them. A
+    screening's page, once written, would stain the next screening's records.
     """
 
     def git(*arguments: str) -> str:
