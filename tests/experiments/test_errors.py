@@ -370,6 +370,13 @@ def test_a_checkpoint_of_another_architecture_is_refused(capsys, checkpoint, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_alone_cannot_be_continued(refusal, experiment):
+    best = experiment("--trainer.max_epochs=1").folder / "best.ckpt"
+    assert refusal(f"--ckpt_path={best}") == (
+        f"--ckpt_path {best} holds weights alone: name the last.ckpt of its run"
+    )
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"PK\3\4 torn", b"\x80\x04."], ids=["empty", "text", "zip", "pickle"]
 )
