@@ -22,10 +22,9 @@ class BestCheckpoint(Checkpoint):
     """Keeps `best{suffix}.ckpt`, the weights with the highest `val/acc{suffix}`.
 
     Of equals it keeps the first. The file holds weights and hyper-parameters, and nothing that only
-    training needs. Its
-    `state_dict` is that of the module, with the averaged network in place of the raw one for EMA
-    and SWA. A validation without the metric is no candidate: `val/acc_swa` is absent until SWA has
-    started. If the metric never comes, a warning says so at the end of training.
+    training needs. Its `state_dict` is the module's, for EMA and SWA with the averaged network in
+    place of the raw one. A validation without the metric is no candidate: `val/acc_swa` is absent
+    until SWA has started. If the metric never comes, a warning says so at the end of training.
 
     A resumed run remembers the best score only if the file in its folder is the file of that score.
     Otherwise the file is missing, or a killed run wrote it after the checkpoint that the run

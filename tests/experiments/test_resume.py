@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,33 @@ def test_a_killed_process_is_continued_bit_for_bit(undisturbed, tiny, resume):
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "result.json").exists()
+    resume(folder)
+    assert_same(folder, expected)
+
+
+class Keep(Callback):
+    """Keeps last.ckpt as the first epoch left it."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 0):
+            trainer.strategy.checkpoint_io.teardown()  # waits for the file
+            folder = Path(trainer.default_root_dir)
+            shutil.copy(folder / "last.ckpt", folder / "first.ckpt")
+
+
+@pytest.mark.parametrize("flags", [(), SWA])
+def test_a_run_whose_best_weights_are_newer_than_its_last_checkpoint_repeats_them(
+    flags, undisturbed, tiny, command, resume
+):
+    """As a kill within half a minute after an epoch's end leaves it."""
+    expected = undisturbed(flags).folder
+    name = f"newer{len(flags)}"
+    folder = command(
+        tiny(*flags, "--trainer.max_epochs=3", f"--name={name}"), callbacks=[Keep()]
+    ).folder
+    (folder / "result.json").unlink()
+    (folder / "first.ckpt").replace(folder / "last.ckpt")
+    assert steps_of(folder / "best.ckpt") == 9 > steps_of(folder / "last.ckpt") == 3
     resume(folder)
     assert_same(folder, expected)
 
