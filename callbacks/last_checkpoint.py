@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run, from which an interrupted run continues."""
+"""The newest checkpoint of a run, which continues an interrupted run."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -30,12 +30,12 @@ def resolve_precision(precision: Precision, accelerator: str) -> Any:
 
 
 class BackgroundFiles(TorchCheckpointIO):
-    """Writes checkpoints in a thread, in the order in which they are saved.
+    """Writes checkpoints in a thread, in the order of the calls.
 
     Saving copies the checkpoint, and training continues. A checkpoint is written next to its place
     and renamed, so that a killed run leaves whole files. An error in the thread removes the
-    unfinished file, and the next call raises it. `teardown`, with which Lightning ends training in
-    every case, waits for all files.
+    unfinished file, and the next call raises it. `teardown` waits for all files. Lightning calls it
+    at the end of training, also after errors and signals.
     """
 
     #: checkpoints that may wait at once; at more of them, saving waits for the disk
