@@ -1,64 +1,98 @@
-"""The best checkpoint of one kind of weights: raw, EMA or SWA."""
+"""The best weights of one kind: raw, EMA or SWA."""
 
-from typing import Any
+import math
+from pathlib import Path
+from typing import Any, cast, final
 
+import lightning
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 
-from callbacks.moved_checkpoints import in_folder
+from callbacks.ema import EMA, EvaluatesNetworks
+from callbacks.swa import SWA
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best{suffix}.ckpt`: where `val/acc{suffix}` was highest, the first of equals.
+@final
+class BestCheckpoint(Checkpoint):
+    """Keeps `best{suffix}.ckpt`, the weights with the highest `val/acc{suffix}`.
 
-    Lightning's ModelCheckpoint ends the run where its metric is absent after a validation, and
-    `val/acc_swa` is absent until SWA has started. This one waits, and warns at the end of training
-    where the metric never came. A checkpoint is whole, averages and optimizer included, whichever
-    of its weights were the best.
+    Of equals it keeps the first. The file holds weights and hyper-parameters, and nothing that only
+    training needs. Its `state_dict` is the module's, for EMA and SWA with the averaged network in
+    place of the raw one. A validation without the metric is no candidate: `val/acc_swa` is absent
+    until SWA has started. If the metric never comes, a warning says so at the end of training.
 
-    MisconfigurationException where there is no validation set to choose by.
+    A resumed run remembers the best score only if the file in its folder is the file of that score.
+    Otherwise the file is missing, or a killed run wrote it after the checkpoint that the run
+    resumes from: the next validation replaces it.
+
+    MisconfigurationException if there is no validation set.
     """
 
-    def __init__(self, dirpath: str | None = None, suffix: str = "") -> None:
+    def __init__(self, dirpath: str, suffix: str = "") -> None:
         """
         Args:
-            dirpath: folder of the checkpoint (default: checkpoints in the logger's folder).
-            suffix: which weights choose: "" for the raw ones, "_ema" or "_swa".
+            dirpath: folder of the checkpoint.
+            suffix: the kind of weights: "" for the raw ones, "_ema" or "_swa".
         """
-        super().__init__(
-            dirpath=dirpath,
-            filename=f"best{suffix}",
-            monitor=f"val/acc{suffix}",
-            mode="max",
-            enable_version_counter=False,
-        )
+        self.path = Path(dirpath) / f"best{suffix}.ckpt"
+        self.suffix = suffix
+        self.monitor = f"val/acc{suffix}"
+        self.best: dict[str, Any] = {"score": -math.inf, "global_step": 0}
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__name__}{self.suffix}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.best
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(in_folder(state_dict, str(self.dirpath)))
+        if self.path.exists():
+            file = torch.load(self.path, "cpu", weights_only=True, mmap=True)
+            if all(file.get(name) == value for name, value in state_dict.items()):
+                self.best = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         # Before the first validation the loaders may not have been asked for yet.
         empty = trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0
         if empty or not trainer.enable_validation:
             raise MisconfigurationException(
-                f"the validation set must not be empty where {self.filename}.ckpt is chosen by "
-                f"{self.monitor}"
+                f"the validation set must not be empty, because {self.monitor} chooses "
+                f"{self.path.name}"
             )
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor in trainer.callback_metrics:
-            super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor in trainer.callback_metrics:
-            super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics.get(self.monitor, -math.inf))
+        if not score > self.best["score"]:
+            return
+        self.best = {"score": score, "global_step": trainer.global_step}
+        weights = self._network(trainer, pl_module).state_dict()
+        checkpoint = {
+            **self.best,
+            "epoch": trainer.current_epoch,
+            "pytorch-lightning_version": lightning.__version__,
+            "architecture": type(pl_module).__name__,
+            "hyper_parameters": dict(pl_module.hparams),
+            "state_dict": {f"network.{name}": value for name, value in weights.items()},
+        }
+        trainer.strategy.save_checkpoint(checkpoint, self.path)
+
+    def _network(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
+        if not self.suffix:
+            return cast(EvaluatesNetworks, pl_module).network
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        # One at most: EMA and SWA refuse each other.
+        [average] = [callback for callback in callbacks if isinstance(callback, EMA | SWA)]
+        assert average.network is not None
+        return average.network
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        if not self.best_model_path:
-            rank_zero_warn(
-                f"{self.filename}.ckpt was not written: no {self.monitor} was ever logged"
-            )
+        if self.best["score"] == -math.inf:
+            rank_zero_warn(f"{self.path.name} was not written: no {self.monitor} was ever logged")

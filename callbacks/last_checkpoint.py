@@ -1,52 +1,51 @@
-"""The newest checkpoint of a run, from which it goes on where it was cut off."""
+"""The newest checkpoint of a run, which continues an interrupted run."""
 
-import time
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from time import monotonic
+from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.moved_checkpoints import in_folder
+from callbacks.snapshot import snapshot
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`: written at every epoch's end, within one every so often, and at SIGTERM.
+@final
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, a run's whole state, written at most every so often.
 
-    A run that is killed repeats what it did since; one that SIGTERM ends while it trains on one
-    device, without accumulating gradients, repeats nothing. Within an epoch nothing is written
-    between optimizer steps that accumulate gradients, which no checkpoint holds, nor between a
-    batch and its validation, from where Lightning would go on without that.
+    Every epoch's end leaves a copy of the state in memory. The copy is written if the file is
+    missing or old, and at the latest when training ends: after the last epoch, at the time limit,
+    at SIGTERM and after an error. Long epochs write the file on their way, too.
+
+    A killed run repeats its work since the file was written. A run that ends by itself repeats the
+    epoch at most, and after SIGTERM it repeats nothing if it trains on one device without
+    accumulating gradients. Within an epoch nothing is written between optimizer steps that
+    accumulate gradients, because no checkpoint holds gradients, or between a batch and its
+    validation, which Lightning would leave out.
     """
 
     def __init__(
-        self,
-        dirpath: str | None = None,
-        every: timedelta = timedelta(minutes=2),
-        agree_every: int = 50,
+        self, dirpath: str, every: timedelta = timedelta(seconds=30), agree_every: int = 50
     ) -> None:
         """
         Args:
-            dirpath: folder of the checkpoint (default: checkpoints in the logger's folder).
-            every: time between two checkpoints of one epoch.
-            agree_every: optimizer steps after which several processes ask each other whether one is
-                due, which waits for all of them.
+            dirpath: folder of the checkpoint.
+            every: least time between two writes.
+            agree_every: optimizer steps after which several processes ask each other whether a
+                write is due, which waits for all of them.
         """
-        super().__init__(
-            dirpath=dirpath,
-            filename="last",
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        self.path = Path(dirpath) / "last.ckpt"
         self.every = every
         self.agree_every = agree_every
         self._written = 0.0
+        self._exists = False
+        self._unwritten: dict[str, Any] = {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(in_folder(state_dict, str(self.dirpath)))
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._written = time.monotonic()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._written = monotonic()
+        self._exists = self.path.exists()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -54,9 +53,8 @@ class LastCheckpoint(ModelCheckpoint):
         steps, accumulated = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if accumulated or (trainer.world_size > 1 and steps % self.agree_every):
             return
-        late = time.monotonic() - self._written >= self.every.total_seconds()
         # The clocks of several processes differ, and all of them take part in a checkpoint.
-        due = trainer.strategy.broadcast(late or trainer.received_sigterm)
+        due = trainer.strategy.broadcast(self._late() or trainer.received_sigterm)
         ends = batch_idx + 1 == trainer.num_training_batches
         every = trainer.val_check_batch
         validated = every is not None and (batch_idx + 1) % every == 0
@@ -65,6 +63,32 @@ class LastCheckpoint(ModelCheckpoint):
         # The curves up to here: the resumed run logs what follows.
         for logger in trainer.loggers:
             logger.save()
-        path = f"{self.dirpath}/{self.filename}{self.FILE_EXTENSION}"
-        trainer.save_checkpoint(path, weights_only=False)  # said, or Lightning tells so each time
-        self._written = time.monotonic()
+        self._copy(trainer)
+        self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._copy(trainer)
+        if self._late() or not self._exists:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._write(trainer)
+
+    def _late(self) -> bool:
+        return monotonic() - self._written >= self.every.total_seconds()
+
+    def _copy(self, trainer: Trainer) -> None:
+        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        self._unwritten = snapshot(state)
+
+    def _write(self, trainer: Trainer) -> None:
+        if self._unwritten:
+            trainer.strategy.save_checkpoint(self._unwritten, self.path)
+            self._unwritten = {}
+            self._written = monotonic()
+            self._exists = True

@@ -47,7 +47,8 @@ def load_weights(folder: Path, name: str) -> Weights | None:
     best = folder / ("best.ckpt" if name == "raw" else f"best_{name}.ckpt")
     path = best if best.exists() else folder / "last.ckpt"
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if name == "raw":
+    # A best file holds its average as the module's weights, a whole one as a callback's state.
+    if name == "raw" or "callbacks" not in checkpoint:
         prefix = "network."
         state = {
             key.removeprefix(prefix): value
@@ -59,7 +60,7 @@ def load_weights(folder: Path, name: str) -> Weights | None:
         if not callback or not callback["updates"]:
             return None
         state = callback["average"]
-    # A checkpoint at an epoch's end is written before that epoch is counted.
+    # Checkpoints are of an epoch that has not been counted yet.
     return Weights(name, state, path.name, checkpoint["epoch"] + 1)
 
 

@@ -22,6 +22,8 @@ def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         fail(f"--ckpt_path {path} is not a checkpoint but a {type(checkpoint).__name__}")
     model.on_load_checkpoint(checkpoint)
+    if "optimizer_states" not in checkpoint:
+        fail(f"--ckpt_path {path} holds weights alone: name the last.ckpt of its run")
     theirs = checkpoint["hyper_parameters"]
     for name in OPTIMIZER_HPARAMS:
         # The optimizer's state holds these, and would go on with them whatever the flag says.

@@ -1,6 +1,9 @@
-"""Lightning's Trainer, with a precision that suits the machine and checkpoints that are whole."""
+"""Lightning's Trainer, with a precision that suits the machine, and checkpoints from a thread."""
 
 import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +11,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
+
+from callbacks.snapshot import snapshot
 
 # Not bf16-true and 16-true, in which Lightning keeps metrics and averages too: a count of images
 # stops at 2 ** 15, and EMA does not move.
@@ -24,19 +29,54 @@ def resolve_precision(precision: Precision, accelerator: str) -> Any:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a killed run leaves a whole one.
+class BackgroundFiles(TorchCheckpointIO):
+    """Writes checkpoints in a thread, in the order of the calls.
 
-    Lightning's own moves it there from the system's temporary folder: a copy, which can be cut off,
-    where that lies on another file system. What a full disk cut off is removed.
+    Saving copies the checkpoint, and training continues. A checkpoint is written next to its place
+    and renamed, so that a killed run leaves whole files. An error in the thread removes the
+    unfinished file, and the next call raises it. `teardown` waits for all files. Lightning calls it
+    at the end of training, also after errors and signals.
     """
+
+    #: checkpoints that may wait at once; at more of them, saving waits for the disk
+    WAITING = 3
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writes: deque[Future[None]] = deque()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        partial = Path(f"{path}.partial")
+        self._collect(self.WAITING - 1)
+        self._writes.append(self._thread.submit(self._write, snapshot(checkpoint), Path(path)))
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._collect(0)
+        return super().load_checkpoint(*args, **kwargs)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        self._collect(0)
+        super().remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        self._collect(0)
+
+    def _collect(self, waiting: int) -> None:
+        """Wait until so many writes are left, and raise the error of a write that failed."""
+        while self._writes and (len(self._writes) > waiting or self._writes[0].done()):
+            self._writes.popleft().result()
+
+    @staticmethod
+    def _write(checkpoint: dict[str, Any], path: Path) -> None:
+        # Not into the file itself: torch would turn a full disk's OSError into a RuntimeError, and
+        # hold the interpreter's lock, which training needs, as long as the disk takes.
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        partial = path.with_name(f"{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            super().save_checkpoint(checkpoint, partial, storage_options)
+            partial.write_bytes(content.getbuffer())
             partial.replace(path)
         except OSError:
             partial.unlink(missing_ok=True)
@@ -64,7 +104,7 @@ class Trainer(LightningTrainer):
         super().__init__(
             precision=resolve_precision(precision, accelerator),
             accelerator=accelerator,
-            plugins=[WholeFiles(), *(plugins or [])],
+            plugins=[BackgroundFiles(), *(plugins or [])],
             **kwargs,
         )
         # Where there is max_steps Lightning takes a checkpoint of an epoch's end for one within it:

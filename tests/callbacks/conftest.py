@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,7 +134,7 @@ def fit(tmp_path: Path, train_batches: Loader, val_batches: Loader) -> Callable[
             "logger": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
         }
         trainer = Trainer(
             accelerator="cpu",

@@ -34,19 +34,18 @@ def test_lightnings_own_ends_the_run_where_its_metric_comes_late(fit, tiny, tmp_
 
 
 @pytest.mark.parametrize(
-    ("every", "best_epoch", "models"),
+    ("every", "best_epoch"),
     # 1 - 0.7 in epoch 2, and 1 - 0.9 in epoch 3, which alone is validated when every second one is.
-    [(1, 2, 1), (2, 3, 2)],
+    [(1, 2), (2, 3)],
 )
 def test_swa_has_its_best_checkpoint_though_it_starts_late(
-    fit, graded, tmp_path, every, best_epoch, models
+    fit, graded, tmp_path, every, best_epoch
 ):
     best = BestCheckpoint(str(tmp_path), "_swa")
     fit(graded(), SWA(start=0.5), best, max_epochs=4, check_val_every_n_epoch=every)
     checkpoint = saved(tmp_path / "best_swa.ckpt")
     assert checkpoint["epoch"] == best_epoch
-    assert checkpoint["callbacks"]["SWA"]["updates"] == models
-    assert best.best_model_score == pytest.approx(0.3 if every == 1 else 0.1)
+    assert checkpoint["score"] == best.best["score"] == pytest.approx(0.3 if every == 1 else 0.1)
 
 
 def test_raw_and_averaged_weights_have_one_file_each(fit, graded, tmp_path):
@@ -56,7 +55,35 @@ def test_raw_and_averaged_weights_have_one_file_each(fit, graded, tmp_path):
     raw, ema = saved(tmp_path / "best.ckpt"), saved(tmp_path / "best_ema.ckpt")
     # Of the two epochs at 0.9 the first; epoch 0 is the worst, and so the average's best.
     assert (raw["epoch"], ema["epoch"]) == (1, 0)
-    assert ema["callbacks"]["EMA"]["updates"] == 7
+    assert (raw["global_step"], ema["global_step"]) == (14, 7)
+
+
+@pytest.mark.parametrize(("suffix", "average"), [("", None), ("_ema", EMA), ("_swa", SWA)])
+def test_the_file_holds_the_weights_that_were_validated_and_no_more(
+    fit, tiny, tmp_path, suffix, average
+):
+    averages = [average()] if average else []
+    module = tiny()
+    fit(module, *averages, BestCheckpoint(str(tmp_path), suffix), max_epochs=1)
+    checkpoint = saved(tmp_path / f"best{suffix}.ckpt")
+    assert checkpoint.keys() == {
+        "score",
+        "global_step",
+        "epoch",
+        "pytorch-lightning_version",
+        "architecture",
+        "hyper_parameters",
+        "state_dict",
+    }
+    network = averages[0].network if averages else module.network
+    expected = {f"network.{name}": value for name, value in network.state_dict().items()}
+    assert checkpoint["state_dict"].keys() == expected.keys()
+    assert all(torch.equal(checkpoint["state_dict"][name], x) for name, x in expected.items())
+    assert "network.1.running_mean" in expected  # BatchNorm's
+    assert checkpoint["score"] == module.validations[0][f"val/acc{suffix}"]
+    # Lightning loads them, as the weights of a module.
+    loaded = tiny.load_from_checkpoint(tmp_path / f"best{suffix}.ckpt", weights_only=True)
+    assert all(torch.equal(loaded.state_dict()[name], x) for name, x in expected.items())
 
 
 def test_a_resumed_run_remembers_the_best_so_far(fit, graded, tmp_path):
@@ -69,7 +96,29 @@ def test_a_resumed_run_remembers_the_best_so_far(fit, graded, tmp_path):
     fit(graded(), *resumed, max_epochs=4, ckpt_path=tmp_path / "last.ckpt")
     assert saved(tmp_path / "best.ckpt")["epoch"] == 1
     assert saved(tmp_path / "best_ema.ckpt")["epoch"] == 0
-    assert resumed[1].best_model_score == pytest.approx(0.9)
+    assert resumed[1].best["score"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("later", ["better", "missing"])
+def test_a_file_that_is_not_of_the_restored_state_is_replaced(fit, graded, tmp_path, later):
+    """The file is newer than the state after a kill, and missing from a new folder."""
+
+    class Worse(graded):
+        grades = (0.5, 0.4, 0.3, 0.4)
+
+    path = tmp_path / "best.ckpt"
+    last = ModelCheckpoint(tmp_path, filename="first", save_top_k=-1)
+    fit(graded(), BestCheckpoint(str(tmp_path)), last, max_epochs=1)
+    if later == "better":
+        fit(graded(), BestCheckpoint(str(tmp_path)), max_epochs=2)
+        assert saved(path)["epoch"] == 1
+    else:
+        path.unlink()
+    # The epochs that follow come out otherwise, as they may on a GPU.
+    best = BestCheckpoint(str(tmp_path))
+    fit(Worse(), best, max_epochs=4, ckpt_path=tmp_path / "first.ckpt")
+    assert saved(path)["epoch"] == 1
+    assert saved(path)["score"] == best.best["score"] == pytest.approx(0.4)
 
 
 def test_a_run_that_was_copied_remembers_the_best_and_leaves_the_original_alone(
@@ -85,7 +134,7 @@ def test_a_run_that_was_copied_remembers_the_best_and_leaves_the_original_alone(
     resumed = callbacks(copied)
     fit(graded(), *resumed, max_epochs=4, ckpt_path=copied / "last.ckpt")
     assert saved(copied / "best.ckpt")["epoch"] == 1
-    assert resumed[0].best_model_score == pytest.approx(0.9)
+    assert resumed[0].best["score"] == pytest.approx(0.9)
     assert saved(copied / "last.ckpt")["epoch"] == 3
     assert {path.name: path.read_bytes() for path in original.iterdir()} == files
 
@@ -99,7 +148,7 @@ def test_the_sanity_check_is_no_candidate(fit, graded, tmp_path):
 
     best = BestCheckpoint(str(tmp_path))
     fit(BestBeforeTraining(), best, num_sanity_val_steps=2)
-    assert best.best_model_score == pytest.approx(0.9)
+    assert best.best["score"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("options", [{"val": []}, {"val": None}, {"limit_val_batches": 0}])

@@ -1,5 +1,6 @@
 """A mistake is answered in one line that names it, with exit code 2 and before any training."""
 
+import errno
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import datamodules.cifar10
+import experiments.run
 from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import read_launch
 from lightning_modules.sam_resnet import SAMResNet
@@ -370,6 +373,13 @@ def test_a_checkpoint_of_another_architecture_is_refused(capsys, checkpoint, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_alone_cannot_be_continued(refusal, experiment):
+    best = experiment("--trainer.max_epochs=1").folder / "best.ckpt"
+    assert refusal(f"--ckpt_path={best}") == (
+        f"--ckpt_path {best} holds weights alone: name the last.ckpt of its run"
+    )
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"PK\3\4 torn", b"\x80\x04."], ids=["empty", "text", "zip", "pickle"]
 )
@@ -397,6 +407,28 @@ def test_what_torch_saved_for_others_is_no_checkpoint(refusal, tmp_path, content
     path = tmp_path / "tensor.ckpt"
     torch.save(content, path)
     assert refusal(f"--ckpt_path={path}").startswith(answer.format(path))
+
+
+def test_a_disk_that_is_full_ends_the_command_with_one_line(
+    tiny, few_images, tmp_path, monkeypatch, capsys
+):
+    """Though a thread meets it: the best checkpoint is the first file that is cut off."""
+
+    def write_bytes(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    monkeypatch.setattr(experiments.run, "keep_freed_memory", lambda: None)
+    folder = tmp_path / "full"
+    argv = tiny(f"--output={tmp_path}", f"--name={folder.name}")
+    monkeypatch.setattr(sys, "argv", ["experiments/run.py", *argv])
+    with pytest.raises(SystemExit) as end:
+        experiments.run.main()
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: the disk is full: [Errno 28] No space left on device")
+    assert not list(folder.glob("*.ckpt*"))
 
 
 def test_the_command_ends_with_code_2_and_one_line_alone():

@@ -43,12 +43,12 @@ def test_calibration_is_the_weighted_gap_of_fifteen_bins():
 @pytest.fixture
 def folder(tmp_path):
     """A run whose best raw weights are 1 and best average 2, and whose last ones are 3 and 4."""
-    for name, raw, average in (("best", 1, 0), ("best_ema", 0, 2), ("last", 3, 4)):
-        checkpoint = {
-            "epoch": raw + average,
-            "state_dict": {"network.weight": torch.tensor(raw), "metric": torch.tensor(9)},
-            "callbacks": {"EMA": {"updates": 5, "average": {"weight": torch.tensor(average)}}},
-        }
+    for name, weight, epoch in (("best", 1, 1), ("best_ema", 2, 2), ("last", 3, 7)):
+        state = {"network.weight": torch.tensor(weight), "metric": torch.tensor(9)}
+        checkpoint = {"epoch": epoch, "state_dict": state}
+        if name == "last":
+            average = {"updates": 5, "average": {"weight": torch.tensor(4)}}
+            checkpoint["callbacks"] = {"EMA": average}
         torch.save(checkpoint, tmp_path / f"{name}.ckpt")
     return tmp_path
 

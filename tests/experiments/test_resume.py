@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,11 +101,10 @@ def portable(value, folder):
 
 
 def state(folder, name):
-    """Everything in a checkpoint except times and what only display uses."""
+    """Everything in a checkpoint except times."""
     checkpoint = torch.load(folder / name, weights_only=True)
-    del checkpoint["callbacks"]["Timer"]
-    for callback in checkpoint["callbacks"].values():
-        callback.pop("current_score", None)
+    if name == "last.ckpt":
+        del checkpoint["callbacks"]["Timer"]
     return portable(checkpoint, folder)
 
 
@@ -197,8 +197,8 @@ def test_a_killed_process_is_continued_bit_for_bit(undisturbed, tiny, resume):
     argv = tiny("--trainer.max_epochs=3", "--name=killed")
     folder = expected.parent / "killed"
     with subprocess.Popen([sys.executable, "-c", PROGRAM, *argv], cwd=ROOT) as process:
-        # The first epoch's loss is logged when its checkpoint has been written.
-        while not (folder / "metrics.csv").exists() or not any(
+        # The first epoch's checkpoint is written while its loss is logged.
+        while not (folder / "last.ckpt").exists() or not any(
             "train/loss" in row for row in curves(folder)
         ):
             assert process.poll() is None
@@ -206,6 +206,33 @@ def test_a_killed_process_is_continued_bit_for_bit(undisturbed, tiny, resume):
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "result.json").exists()
+    resume(folder)
+    assert_same(folder, expected)
+
+
+class Keep(Callback):
+    """Keeps last.ckpt as the first epoch left it."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 0):
+            trainer.strategy.checkpoint_io.teardown()  # waits for the file
+            folder = Path(trainer.default_root_dir)
+            shutil.copy(folder / "last.ckpt", folder / "first.ckpt")
+
+
+@pytest.mark.parametrize("flags", [(), SWA])
+def test_a_run_whose_best_weights_are_newer_than_its_last_checkpoint_repeats_them(
+    flags, undisturbed, tiny, command, resume
+):
+    """As a kill within half a minute after an epoch's end leaves it."""
+    expected = undisturbed(flags).folder
+    name = f"newer{len(flags)}"
+    folder = command(
+        tiny(*flags, "--trainer.max_epochs=3", f"--name={name}"), callbacks=[Keep()]
+    ).folder
+    (folder / "result.json").unlink()
+    (folder / "first.ckpt").replace(folder / "last.ckpt")
+    assert steps_of(folder / "best.ckpt") == 9 > steps_of(folder / "last.ckpt") == 3
     resume(folder)
     assert_same(folder, expected)
 

@@ -1,10 +1,13 @@
+import errno
 import os
+from concurrent.futures import wait
+from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from experiments.training.trainer import Trainer, WholeFiles, resolve_precision
+from experiments.training.trainer import BackgroundFiles, Trainer, resolve_precision
 
 
 @pytest.fixture
@@ -49,23 +52,101 @@ def test_the_trainer_resolves_it():
     assert Trainer("bf16-mixed", "cpu", logger=False).precision == "bf16-mixed"
 
 
-def test_a_write_that_is_cut_off_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"epoch": 1}, path)
+@pytest.fixture
+def held(monkeypatch):
+    """Let the thread write only once this is set."""
+    held, write = Event(), BackgroundFiles._write
 
-    def cut_off(self, checkpoint, path, storage_options=None):
-        with open(path, "wb") as file:
-            file.write(b"half a check")
-        raise OSError("No space left on device")
+    def wait(*arguments):
+        assert held.wait(timeout=60)
+        write(*arguments)
 
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", cut_off)
+    monkeypatch.setattr(BackgroundFiles, "_write", staticmethod(wait))
+    yield held
+    held.set()
+
+
+def test_a_checkpoint_is_of_the_moment_in_which_it_was_saved(tmp_path, held):
+    weight = torch.nn.Parameter(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    progress = {"epoch": 1}
+    state = {"weights": {"weight": weight}, "averages": [weight.data, (0.5, weight.data)]}
+    files = BackgroundFiles()
+    files.save_checkpoint({"state": state, "progress": progress}, tmp_path / "last.ckpt")
+    with torch.no_grad():
+        weight += 1
+    progress["epoch"] = 2
+    state["averages"].clear()
+    assert not list(tmp_path.iterdir())  # training has gone on before the file was there
+    held.set()
+    files.teardown()
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["progress"] == {"epoch": 1}
+    tensors = [saved["state"]["weights"]["weight"], saved["state"]["averages"][0]]
+    tensors.append(saved["state"]["averages"][1][1])
+    for tensor in tensors:
+        assert torch.equal(tensor, torch.zeros(4, 3, 2, 2))
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("read", ["teardown", "load"])
+def test_the_last_of_several_writes_is_waited_for_and_whole(tmp_path, read):
+    files, path = BackgroundFiles(), tmp_path / "new" / "last.ckpt"
+    for epoch in range(20):
+        files.save_checkpoint({"epoch": epoch, "weight": torch.zeros(100_000)}, path)
+    if read == "teardown":
+        files.teardown()
+        assert torch.load(path, weights_only=True)["epoch"] == 19
+    else:
+        assert files.load_checkpoint(path, weights_only=True)["epoch"] == 19
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_a_disk_that_is_too_slow_is_waited_for(tmp_path, held):
+    files = BackgroundFiles()
+    for number in range(files.WAITING):
+        files.save_checkpoint({}, tmp_path / f"{number}.ckpt")
+    saving = Thread(target=files.save_checkpoint, args=({}, tmp_path / "more.ckpt"))
+    saving.start()
+    saving.join(timeout=0.2)
+    assert saving.is_alive()
+    held.set()
+    saving.join(timeout=60)
+    files.teardown()
+    assert len(os.listdir(tmp_path)) == files.WAITING + 1
+
+
+def test_a_checkpoint_is_not_removed_before_it_is_written(tmp_path):
+    """As a ModelCheckpoint removes that of the epoch before."""
+    files = BackgroundFiles()
+    files.save_checkpoint({"weight": torch.zeros(100_000)}, tmp_path / "epoch=0.ckpt")
+    files.remove_checkpoint(tmp_path / "epoch=0.ckpt")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Cut every file off, once this is called."""
+
+    def write_bytes(path, content):
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda: monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+@pytest.mark.parametrize("call", ["save", "teardown"])
+def test_a_write_that_is_cut_off_is_raised_and_leaves_the_checkpoint_before_it(
+    tmp_path, full_disk, call
+):
+    files, path = BackgroundFiles(), tmp_path / "last.ckpt"
+    files.save_checkpoint({"epoch": 1}, path)
+    files.teardown()
+    full_disk()
+    files.save_checkpoint({"epoch": 2}, path)
+    wait([files._writes[0]])
     with pytest.raises(OSError, match="No space"):
-        WholeFiles().save_checkpoint({"epoch": 2}, path)
+        files.teardown() if call == "teardown" else files.save_checkpoint({"epoch": 3}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
-
-
-def test_only_the_whole_checkpoint_is_left(tmp_path):
-    for epoch in (1, 2):
-        WholeFiles().save_checkpoint({"epoch": epoch}, tmp_path / "last.ckpt")
     assert os.listdir(tmp_path) == ["last.ckpt"]
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"epoch": 2}
+    files.teardown()  # raised once
