@@ -8,7 +8,8 @@ that is running ends after the repeat that it is in: a compilation is not interr
 A step in the Trainer is that of the preset as shipped, without validation: see `StepWindows`. Its
 share of the matrix ceiling and its memory floor are by the figures of `step`. The epoch over the
 bare loop is that of `overhead`, and the time to 94% that of `time-to-accuracy --airbench`, whose
-target also asks for 94% on average.
+target also asks for 94% of CIFAR-10 on average. Without CIFAR-10 the stand-in is taken, on which no
+step's time depends.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from experiments.training.launch import near
 from experiments.training.resolve import resolve_config
 
 SUMMARY = "Every target of a GPU: steps in the Trainer, its overhead, and the time to 94%."
+SOURCE = "--data.source=auto"
 Found = dict[str, Any]
 
 
@@ -60,6 +62,7 @@ def step_in_trainer(
     arguments = [
         f"--arch={arch}",
         f"--data.batch_size={batch_size}",
+        SOURCE,
         "--data.val_fraction=0",
         f"--trainer.accelerator={flags.device}",
         *flags.run_flags,
@@ -112,6 +115,7 @@ def epoch_over_bare_loop(
     arguments = [
         f"--arch={arch}",
         f"--data.batch_size={batch_size}",
+        SOURCE,
         f"--trainer.accelerator={flags.device}",
         *flags.run_flags,
     ]
@@ -141,7 +145,7 @@ def time_over_airbench(flags: argparse.Namespace, deadline: float) -> Found:
         strategy=flags.strategy,
         airbench=flags.airbench,
         device=flags.device,
-        run_flags=["--data.val_fraction=0", "--trainer.max_steps=325", *flags.run_flags],
+        run_flags=[SOURCE, "--data.val_fraction=0", "--trainer.max_steps=325", *flags.run_flags],
     )
     rows = list(time_to_accuracy.run_warm(race, deadline))
     ours, theirs = ([r for r in rows if r["side"] == side] for side in ("ours", "beside"))
@@ -150,7 +154,7 @@ def time_over_airbench(flags: argparse.Namespace, deadline: float) -> Found:
     return {
         "repeats": [a / b for a, b in zip(seconds, others, strict=True)],
         "value": median(seconds) / median(others),
-        "reached": accuracy >= race.target,
+        "reached": accuracy >= race.target and ours[0]["source"] == "cifar10",
         "accuracy": accuracy,
         "airbench_accuracy": mean(r["accuracy"] for r in theirs),
         "precision": ours[0]["precision"],

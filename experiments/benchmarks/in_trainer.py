@@ -53,9 +53,6 @@ class StepWindows(Callback):
         self.seconds: list[float] = []
         self._began: tuple[int, float] | None = None  # the step before the window, and its end
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = None
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -21,7 +21,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from statistics import median
 from typing import Any
@@ -57,7 +57,7 @@ LAUNCH = re.compile(r"cu(da)?(Graph)?Launch")
 class Variant:
     """One way of taking the same step."""
 
-    compiled: bool
+    compiled: bool | str  # a string is a mode of `--model.compile`
     precision: str
     memory_format: str
 
@@ -161,7 +161,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help=f"some presets (default: {','.join(ARCHITECTURES)}) of {', '.join(EXPERIMENTS)}",
     )
-    parser.add_argument("--compile", choices=("off", "on", "both"), default="both")
+    parser.add_argument(
+        "--compile",
+        metavar="MODE",
+        default="both",
+        help="off, on, both, or a mode that --model.compile takes (default: both)",
+    )
     parser.add_argument("--precision", choices=(*DTYPES, "both"), default="both")
     parser.add_argument("--memory-format", choices=(*FORMATS, "both"), default="both")
     parser.add_argument(
@@ -186,7 +191,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
     """Every combination that the flags ask for, the baseline first where it is among them."""
-    compiled = {"off": [False], "on": [True], "both": [False, True]}[flags.compile]
+    modes: dict[str, list[bool | str]] = {"off": [False], "on": [True], "both": [False, True]}
+    compiled = modes.get(flags.compile, [flags.compile])
     precisions = list(DTYPES) if flags.precision == "both" else [flags.precision]
     formats = list(FORMATS) if flags.memory_format == "both" else [flags.memory_format]
     return [Variant(*x) for x in product(compiled, precisions, formats)]
@@ -201,6 +207,9 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True  # as the Trainer has it
     variants = chosen_variants(flags)
+    for mode in {v.compiled for v in variants if isinstance(v.compiled, str)}:
+        for name in names:
+            resolve_config([f"--arch={name}", f"--model.compile={mode}"])  # refuses another one
     ceilings = {x: matmul_ceiling(DTYPES[x], device) for x in {v.precision for v in variants}}
     bandwidth = copy_bandwidth(device)
     rows = []
@@ -226,16 +235,21 @@ def compare(
     errors: dict[Variant, str] = {}
     memory: dict[Variant, int] = {}
     activations: dict[Variant, int] = {}
+    operations: int | None = None
     for variant in variants:
         try:
             step = Step(arch, config["model"], variant, batch_size, device)
             step()
             memory[variant] = step.peak_memory()
-            activations[variant] = step.activation_bytes()
             steps[variant] = step
+            if isinstance(variant.compiled, str):  # a replayed graph shows no operations
+                eager = replace(variant, compiled=False)
+                step = Step(arch, config["model"], eager, batch_size, device)
+            activations[variant] = step.activation_bytes()
+            operations = step.operations() if operations is None else operations
         except Exception as error:  # whatever a compiler, a number format or a full memory raises
             errors[variant] = first_line(error)
-    operations = next(iter(steps.values())).operations() if steps else None
+            steps.pop(variant, None)
     timed = alternate({str(v): step for v, step in steps.items()}, flags.repeats, device)
     seconds = {variant: timed[str(variant)] for variant in steps}
     rows = []
@@ -300,7 +314,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             last = row["arch"]
             shown.add_section()
             shown.add_row(f"[bold]{last}[/], batch {row['batch_size']:,}")
-        how = "compiled" if row["compiled"] else "eager"
+        mode = row["compiled"]
+        how = mode if isinstance(mode, str) else "compiled" if mode else "eager"
         name = f"  {row['precision']}, {row['memory_format']}, {how}"
         if row["error"]:
             shown.add_row(f"{name}\n  [red]failed[/]: {row['error']}")

@@ -14,8 +14,8 @@ With `--airbench` the other program is a file of KellerJordan/cifar10-airbench, 
 and both sides are warm: all runs are in this process, and each side's first run does not count. Our
 seconds are then those that the file counts: computing the first layer, training with augmentation,
 and the views of the test set, with a synchronised device at both ends; not reading images,
-building the network, or compilation in the first run. The optimizer's set-up, loggers and
-checkpoints, which the file has not, count for us.
+building the network and its optimizer, or the first run's compilation. Lightning's own start, our
+loggers and our checkpoints count, which the file has not.
 """
 
 import argparse

@@ -86,6 +86,7 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
     record, output = measured(kind, *TOY[kind])
     assert record.kind == kind
     assert record.rows
+    assert not any(row.get("error") or row.get("limits_error") for row in record.rows)
     assert record.settings["device"] == "cpu"
     assert printed(benchmark.KINDS[kind].table(record.rows), capsys) in output
 
@@ -100,6 +101,7 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
         (["data", "--presets=sam_restnet"], "did you mean sam_resnet"),
         (["data", "--presets=sam_resnet", "--share=resnet"], "--share"),
         (["step", "--arch=sam_restnet"], "did you mean sam_resnet"),
+        (["step", "--arch=resnet", "--compile=fastest"], "fastest"),
         (["overhead", "--steps=0"], "--steps"),
         (["overhead", "--steps=49"], "--steps must be at most 48, the batches of an epoch, got 49"),
         (["overhead", "--repeats=1", "--", "--trainer.max_epoch=3"], "--trainer.max_epoch"),

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -80,10 +81,11 @@ def test_trainer_and_bare_loop_take_the_same_steps(
             "--data.val_fraction=0",
             "--trainer.max_epochs=1",
             "--lookahead.k=2",
+            "--trainer.gradient_clip_val=0.01",
         )
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             cli = fit(arguments, side)
-            assert cli.trainer.gradient_clip_val == 1
+            assert cli.trainer.gradient_clip_val == 0.01
     assert len(sides[0].state) == len(sides[1].state) > 10
     assert all(torch.equal(*pair) for pair in zip(*(side.state for side in sides), strict=True))
 
@@ -220,6 +222,22 @@ def test_a_variant_that_fails_is_a_row_with_its_error(monkeypatch):
     assert "RuntimeError" in printed.get()
 
 
+def test_a_captured_steps_operations_and_activations_are_the_eager_ones(monkeypatch):
+    made = []
+
+    def small(arch, hparams, variant, *rest):
+        made.append(variant)
+        return Step(arch, SMALL, replace(variant, compiled=False), *rest)
+
+    monkeypatch.setattr(steps, "Step", small)
+    captured = replace(BASELINE, compiled="reduce-overhead")
+    rows = compare("sam_resnet", [captured, BASELINE], {"32-true": 1e9}, 1e9, flags())
+    assert made == [captured, BASELINE, BASELINE]
+    assert rows[0]["compiled"] == "reduce-overhead"
+    for figure in ("operations", "activation_bytes"):
+        assert rows[0][figure] == rows[1][figure] > 0
+
+
 def test_a_limit_on_images_lowers_the_presets_batch_and_never_raises_it(monkeypatch):
     monkeypatch.setattr(steps, "Step", lambda arch, hparams, *rest: Step(arch, SMALL, *rest))
     sizes = [
@@ -327,13 +345,19 @@ def test_no_row_begins_after_the_deadline(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ours", "accuracy", "met"), [(1.0, 0.94, True), (1.0, 0.9399, False), (2.1, 0.95, False)]
+    ("ours", "accuracy", "source", "met"),
+    [
+        (1.0, 0.94, "cifar10", True),
+        (1.0, 0.9399, "cifar10", False),
+        (2.1, 0.95, "cifar10", False),
+        (1.0, 0.95, "synthetic", False),
+    ],
 )
-def test_the_race_needs_time_and_accuracy(ours, accuracy, met, tmp_path, monkeypatch):
+def test_the_race_needs_time_and_accuracy(ours, accuracy, source, met, tmp_path, monkeypatch):
     def rows(flags, deadline):
         for run in range(3):
             side = {"accuracy": accuracy, "training_seconds": 1.0, "answering_seconds": 0.1}
-            about = {"precision": "bf16-mixed", "source": "cifar10"}
+            about = {"precision": "bf16-mixed", "source": source}
             yield {"side": "ours", "run": run, "seconds": ours, **side, **about}
             yield {"side": "beside", "run": run, "seconds": 2.0, "accuracy": 0.94}
 
