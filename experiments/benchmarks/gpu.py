@@ -54,11 +54,12 @@ class Target:
     function: Callable[[argparse.Namespace, float], Found]
 
 
-def step_in_trainer(
-    arch: str, batch_size: int, flags: argparse.Namespace, deadline: float
-) -> Found:
-    """Milliseconds of a preset's step in the Trainer, one repeat a window."""
-    batch_size = min(batch_size, flags.max_images or batch_size)
+def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: float) -> Found:
+    """Milliseconds of a preset's step in the Trainer, one repeat a window.
+
+    A smaller batch than the one asked for does not reach the target.
+    """
+    batch_size = min(asked, flags.max_images or asked)
     arguments = [
         f"--arch={arch}",
         f"--data.batch_size={batch_size}",
@@ -80,6 +81,7 @@ def step_in_trainer(
     release()
     repeats = [1000 * x for x in windows.seconds]
     found: Found = {"repeats": repeats, "batch_size": batch_size, "precision": precision}
+    found["reached"] = batch_size == asked
     try:
         return found | limits(arch, arguments, precision, batch_size, flags.device)
     except Exception as error:  # the step's time does not depend on it
@@ -108,10 +110,10 @@ def share_of_ceiling(row: Mapping[str, Any]) -> float:
 
 
 def epoch_over_bare_loop(
-    arch: str, batch_size: int, flags: argparse.Namespace, deadline: float
+    arch: str, asked: int, flags: argparse.Namespace, deadline: float
 ) -> Found:
     """The ratio of the Trainer's epoch to the bare loop's, of medians; one repeat a round."""
-    batch_size = min(batch_size, flags.max_images or batch_size)
+    batch_size = min(asked, flags.max_images or asked)
     arguments = [
         f"--arch={arch}",
         f"--data.batch_size={batch_size}",
@@ -123,6 +125,7 @@ def epoch_over_bare_loop(
     return {
         "repeats": [a / b for a, b in zip(seconds, bare, strict=True)],
         "value": median(seconds) / median(bare),
+        "reached": batch_size == asked,
         "batch_size": batch_size,
         "precision": precision,
         "seconds": seconds,

@@ -104,14 +104,17 @@ class Step:
         self.optimizer.step()
 
     def operations(self) -> int:
-        """Of one step, a multiply-add counted as two."""
+        """Operations of one step, a multiply-add counted as two."""
         counter = FlopCounterMode(display=False)
         with torch.compiler.set_stance("force_eager"), counter:
             self()
         return counter.get_total_flops()
 
     def activation_bytes(self) -> int:
-        """Of what the eager network saves for the backward pass, weights and images left out."""
+        """Bytes that the eager network saves for the backward pass, without weights and images.
+
+        The copies of weights that autocast makes do count.
+        """
         kept = [*self.module.parameters(), *self.module.buffers(), *self.batch]
         with torch.compiler.set_stance("force_eager"):
             return saved_bytes(self.forward, kept)

@@ -338,6 +338,14 @@ def test_a_row_that_fails_leaves_the_others_and_each_is_written_at_once(tmp_path
     assert "SystemExit" in printed.get()
 
 
+@pytest.mark.parametrize(("images", "met"), [(None, True), (128, True), (64, False)])
+def test_a_smaller_batch_does_not_meet_a_target(images, met, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "alternate_epochs", lambda *_: ([1.0], [1.0], "bf16-mixed"))
+    asked = gpu_flags(tmp_path, max_images=images, repeats=1, run_flags=[])
+    row = gpu.measure_row("overhead", asked, float("inf"))
+    assert (row["value"], row["met"]) == (1, met)
+
+
 def test_no_row_begins_after_the_deadline(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "TARGETS", targets(a=lambda *_: pytest.fail("measured")))
     (row,) = gpu.measure(gpu_flags(tmp_path, rows=None, minutes=-1))
