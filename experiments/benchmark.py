@@ -4,6 +4,7 @@ python experiments/benchmark.py data
 python experiments/benchmark.py step --output step.json
 python experiments/benchmark.py overhead
 python experiments/benchmark.py time-to-accuracy --target 0.94
+python experiments/benchmark.py gpu --airbench cifar10-airbench/legacy/airbench94.py
 python experiments/benchmark.py predict --run runs/NAME
 python experiments/benchmark.py data --help
 """
@@ -18,7 +19,7 @@ from types import ModuleType
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.benchmarks import data, overhead, predict, step, time_to_accuracy
+from experiments.benchmarks import data, gpu, overhead, predict, step, time_to_accuracy
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
 from experiments.records.provenance import describe_device, git_state
 from experiments.records.tables import print_table
@@ -32,6 +33,7 @@ KINDS: dict[str, ModuleType] = {
     "overhead": overhead,
     "time-to-accuracy": time_to_accuracy,
     "predict": predict,
+    "gpu": gpu,
 }
 
 

@@ -1,12 +1,17 @@
-"""The public speed-run on a CPU: a file of KellerJordan/cifar10-airbench, as it is.
+"""The public speed-run, a file of KellerJordan/cifar10-airbench as it is, on a GPU or a CPU.
 
 python experiments/benchmarks/airbench.py cifar10-airbench/legacy/airbench94.py
 
-It is run once, in the folder where this is started, with what it takes from CUDA replaced: events
-by a wall clock, weights and images in fp16 by float32 ones, and the network's arithmetic by
-autocast to bf16. It downloads CIFAR-10 to `cifar10` there. The last line of output is what
-`benchmark.py time-to-accuracy --beside` reads: accuracy with the file's own test-time augmentation,
-seconds as the file counts them, and the operations of its training.
+It is run once, in the folder where this is started, and downloads CIFAR-10 to `cifar10` there. The
+last line of output is for `benchmark.py time-to-accuracy --beside`: accuracy with the file's own
+test-time augmentation, seconds as the file counts them, and the operations of its training.
+
+On a GPU nothing is replaced. On a CPU, what the file takes from CUDA is: events by a wall clock,
+weights and images in fp16 by float32 ones, and the network's arithmetic by autocast to bf16.
+
+The file counts the seconds of its first layer's computation, of training with augmentation, and of
+the test set's six views, by CUDA events that it waits for. It leaves out reading the data, building
+the network, and each epoch's accuracy.
 """
 
 import functools
@@ -14,7 +19,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +60,15 @@ def _load(load: Any, path: str, map_location: Any = None) -> Any:
     return load(path, map_location="cpu")
 
 
-def load_program(path: Path) -> Any:
-    """The file as a module, whose networks compute in bf16 and answer in float32."""
+def load_program(path: Path, device: torch.device) -> Any:
+    """The file as a module; on a CPU its networks compute in bf16 and answer in float32."""
     spec = importlib.util.spec_from_file_location("airbench", path)
     assert spec is not None
     assert spec.loader is not None
     program: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
+    if device.type == "cuda":
+        return program
     make_net = program.make_net
 
     def make_net_in_bf16() -> nn.Module:
@@ -85,17 +92,31 @@ def operations(program: Any, steps: int, steps_with_bias: int) -> int:
     Counted for one image: all of them cost the same.
     """
     net, of_step = program.make_net(), {}
+    image = torch.randn(1, 3, 32, 32).to(net[0].weight)
     for trained in (True, False):
         net[0].bias.requires_grad = trained
         with FlopCounterMode(display=False) as counter:
-            net(torch.randn(1, 3, 32, 32)).sum().backward()
+            net(image).sum().backward()
         of_step[trained] = counter.get_total_flops() * program.hyp["opt"]["batch_size"]
     first = min(steps, steps_with_bias)
     return first * of_step[True] + (steps - first) * of_step[False]
 
 
+def write_images(
+    folder: Path, train: bool, images: Tensor, labels: Tensor, classes: Sequence[str]
+) -> None:
+    """Write a split, uint8 (N, 3, 32, 32) and int64 (N,), as the file keeps what it downloads."""
+    content = {
+        "images": images.cpu().permute(0, 2, 3, 1).contiguous(),
+        "labels": labels.cpu(),
+        "classes": list(classes),
+    }
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / ("train.pt" if train else "test.pt"))
+
+
 def run(program: Any) -> dict[str, Any]:
-    """Train once, and say what came of it."""
+    """Train once; accuracy, seconds and operations."""
     seen: dict[str, Any] = {}
     show = program.print_training_details
 
@@ -105,7 +126,10 @@ def run(program: Any) -> dict[str, Any]:
         sys.stdout.flush()
 
     program.print_training_details = remember
-    accuracy = program.main(0)
+    try:
+        accuracy = program.main(0)
+    finally:
+        program.print_training_details = show
     with_bias = program.hyp["opt"]["whiten_bias_epochs"] * len(seen["train_loader"])
     return {
         "accuracy": accuracy,
@@ -115,13 +139,15 @@ def run(program: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = ArgumentParser("Run a file of airbench on a CPU, once.")
+    parser = ArgumentParser("Run a file of airbench once.")
     parser.add_argument("file", type=Path, help="legacy/airbench94.py of a clone of it")
     file = parser.parse_args().file
     if not file.is_file():
         parser.error(f"{file} is not a file: clone KellerJordan/cifar10-airbench and name its own")
-    stand_in_for_cuda()
-    print(json.dumps(run(load_program(file))))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        stand_in_for_cuda()
+    print(json.dumps(run(load_program(file, device))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a device can do at most: operations per second of matrix products."""
+"""What a device can do at most: operations of matrix products, and bytes that it copies."""
 
 import time
 
@@ -9,6 +9,8 @@ from experiments.training.devices import synchronise
 #: rows and columns of the matrices
 SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 REPEATS = 10
+#: bytes of a copied tensor, many times what a cache holds
+COPIED = {"cpu": 2**28, "cuda": 2**31}
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
@@ -36,3 +38,17 @@ def _products_per_second(size: int, dtype: torch.dtype, device: torch.device) ->
         synchronise(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """The most bytes per second that a device copies; it reads and writes each of them once."""
+    source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    best = float("inf")
+    for _ in range(REPEATS):
+        synchronise(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return len(source) / best

@@ -47,3 +47,21 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes that tensors keep allocated, shared ones counted once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def saved_bytes(function: Callable[[], object], kept: Iterable[Tensor]) -> int:
+    """Bytes that autograd saves for the backward pass during a call, those of `kept` left out.
+
+    Storages are counted once, in whole. `function` does not run the backward pass.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in kept}
+    saved: list[Tensor] = []  # held until the end, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return held_bytes(saved)

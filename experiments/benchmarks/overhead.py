@@ -1,51 +1,42 @@
 """`overhead`: an epoch under the Trainer as `run.py` sets it up, over the same in a bare loop.
 
 The Trainer's side is everything that `run.py` has for a preset: its callbacks (checkpoints and
-progress bar among them), CSV and W&B loggers, schedule, metrics. Its clock is that behind a
-record's `training_seconds`: from the start of training to its end, the checkpoint at the epoch's
-end inside, building and setting up not. There is no validation, which is no part of either side.
+progress bar among them), CSV and W&B loggers, schedule, metrics. An epoch is timed from its start
+to the start of the next one, the checkpoint at its end inside. There is no validation.
 
-The bare side takes the same network, optimizer, clipping, autocast and batches, made of the same
-flags, and nothing else. What a preset's callbacks compute, EMA and Lookahead, counts as overhead.
+The bare side takes one epoch of the same batches after each of the Trainer's, in the same process:
+the same network, compiled or captured as the preset has it, optimizer, clipping, autocast, EMA and
+Lookahead, and nothing of Lightning. Schedule, logging, progress and checkpoints count as overhead.
+The first round of both sides, in which networks are compiled, does not count.
 """
 
 import argparse
-import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
+from math import inf
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
+from torch import Tensor
 
+from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.timing import Ratio, add_repeats, positive, ratio
-from experiments.training.cli import ExperimentCLI
-from experiments.training.devices import synchronise
-from experiments.training.launch import read_launch
 from experiments.training.length import batches_per_epoch
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.resolve import resolve_config
-from lightning_modules.optimizers import make_optimizer
+from experiments.training.trainer import resolve_precision
 from lightning_modules.speed_resnet import SpeedResNetClassifier
 
 SUMMARY = "One epoch under the Trainer with all its callbacks and loggers, over a bare loop."
-WARM_UP = 2  # steps of each side before the first round
-# What the bare loop does not do, and the values of which it need not.
-BEYOND_THE_LOOP: dict[str, dict[str, tuple[Any, ...]]] = {
-    "trainer": {
-        "accumulate_grad_batches": (1,),
-        "gradient_clip_algorithm": (None, "norm"),
-        "precision": ("32-true", "bf16-mixed"),
-    },
-    "model": {"sharpness": ("none",), "jsd_weight": (0.0,)},
-}
+WARM_UP = 2  # steps of the bare loop in the round that does not count
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=48,
         help="of the epoch, the last of which the loggers write down (default: 48, all of them)",
     )
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16-mixed")
     add_repeats(parser, default=3)
     parser.add_argument(
         "run_flags", metavar="FLAGS", nargs="*", help="behind --: flags of run.py, for both sides"
@@ -72,52 +63,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row; the sides take turns at going first, after a short warm-up of both.
-
-    MisconfigurationException for a flag of `run.py` that only the Trainer's side would follow, and
-    for more steps than an epoch has.
+    """One row; MisconfigurationException for a setting that the bare loop does not follow, and for
+    more steps than an epoch has.
     """
-    config = resolve_config(arguments_of(flags, flags.steps))
+    arguments = arguments_of(flags)
+    config = resolve_config(arguments)
     if (batches := batches_per_epoch(config)) < flags.steps:
         raise MisconfigurationException(
             f"--steps must be at most {batches}, the batches of an epoch, got {flags.steps}"
         )
-    for group, settings in BEYOND_THE_LOOP.items():
-        for name, same in settings.items():
-            if config[group][name] not in same:
-                raise MisconfigurationException(
-                    f"--{group}.{name} must be {' or '.join(map(str, same))}, as in the bare loop, "
-                    f"got {config[group][name]}"
-                )
-    sides = {"trainer": trainer_seconds, "bare": bare_seconds}
-    # W&B's own process would be one more beside the bare loop.
-    only = {"trainer": [], "bare": ["--wandb=disabled"]}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    with TemporaryDirectory() as folder:
-        for turn in range(-1, flags.repeats):
-            steps = flags.steps if turn >= 0 else min(WARM_UP, flags.steps)
-            for name in list(sides) if turn % 2 == 0 else reversed(sides):
-                place = [f"--output={folder}", f"--name={name}{turn}"]
-                arguments = [*arguments_of(flags, steps), *place, *only[name]]
-                taken = sides[name](ExperimentCLI(read_launch(arguments)))
-                gc.collect()
-                if turn >= 0:
-                    seconds[name].append(taken)
+    seconds, bare, precision = alternate_epochs(arguments, flags.repeats)
     return [
         {
             "arch": flags.arch,
             "batch_size": flags.batch_size,
-            "precision": flags.precision,
+            "precision": precision,
             "steps": flags.steps,
-            "seconds": seconds["trainer"],
-            "bare_seconds": seconds["bare"],
-            "ratio": asdict(ratio(seconds["trainer"], seconds["bare"])),
+            "seconds": seconds,
+            "bare_seconds": bare,
+            "ratio": asdict(ratio(seconds, bare)),
         }
     ]
 
 
-def arguments_of(flags: argparse.Namespace, steps: int) -> list[str]:
-    """Those of `run.py` for one epoch of `steps` batches, without validation."""
+def alternate_epochs(
+    arguments: Sequence[str], repeats: int, deadline: float = inf
+) -> tuple[list[float], list[float], str]:
+    """Seconds of the Trainer's epochs and of the bare loop's, in turns, and their precision.
+
+    `arguments` are those of `run.py`. After `deadline`, on the clock of `time.perf_counter`, no
+    round follows the first that counts.
+    """
+    always = ["--trainer.max_steps=-1", f"--trainer.max_epochs={repeats + 1}"]
+    arguments = [*arguments, "--data.val_fraction=0", *always]
+    refuse_others(resolve_config(arguments))
+    epochs = Epochs(deadline)
+    with TemporaryDirectory() as folder:
+        cli = fit([*arguments, f"--output={folder}", "--name=overhead"], epochs)
+    return epochs.seconds, epochs.bare_seconds, str(cli.trainer.precision)
+
+
+def refuse_others(config: Mapping[str, Any]) -> None:
+    """MisconfigurationException for a setting that the bare loop does not follow."""
+    trainer = config["trainer"]
+    precision = resolve_precision(trainer["precision"], trainer["accelerator"])
+    followed = {
+        "accumulate_grad_batches": (trainer["accumulate_grad_batches"], (1,)),
+        "gradient_clip_algorithm": (trainer["gradient_clip_algorithm"], (None, "norm")),
+        "precision": (precision, PRECISIONS),
+    }
+    for name, (value, same) in followed.items():
+        if value not in same:
+            raise MisconfigurationException(
+                f"--trainer.{name} must be {' or '.join(map(str, same))}, as in the bare loop, "
+                f"got {value}"
+            )
+
+
+class Epochs(Callback):
+    """Times each epoch of the Trainer, and a bare one after it."""
+
+    def __init__(self, deadline: float = inf) -> None:
+        self.deadline = deadline
+        self.seconds: list[float] = []
+        self.bare_seconds: list[float] = []
+        self._start: float | None = None
+        self._warm = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._start is not None:
+            self._end_round(trainer, pl_module)
+        self._start = now(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._warm and time.perf_counter() > self.deadline:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_round(trainer, pl_module)
+
+    def _end_round(self, trainer: Trainer, module: LightningModule) -> None:
+        assert self._start is not None
+        taken = now(module.device) - self._start
+        steps = int(trainer.num_training_batches)
+        bare = bare_epoch(trainer, module, steps if self._warm else min(steps, WARM_UP))
+        if self._warm:
+            self.seconds.append(taken)
+            self.bare_seconds.append(bare)
+        self._warm = True
+
+
+def bare_epoch(trainer: Trainer, module: LightningModule, steps: int) -> float:
+    """The seconds of a plain loop over an epoch's first batches, within a `fit`.
+
+    EMA and Lookahead act on the optimizer's steps, so that they are part of it.
+    """
+    (optimizer,), loader = trainer.optimizers, trainer.train_dataloader
+    assert loader is not None
+    clip, context = trainer.gradient_clip_val, trainer.precision_plugin.train_step_context
+    start = now(module.device)
+    for index, batch in enumerate(islice(loader, steps)):
+        with context():
+            loss = module.training_step(batch, index)
+        assert isinstance(loss, Tensor)
+        # The module's own methods, which a captured step may replace.
+        module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
+        module.backward(loss)
+        module.on_after_backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizer.step()
+    return now(module.device) - start
+
+
+def arguments_of(flags: argparse.Namespace) -> list[str]:
+    """Those of `run.py` for epochs of `--steps` batches."""
     # SpeedResNet's first bias is frozen on the way, which the bare loop does not know of.
     freezes = EXPERIMENTS[flags.arch] is SpeedResNetClassifier
     always = ["--model.whitening_bias=1"] if freezes else []
@@ -125,56 +185,13 @@ def arguments_of(flags: argparse.Namespace, steps: int) -> list[str]:
         f"--arch={flags.arch}",
         f"--data.batch_size={flags.batch_size}",
         "--data.val_fraction=0",
-        "--trainer.max_epochs=1",
-        "--trainer.max_steps=-1",
-        f"--trainer.limit_train_batches={steps}",
-        f"--trainer.log_every_n_steps={steps}",
+        f"--trainer.limit_train_batches={flags.steps}",
+        f"--trainer.log_every_n_steps={flags.steps}",
         f"--trainer.precision={flags.precision}",
         f"--trainer.accelerator={flags.device}",
         *always,
         *flags.run_flags,
     ]
-
-
-def trainer_seconds(cli: ExperimentCLI) -> float:
-    """The time that an experiment trains, as its record would state it."""
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule)
-    finally:
-        for logger in cli.trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
-    (timer,) = (x for x in cli.trainer.callbacks if isinstance(x, Timer))
-    assert (cli.launch.folder / "last.ckpt").exists()
-    return timer.time_elapsed("train")
-
-
-def bare_seconds(cli: ExperimentCLI) -> float:
-    """The time of a plain loop over an experiment's batches."""
-    trainer, module, data = cli.trainer, cli.model, cli.datamodule
-    device = trainer.strategy.root_device
-    # As `fit` would set them.
-    trainer.datamodule = data  # type: ignore[attr-defined]
-    data.trainer, module.trainer = trainer, trainer
-    data.prepare_data()
-    data.setup("fit")
-    module.to(device).train()
-    module.on_fit_start()
-    optimizer = make_optimizer(module.network, module.hparams)
-    loader, steps = data.train_dataloader(), cli.config.trainer.limit_train_batches
-    clip = trainer.gradient_clip_val
-    synchronise(device)
-    start = time.perf_counter()
-    for images, targets in islice(loader, steps):
-        with trainer.precision_plugin.forward_context():
-            loss = module.loss(module(images), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
-        optimizer.step()
-    synchronise(device)
-    return time.perf_counter() - start
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -8,12 +8,20 @@ mixing, schedule, clipping, callbacks and loggers are left out.
 The variants of an architecture are timed in turns, operations are counted in one real step (a
 compiled network's are those of the eager one), and memory is measured in a step of its own: that of
 weights, gradients, optimizer state and batch, and the most that a step takes above it.
+
+The memory floor is the time that a step needs at least to move its activations: the bytes that
+autograd saves for the backward pass, each written once and read once, over the bytes per second
+that the device copies. It is that of the eager network: a compiled one may save less.
+
+`--profile` adds, of a step under torch.profiler: kernel launches and the milliseconds until the
+host has issued the step. On a CPU there are no launches.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from statistics import median
 from typing import Any
@@ -22,11 +30,15 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.ceiling import matmul_ceiling
-from experiments.benchmarks.memory import held_bytes, peak_growth, tensors_in
+from experiments.benchmarks.ceiling import copy_bandwidth, matmul_ceiling
+from experiments.benchmarks.memory import held_bytes, peak_growth, saved_bytes, tensors_in
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
+from experiments.training.devices import synchronise
 from experiments.training.launch import near
 from experiments.training.presets import EXPERIMENTS
 from experiments.training.resolve import resolve_config
@@ -36,13 +48,16 @@ from lightning_modules.optimizers import make_optimizer
 SUMMARY = "Forward pass, backward pass and optimizer step of every architecture, in all variants."
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 FORMATS = ("contiguous", "channels_last")
+PROFILED = 5  # steps
+# The names of CUDA's runtime and driver calls, of which a replayed graph is one.
+LAUNCH = re.compile(r"cu(da)?(Graph)?Launch")
 
 
 @dataclass(frozen=True)
 class Variant:
     """One way of taking the same step."""
 
-    compiled: bool
+    compiled: bool | str  # a string is a mode of `--model.compile`
     precision: str
     memory_format: str
 
@@ -76,20 +91,33 @@ class Step:
         if variant.precision == "bf16-mixed":
             self.mixed = MixedPrecision("bf16-mixed", device.type)
 
-    def __call__(self) -> None:
+    def forward(self) -> Tensor:
+        """The loss of the batch."""
         with self.mixed.forward_context() if self.mixed else nullcontext():
-            loss = self.module.training_step(self.batch, 0)
+            return self.module.training_step(self.batch, 0)
+
+    def __call__(self) -> None:
+        loss = self.forward()
         # Where Lightning does it: the last step's gradients live through the forward pass.
-        self.optimizer.zero_grad()
-        loss.backward()
+        self.module.optimizer_zero_grad(0, 0, self.optimizer)
+        self.module.backward(loss)
         self.optimizer.step()
 
     def operations(self) -> int:
-        """Of one step, a multiply-add counted as two."""
+        """Operations of one step, a multiply-add counted as two."""
         counter = FlopCounterMode(display=False)
         with torch.compiler.set_stance("force_eager"), counter:
             self()
         return counter.get_total_flops()
+
+    def activation_bytes(self) -> int:
+        """Bytes that the eager network saves for the backward pass, without weights and images.
+
+        The copies of weights that autocast makes do count.
+        """
+        kept = [*self.module.parameters(), *self.module.buffers(), *self.batch]
+        with torch.compiler.set_stance("force_eager"):
+            return saved_bytes(self.forward, kept)
 
     def peak_memory(self) -> int:
         """The most bytes of tensors that training holds at once, after a first step."""
@@ -100,13 +128,48 @@ class Step:
         return held + peak_growth(self, self.batch[0].device)
 
 
+def profile_steps(step: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Launches, kernels and milliseconds of the host, each of one step.
+
+    A replayed CUDA graph is one launch of many kernels. Copies and fills are no kernels.
+    """
+    step()
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    synchronise(device)
+    with profile(activities=activities) as profiler:
+        for _ in range(PROFILED):
+            with record_function(profile_steps.__name__):
+                step()
+            synchronise(device)
+    launches = kernels = microseconds = 0.0
+    for event in profiler.events() or ():
+        if event.device_type == DeviceType.CPU:
+            launches += LAUNCH.match(event.name) is not None
+            if event.name == profile_steps.__name__:
+                microseconds += event.cpu_time_total
+        elif not event.is_user_annotation and not event.name.startswith(("Memcpy", "Memset")):
+            kernels += 1
+    return {
+        "launches": launches / PROFILED,
+        "kernels": kernels / PROFILED,
+        "host_ms": microseconds / PROFILED / 1000,
+    }
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
         metavar="NAME,NAME",
         help=f"some presets (default: {','.join(ARCHITECTURES)}) of {', '.join(EXPERIMENTS)}",
     )
-    parser.add_argument("--compile", choices=("off", "on", "both"), default="both")
+    parser.add_argument(
+        "--compile",
+        metavar="MODE",
+        default="both",
+        help="off, on, both, or a mode that --model.compile takes (default: both)",
+    )
     parser.add_argument("--precision", choices=(*DTYPES, "both"), default="both")
     parser.add_argument("--memory-format", choices=(*FORMATS, "both"), default="both")
     parser.add_argument(
@@ -121,12 +184,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="at most so many images a step, for slow machines (default: no limit)",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="also count kernel launches and the host's time, of a step under torch.profiler",
+    )
     add_repeats(parser, default=3)
 
 
 def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
     """Every combination that the flags ask for, the baseline first where it is among them."""
-    compiled = {"off": [False], "on": [True], "both": [False, True]}[flags.compile]
+    modes: dict[str, list[bool | str]] = {"off": [False], "on": [True], "both": [False, True]}
+    compiled = modes.get(flags.compile, [flags.compile])
     precisions = list(DTYPES) if flags.precision == "both" else [flags.precision]
     formats = list(FORMATS) if flags.memory_format == "both" else [flags.memory_format]
     return [Variant(*x) for x in product(compiled, precisions, formats)]
@@ -141,10 +210,14 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True  # as the Trainer has it
     variants = chosen_variants(flags)
+    for mode in {v.compiled for v in variants if isinstance(v.compiled, str)}:
+        for name in names:
+            resolve_config([f"--arch={name}", f"--model.compile={mode}"])  # refuses another one
     ceilings = {x: matmul_ceiling(DTYPES[x], device) for x in {v.precision for v in variants}}
+    bandwidth = copy_bandwidth(device)
     rows = []
     for name in names:
-        rows += compare(name, variants, ceilings, flags)
+        rows += compare(name, variants, ceilings, bandwidth, flags)
         print(f"{name}: measured {len(variants)} variants", flush=True)
     return rows
 
@@ -153,6 +226,7 @@ def compare(
     arch: str,
     variants: Iterable[Variant],
     ceilings: Mapping[str, float],
+    bandwidth: float,
     flags: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Time the variants of one architecture; one that fails has an error in place of figures."""
@@ -163,15 +237,22 @@ def compare(
     steps: dict[Variant, Step] = {}
     errors: dict[Variant, str] = {}
     memory: dict[Variant, int] = {}
+    activations: dict[Variant, int] = {}
+    operations: int | None = None
     for variant in variants:
         try:
             step = Step(arch, config["model"], variant, batch_size, device)
             step()
             memory[variant] = step.peak_memory()
             steps[variant] = step
+            if isinstance(variant.compiled, str):  # a replayed graph shows no operations
+                eager = replace(variant, compiled=False)
+                step = Step(arch, config["model"], eager, batch_size, device)
+            activations[variant] = step.activation_bytes()
+            operations = step.operations() if operations is None else operations
         except Exception as error:  # whatever a compiler, a number format or a full memory raises
-            errors[variant] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    operations = next(iter(steps.values())).operations() if steps else None
+            errors[variant] = first_line(error)
+            steps.pop(variant, None)
     timed = alternate({str(v): step for v, step in steps.items()}, flags.repeats, device)
     seconds = {variant: timed[str(variant)] for variant in steps}
     rows = []
@@ -195,21 +276,40 @@ def compare(
                 "ceiling": ceilings[variant.precision],
                 "share_of_ceiling": per_second / ceilings[variant.precision],
                 "peak_bytes": memory[variant],
+                "activation_bytes": activations[variant],
+                "copy_bandwidth": bandwidth,
+                "memory_floor_seconds": activations[variant] / bandwidth,
+                **(profile_steps(steps[variant], device) if flags.profile else {}),
             }
         )
     return rows
 
 
+def first_line(error: BaseException) -> str:
+    """The kind of an error, and its first line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def short(number: float) -> str:
+    """Three digits, and no fewer than the whole number has."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     ceilings = {row["precision"]: row["ceiling"] for row in rows if not row["error"]}
     words = [f"{name} {ceiling / 1e9:,.0f} GFLOP/s" for name, ceiling in ceilings.items()]
+    bandwidth = next((f"{r['copy_bandwidth'] / 1e9:,.0f} GB" for r in rows if not r["error"]), "-")
     shown = Table(
         title="Training steps: forward, backward, optimizer",
         caption="Medians, with their range over the rounds. Speed-up: over 32-true, contiguous, "
-        f"eager. Share: of the best matrix product here: {', '.join(words) or 'none measured'}.",
+        f"eager. Share: of the best matrix product here: {', '.join(words) or 'none measured'}. "
+        f"Floor: activations over {bandwidth} copied a second. Launches, and ms until the host has "
+        "issued the step: under torch.profiler.",
     )
     shown.add_column("architecture")
-    for column in ("images/s", "step, ms", "speed-up", "GFLOP/s", "share", "peak MB"):
+    columns = ["images/s", "step, ms", "speed-up", "GFLOP/s", "share", "floor, ms", "peak MB"]
+    profiled = any("host_ms" in row for row in rows)
+    for column in [*columns, *(["launches", "host, ms"] if profiled else [])]:
         shown.add_column(column, justify="right")
     last = None
     for row in rows:
@@ -217,7 +317,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             last = row["arch"]
             shown.add_section()
             shown.add_row(f"[bold]{last}[/], batch {row['batch_size']:,}")
-        how = "compiled" if row["compiled"] else "eager"
+        mode = row["compiled"]
+        how = mode if isinstance(mode, str) else "compiled" if mode else "eager"
         name = f"  {row['precision']}, {row['memory_format']}, {how}"
         if row["error"]:
             shown.add_row(f"{name}\n  [red]failed[/]: {row['error']}")
@@ -226,10 +327,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         shown.add_row(
             name,
             f"{row['images_per_second']:,.0f}",
-            f"{median(milliseconds):,.0f} [{min(milliseconds):,.0f}, {max(milliseconds):,.0f}]",
+            "{} [{}, {}]".format(*map(short, (f(milliseconds) for f in (median, min, max)))),
             str(Ratio(**row["speedup"])) if row["speedup"] else "",
             f"{row['operations_per_second'] / 1e9:,.0f}",
             f"{row['share_of_ceiling']:.0%}",
+            short(1000 * row["memory_floor_seconds"]),
             f"{row['peak_bytes'] / 1e6:,.0f}",
+            *([f"{row['launches']:,.0f}", short(row["host_ms"])] if profiled else []),
         )
     return shown

@@ -9,9 +9,18 @@ of training: see `CountOperations`.
 
 With `--beside` another program is run in alternation. It prints as its last line a JSON object with
 its accuracy in [0, 1], its seconds, and its operations if it knows them.
+
+With `--airbench` the other program is a file of KellerJordan/cifar10-airbench, unchanged on a GPU,
+and both sides are warm: all runs are in this process, and each side's first run does not count. Our
+seconds are then those that the file counts: computing the first layer, training with augmentation,
+and the views of the test set, with a synchronised device at both ends; not reading images,
+building the network and its optimizer, or the first run's compilation. Lightning's own start, our
+loggers and our checkpoints count, which the file has not.
 """
 
 import argparse
+import contextlib
+import gc
 import json
 import subprocess
 import sys
@@ -19,21 +28,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import zip_longest
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
+from torch import nn
 
+from datamodules.tensor_loader import EvalLoader
+from experiments.benchmarks import airbench
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
+from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.operations import FILE, CountOperations
 from experiments.benchmarks.timing import positive
 from experiments.inference.strategies import RAW, STRATEGIES, Strategy
-from experiments.records.finished import FinishedRun, open_images, open_networks, open_run
+from experiments.records.finished import open_images, open_networks, open_run
 from experiments.records.provenance import ROOT, git_state
-from experiments.training.devices import synchronise
+from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import fail
 from experiments.training.presets import EXPERIMENTS
 
@@ -78,6 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '{"accuracy": ..., "seconds": ...}, with "operations" if known',
     )
     parser.add_argument(
+        "--airbench",
+        metavar="FILE",
+        type=Path,
+        help="instead: legacy/airbench94.py of a clone of KellerJordan/cifar10-airbench, with both "
+        "sides warm in this process",
+    )
+    parser.add_argument(
         "--beside-runs", metavar="N", type=positive, help="of that command (default: --seeds)"
     )
     parser.add_argument(
@@ -92,7 +116,13 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each run; --output has, after each of them, all that there are so far."""
     code = git_state()
     rows: list[dict[str, Any]] = []
-    for row in run_all(flags):
+    if flags.airbench:
+        if flags.beside or flags.beside_runs:
+            raise MisconfigurationException("--airbench takes the place of --beside: give one")
+        found = run_warm(flags)
+    else:
+        found = run_all(flags)
+    for row in found:
         rows.append(row)
         if flags.output:
             write_benchmark(make_benchmark(flags, code, rows), flags.output)
@@ -134,7 +164,9 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
         fail(f"{name} ended with exit code {code}: see above")
     run = open_run(flags.runs / name)
     record = run.record
-    accuracy, seconds = answer(run, STRATEGIES[flags.strategy])
+    strategy = STRATEGIES[flags.strategy]
+    networks, device, _ = open_networks({name: (run, name) for name in strategy.networks}, None)
+    accuracy, seconds = answer(networks, open_images(run, None)["test"], device, strategy)
     return {
         "accuracy": accuracy,
         "plain_accuracy": record.scores["test"]["raw"].accuracy,
@@ -148,25 +180,103 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def run_warm(flags: argparse.Namespace, deadline: float = inf) -> Iterator[dict[str, Any]]:
+    """Our runs and airbench's in turns, in this process, after one of each that does not count.
+
+    After `deadline`, on the clock of `time.perf_counter`, no round follows the first that counts.
+    """
+    if not flags.airbench.is_file():
+        raise MisconfigurationException(f"--airbench {flags.airbench} is not a file")
+    device = torch.device(flags.device)
+    if device.type == "cpu":
+        airbench.stand_in_for_cuda()
+    program = airbench.load_program(flags.airbench, device)
+    with TemporaryDirectory() as folder:
+        for number in range(-1, flags.seeds):
+            if number > 0 and time.perf_counter() > deadline:
+                break
+            seed = flags.first_seed + max(number, 0)
+            cli, ours = train_here(Path(folder) / f"{number}", seed, flags)
+            gc.collect()
+            if number < 0:
+                write_data(cli, Path(folder) / "cifar10")
+            with contextlib.chdir(folder):
+                theirs = airbench.run(program)
+            if number >= 0:
+                yield {"side": "ours", "run": seed, "target": flags.target, **ours}
+                yield {"side": "beside", "run": number, "target": flags.target, **theirs}
+
+
+class FitClock(Callback):
+    """The seconds of a fit, from before the first layer is computed to the end of training."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = now(pl_module.device)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = now(pl_module.device) - self._start
+
+
+def train_here(
+    folder: Path, seed: int, flags: argparse.Namespace
+) -> tuple[ExperimentCLI, dict[str, Any]]:
+    """Train with a seed in this process, and answer the test images with the last weights."""
+    clock = FitClock()
+    arguments = [
+        f"--arch={flags.arch}",
+        f"--trainer.accelerator={flags.device}",
+        *flags.run_flags,
+        f"--seed={seed}",
+        f"--output={folder.parent}",
+        f"--name={folder.name}",
+    ]
+    cli = fit(arguments, clock)
+    device = torch.device(flags.device)
+    precision: Any = cli.trainer.precision
+    fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
+    network = fabric.setup_module(cli.model.eval())
+    data = cli.datamodule
+    data.setup("test")
+    # Views are batches of many sizes, which are not worth a compilation each.
+    with torch.compiler.set_stance("force_eager"):
+        accuracy, seconds = answer(
+            {"raw": network}, data.test_dataloader(), fabric.device, STRATEGIES[flags.strategy]
+        )
+    return cli, {
+        "accuracy": accuracy,
+        "seconds": clock.seconds + seconds,
+        "training_seconds": clock.seconds,
+        "answering_seconds": seconds,
+        "operations": None,
+        "steps": cli.trainer.global_step,
+        "precision": str(precision),
+        "source": data.source,
+    }
+
+
+def write_data(cli: ExperimentCLI, folder: Path) -> None:
+    """Write the experiment's training images and test images as airbench reads them."""
+    data = cli.datamodule
+    for train, loader in ((True, data.train_dataloader()), (False, data.test_dataloader())):
+        airbench.write_images(folder, train, loader.images, loader.labels, data.classes)
+
+
 def start(arguments: Sequence[str]) -> int:
     """The exit code of `run.py` with these arguments."""
     return subprocess.run([sys.executable, str(RUN), *arguments], check=False).returncode
 
 
 @torch.inference_mode()
-def answer(run: FinishedRun, strategy: Strategy) -> tuple[float, float]:
-    """Accuracy of a strategy on the run's test images, and the seconds that answering them took."""
-    wanted = {name: (run, name) for name in strategy.networks}
-    networks, device, _ = open_networks(wanted, None)
-    loader = open_images(run, None)["test"]
+def answer(
+    networks: Mapping[str, nn.Module], loader: EvalLoader, device: torch.device, strategy: Strategy
+) -> tuple[float, float]:
+    """Accuracy of a strategy on a loader's images, and the seconds of answering them."""
     loader.images, loader.labels = loader.images.to(device), loader.labels.to(device)
     loader.mean, loader.std = loader.mean.to(device), loader.std.to(device)
     module = strategy.build(networks, loader.mean, loader.std)
-    synchronise(device)
-    start = time.perf_counter()
+    start = now(device)
     classes = torch.cat([module(images).argmax(dim=1) for images, _ in loader])
-    synchronise(device)
-    seconds = time.perf_counter() - start
+    seconds = now(device) - start
     return (classes == loader.labels).double().mean().item(), seconds
 
 

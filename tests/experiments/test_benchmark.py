@@ -28,7 +28,7 @@ TOY = {
     ],
     "step": [
         *("--arch=sam_resnet", "--batch-size=2", "--compile=off", "--precision=32-true"),
-        "--repeats=1",
+        *("--repeats=1", "--profile"),
     ],
     "overhead": [
         *("--arch=sam_resnet", "--batch-size=8", "--steps=2", "--repeats=1"),
@@ -40,6 +40,11 @@ TOY = {
         *("--trainer.enable_progress_bar=false", "--data.batch_size=8", "--test=false"),
     ],
     "predict": ["--images=2", "--repeats=2"],
+    "gpu": [
+        *("--rows=sam_resnet,overhead", "--max-images=8", "--warm-up=2", "--window=2"),
+        *("--repeats=2", "--", *SMALL, "--wandb=disabled", "--trainer.limit_train_batches=4"),
+        "--trainer.enable_progress_bar=false",
+    ],
 }
 
 
@@ -67,6 +72,7 @@ def measured(monkeypatch, few_images, command, tmp_path, capsys):
     monkeypatch.setattr(data, "Step", small_step)
     monkeypatch.setattr(time_to_accuracy, "start", run_in_this_process)
     monkeypatch.setitem(ceiling.SIZES, "cpu", (64,))
+    monkeypatch.setitem(ceiling.COPIED, "cpu", 2**16)
     return measured
 
 
@@ -80,6 +86,7 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
     record, output = measured(kind, *TOY[kind])
     assert record.kind == kind
     assert record.rows
+    assert not any(row.get("error") or row.get("limits_error") for row in record.rows)
     assert record.settings["device"] == "cpu"
     assert printed(benchmark.KINDS[kind].table(record.rows), capsys) in output
 
@@ -94,11 +101,15 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
         (["data", "--presets=sam_restnet"], "did you mean sam_resnet"),
         (["data", "--presets=sam_resnet", "--share=resnet"], "--share"),
         (["step", "--arch=sam_restnet"], "did you mean sam_resnet"),
+        (["step", "--arch=resnet", "--compile=fastest"], "fastest"),
         (["overhead", "--steps=0"], "--steps"),
         (["overhead", "--steps=49"], "--steps must be at most 48, the batches of an epoch, got 49"),
         (["overhead", "--repeats=1", "--", "--trainer.max_epoch=3"], "--trainer.max_epoch"),
         (["overhead", "--", "--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches must"),
-        (["overhead", "--", "--model.sharpness=sam"], "--model.sharpness must be none"),
+        (["overhead", "--", "--trainer.gradient_clip_algorithm=value"], "clip_algorithm must be"),
+        (["gpu", "--rows=overheads"], "did you mean overhead"),
+        (["time-to-accuracy", "--airbench=none.py"], "none.py is not a file"),
+        (["time-to-accuracy", "--airbench=a.py", "--beside=b"], "--airbench takes the place"),
         (["time-to-accuracy", "--target=94"], "--target"),
         (["time-to-accuracy", "--strategy=ema"], "--strategy"),
         (["predict", "--repeats=0"], "--repeats"),

@@ -1,20 +1,28 @@
 """That the sides of a benchmark do the same, and what comes of one that fails."""
 
 import argparse
+import contextlib
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from rich.console import Console
 from torch import nn
+from torch.autograd import DeviceType
 
 import datamodules.cifar10
+from callbacks import EMA
 from experiments import benchmark
+from experiments.benchmarks import gpu, in_trainer, overhead, time_to_accuracy
 from experiments.benchmarks import step as steps
-from experiments.benchmarks import time_to_accuracy
 from experiments.benchmarks.benchmark_record import read_benchmark
-from experiments.benchmarks.ceiling import SIZES, matmul_ceiling
-from experiments.benchmarks.overhead import bare_seconds, trainer_seconds
+from experiments.benchmarks.ceiling import COPIED, SIZES, copy_bandwidth, matmul_ceiling
+from experiments.benchmarks.in_trainer import StepWindows, fit
+from experiments.benchmarks.memory import saved_bytes
+from experiments.benchmarks.overhead import bare_epoch
 from experiments.benchmarks.step import BASELINE, Step, Variant, chosen_variants, compare
 from experiments.benchmarks.time_to_accuracy import read_report, table
 
@@ -29,31 +37,134 @@ SMALL = {"base_width": 4, "blocks": (1, 1, 1)}
 
 def flags(**values):
     asked = {"compile": "both", "precision": "both", "memory_format": "both", "repeats": 1}
-    size = {"batch_size": 2, "max_images": None, "device": "cpu"}
+    size = {"batch_size": 2, "max_images": None, "device": "cpu", "profile": False}
     return argparse.Namespace(**asked | size | values)
 
 
-def weights(cli):
-    return torch.cat([p.detach().flatten() for p in cli.model.network.parameters()])
+class Bare(Callback):
+    """Takes the first epoch in the bare loop, and leaves nothing to the Trainer."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        steps = int(trainer.num_training_batches)
+        assert bare_epoch(trainer, pl_module, steps) > 0
+        self.state = state_of(trainer, pl_module)
+        raise KeyboardInterrupt
 
 
+class Trained(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.state = state_of(trainer, pl_module)
+
+
+def state_of(trainer, module):
+    """Everything that a step changes, but for the schedule: copies."""
+    (optimizer,) = trainer.optimizers
+    (ema,) = (c for c in trainer.callbacks if isinstance(c, EMA))
+    momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
+    tensors = [*module.network.state_dict().values(), *ema.network.state_dict().values(), *momenta]
+    return [tensor.clone() for tensor in tensors]
+
+
+@pytest.mark.parametrize("recipe", [(), ("--model.sharpness=sam",)], ids=["sgd", "sam"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_trainer_and_bare_loop_take_the_same_steps(build, precision, few_images, monkeypatch):
+def test_trainer_and_bare_loop_take_the_same_steps(
+    tiny, precision, recipe, few_images, monkeypatch
+):
     """To the last bit, at a constant rate: the schedule is the Trainer's alone."""
     monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
-    sides = []
-    for train in (trainer_seconds, bare_seconds):
-        cli = build(
+    sides = Trained(), Bare()
+    for side in sides:
+        arguments = tiny(
             *CONSTANT_RATE,
+            *recipe,
             f"--trainer.precision={precision}",
             "--data.val_fraction=0",
             "--trainer.max_epochs=1",
-            "--lookahead=false",
+            "--lookahead.k=2",
+            "--trainer.gradient_clip_val=0.01",
         )
-        assert cli.trainer.gradient_clip_val == 1
-        assert train(cli) > 0
-        sides.append(weights(cli))
-    assert torch.equal(*sides)
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            cli = fit(arguments, side)
+            assert cli.trainer.gradient_clip_val == 0.01
+    assert len(sides[0].state) == len(sides[1].state) > 10
+    assert all(torch.equal(*pair) for pair in zip(*(side.state for side in sides), strict=True))
+
+
+def test_epochs_take_turns_and_the_first_round_does_not_count(tiny, few_images, monkeypatch):
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    steps = []
+    take = overhead.bare_epoch
+    monkeypatch.setattr(
+        overhead, "bare_epoch", lambda *a: steps.append(a[2]) or (a[0].global_step, take(*a))[0]
+    )
+    seconds, bare, precision = overhead.alternate_epochs(
+        [x for x in tiny() if not x.startswith(("--output", "--name"))], repeats=2
+    )
+    assert steps == [2, 3, 3]
+    assert bare == [6, 9]  # after two of the Trainer's epochs, and after three
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+    assert precision == "32-true"
+
+
+def test_after_the_deadline_no_round_follows_the_first(tiny, few_images, monkeypatch):
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    arguments = [x for x in tiny() if not x.startswith(("--output", "--name"))]
+    seconds, bare, _ = overhead.alternate_epochs(arguments, repeats=5, deadline=0)
+    assert len(seconds) == len(bare) == 1
+
+
+def windows_of(tiny, windows, batches, *flags):
+    """Train with these windows; the steps between two readings of the clock, in order."""
+    readings = []
+    steps = Steps()
+
+    def clock(device):
+        readings.append(steps.done)
+        return float(steps.done)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_trainer, "now", clock)
+        limit = f"--trainer.limit_train_batches={batches}"
+        cli = fit(
+            tiny("--data.val_fraction=0", limit, "--trainer.max_epochs=9", *flags), steps, windows
+        )
+    return readings, cli.trainer.global_step
+
+
+class Steps(Callback):
+    done = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.done += 1
+
+
+def test_windows_are_of_whole_steps_within_an_epoch_after_the_warm_up(
+    tiny, few_images, monkeypatch
+):
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    windows = StepWindows(warm_up=4, length=2, count=3)
+    readings, steps = windows_of(tiny, windows, 6)
+    # The first from step 4 to 6, where the epoch ends; then from 7 to 9 and on to 11.
+    assert readings == [4, 6, 7, 9, 11]
+    assert windows.seconds == [1.0] * 3  # the clock counts steps
+    assert steps == 11
+
+
+def test_a_window_is_as_short_as_an_epoch_needs(tiny, few_images, monkeypatch):
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    windows = StepWindows(warm_up=1, length=100, count=2)
+    readings, steps = windows_of(tiny, windows, 4)
+    assert readings == [1, 4, 5, 8]
+    assert windows.seconds == [1.0] * 2
+    assert steps == 8
+
+
+def test_after_the_deadline_no_window_follows_the_first(tiny, few_images, monkeypatch):
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    windows = StepWindows(warm_up=1, length=1, count=9, deadline=0)
+    assert windows_of(tiny, windows, 4)[1] == 2
+    assert len(windows.seconds) == 1
 
 
 def test_all_eight_variants_are_the_default_and_the_baseline_comes_first():
@@ -98,11 +209,12 @@ def test_a_variant_that_fails_is_a_row_with_its_error(monkeypatch):
     monkeypatch.setattr(steps, "Step", lambda arch, hparams, *rest: Step(arch, SMALL, *rest))
     variants = [BASELINE, Variant(True, "32-true", "contiguous")]
     with torch.compiler.set_stance("fail_on_recompile"):
-        rows = compare("sam_resnet", variants, {"32-true": 1e9}, flags())
+        rows = compare("sam_resnet", variants, {"32-true": 1e9}, 1e9, flags())
     eager, compiled = rows
     assert eager["error"] is None
     assert eager["images_per_second"] > 0
     assert eager["speedup"]["median"] == 1
+    assert eager["memory_floor_seconds"] == eager["activation_bytes"] / 1e9 > 0
     assert compiled["error"].startswith("RuntimeError: ")
     console = Console(width=200)
     with console.capture() as printed:
@@ -110,10 +222,26 @@ def test_a_variant_that_fails_is_a_row_with_its_error(monkeypatch):
     assert "RuntimeError" in printed.get()
 
 
+def test_a_captured_steps_operations_and_activations_are_the_eager_ones(monkeypatch):
+    made = []
+
+    def small(arch, hparams, variant, *rest):
+        made.append(variant)
+        return Step(arch, SMALL, replace(variant, compiled=False), *rest)
+
+    monkeypatch.setattr(steps, "Step", small)
+    captured = replace(BASELINE, compiled="reduce-overhead")
+    rows = compare("sam_resnet", [captured, BASELINE], {"32-true": 1e9}, 1e9, flags())
+    assert made == [captured, BASELINE, BASELINE]
+    assert rows[0]["compiled"] == "reduce-overhead"
+    for figure in ("operations", "activation_bytes"):
+        assert rows[0][figure] == rows[1][figure] > 0
+
+
 def test_a_limit_on_images_lowers_the_presets_batch_and_never_raises_it(monkeypatch):
     monkeypatch.setattr(steps, "Step", lambda arch, hparams, *rest: Step(arch, SMALL, *rest))
     sizes = [
-        compare("sam_resnet", [BASELINE], {"32-true": 1e9}, flags(batch_size=n, max_images=m))
+        compare("sam_resnet", [BASELINE], {"32-true": 1e9}, 1e9, flags(batch_size=n, max_images=m))
         for n, m in [(None, 2), (2, 4)]
     ]
     assert [rows[0]["batch_size"] for rows in sizes] == [2, 2]
@@ -122,6 +250,131 @@ def test_a_limit_on_images_lowers_the_presets_batch_and_never_raises_it(monkeypa
 def test_a_ceiling_is_a_speed(monkeypatch):
     monkeypatch.setitem(SIZES, "cpu", (64, 128))
     assert 1e8 < matmul_ceiling(torch.float32, CPU) < 1e14
+
+
+def test_a_bandwidth_is_a_speed(monkeypatch):
+    monkeypatch.setitem(COPIED, "cpu", 2**20)
+    assert 1e7 < copy_bandwidth(CPU) < 1e14
+
+
+def test_saved_bytes_are_the_storages_of_the_backward_pass_without_those_kept():
+    weight = torch.randn(8, 4, requires_grad=True)
+    images = torch.randn(16, 4)
+
+    def forward():
+        return (images @ weight.T).exp().square().sum()
+
+    # exp keeps its result, which square takes: one storage of 16 x 8 floats, counted once.
+    assert saved_bytes(forward, [weight, images]) == 4 * 16 * 8
+    assert saved_bytes(forward, [weight]) == 4 * (16 * 8 + 16 * 4)
+
+
+def test_a_profile_counts_launches_kernels_and_the_hosts_time(monkeypatch):
+    calls = []
+
+    def event(name, device, time=0.0, annotation=False):
+        return SimpleNamespace(
+            name=name, device_type=device, cpu_time_total=time, is_user_annotation=annotation
+        )
+
+    host, chip = DeviceType.CPU, DeviceType.CUDA
+    step = [
+        event("profile_steps", host, 2000.0, annotation=True),
+        *(event(name, host) for name in ("aten::add", "cudaLaunchKernel", "cuLaunchKernelEx")),
+        *(event(name, host) for name in ("cudaGraphLaunch", "cudaMemcpyAsync")),
+        *(event(name, chip) for name in ("gemm", "add", "Memcpy DtoD (Device -> Device)")),
+        event("profile_steps", chip, annotation=True),
+    ]
+    profiler = SimpleNamespace(events=lambda: step * steps.PROFILED)
+    monkeypatch.setattr(steps, "profile", lambda **_: contextlib.nullcontext(profiler))
+    found = steps.profile_steps(lambda: calls.append(1), CPU)
+    assert found == {"launches": 3, "kernels": 2, "host_ms": 2}
+    assert len(calls) == 1 + steps.PROFILED
+
+
+def test_a_cpu_launches_nothing_and_its_host_computes():
+    step = Step("sam_resnet", SMALL, BASELINE, 2, CPU)
+    found = steps.profile_steps(step, CPU)
+    assert found["launches"] == found["kernels"] == 0
+    assert found["host_ms"] > 1
+
+
+def gpu_flags(tmp_path, **values):
+    asked = {"rows": "a,b,c", "minutes": 1, "device": "cpu", "output": tmp_path / "gpu.json"}
+    return argparse.Namespace(kind="gpu", **asked | values)
+
+
+def targets(**functions):
+    return {name: gpu.Target(name, "ms", 5.0, function) for name, function in functions.items()}
+
+
+def test_a_row_that_fails_leaves_the_others_and_each_is_written_at_once(tmp_path, monkeypatch):
+    written = []
+
+    def measured(*_):
+        return {"repeats": [7.0, 4.0, 5.0], "precision": "bf16-mixed"}
+
+    def fails(flags, deadline):
+        written.append(len(read_benchmark(flags.output).rows))
+        sys.exit(2)
+
+    def misses(flags, deadline):
+        written.append(len(read_benchmark(flags.output).rows))
+        return {"repeats": [1.0], "value": 2.0, "reached": False}
+
+    monkeypatch.setattr(gpu, "TARGETS", targets(a=measured, b=fails, c=misses))
+    rows = gpu.measure(gpu_flags(tmp_path))
+    assert written == [1, 2]
+    assert read_benchmark(tmp_path / "gpu.json").rows == rows
+    first, second, third = rows
+    figures = {key: first[key] for key in ("value", "min", "median", "max", "met", "target")}
+    assert figures == {"value": 5, "min": 4, "median": 5, "max": 7, "met": True, "target": 5}
+    assert second["error"] == "SystemExit: 2"
+    assert (third["value"], third["met"]) == (2.0, False)
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(gpu.table(rows))
+    assert "5 [4, 7]" in printed.get()
+    assert "SystemExit" in printed.get()
+
+
+@pytest.mark.parametrize(("images", "met"), [(None, True), (128, True), (64, False)])
+def test_a_smaller_batch_does_not_meet_a_target(images, met, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "alternate_epochs", lambda *_: ([1.0], [1.0], "bf16-mixed"))
+    asked = gpu_flags(tmp_path, max_images=images, repeats=1, run_flags=[])
+    row = gpu.measure_row("overhead", asked, float("inf"))
+    assert (row["value"], row["met"]) == (1, met)
+
+
+def test_no_row_begins_after_the_deadline(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "TARGETS", targets(a=lambda *_: pytest.fail("measured")))
+    (row,) = gpu.measure(gpu_flags(tmp_path, rows=None, minutes=-1))
+    assert row["error"] == "not begun within -1 minutes"
+
+
+@pytest.mark.parametrize(
+    ("ours", "accuracy", "source", "met"),
+    [
+        (1.0, 0.94, "cifar10", True),
+        (1.0, 0.9399, "cifar10", False),
+        (2.1, 0.95, "cifar10", False),
+        (1.0, 0.95, "synthetic", False),
+    ],
+)
+def test_the_race_needs_time_and_accuracy(ours, accuracy, source, met, tmp_path, monkeypatch):
+    def rows(flags, deadline):
+        for run in range(3):
+            side = {"accuracy": accuracy, "training_seconds": 1.0, "answering_seconds": 0.1}
+            about = {"precision": "bf16-mixed", "source": source}
+            yield {"side": "ours", "run": run, "seconds": ours, **side, **about}
+            yield {"side": "beside", "run": run, "seconds": 2.0, "accuracy": 0.94}
+
+    monkeypatch.setattr(time_to_accuracy, "run_warm", rows)
+    asked = {"airbench": tmp_path, "repeats": 3, "strategy": "adaptive", "run_flags": []}
+    row = gpu.measure_row("airbench", gpu_flags(tmp_path, **asked), float("inf"))
+    assert row["error"] is None
+    assert row["value"] == ours / 2
+    assert row["met"] == met
 
 
 @pytest.mark.parametrize(

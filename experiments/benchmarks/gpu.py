@@ -1,0 +1,341 @@
+"""`gpu`: every target of a GPU in one process and one record.
+
+A row is a measure with its target: repeats with their minimum, median and maximum. The record is
+written after each row, so that an interrupted command leaves the rows before. A row that fails has
+its error in place of figures, and the others follow. After `--minutes` no row begins, and a row
+that is running ends after the repeat that it is in: a compilation is not interrupted.
+
+A step in the Trainer is that of the preset as shipped, without validation: see `StepWindows`. Its
+share of the matrix ceiling and its memory floor are by the figures of `step`. The epoch over the
+bare loop is that of `overhead`, and the time to 94% that of `time-to-accuracy --airbench`, whose
+target also asks for 94% of CIFAR-10 on average. Without CIFAR-10 the stand-in is taken, on which no
+step's time depends.
+"""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.table import Table
+
+from experiments.benchmarks import time_to_accuracy
+from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
+from experiments.benchmarks.ceiling import copy_bandwidth, matmul_ceiling
+from experiments.benchmarks.in_trainer import StepWindows, fit
+from experiments.benchmarks.overhead import alternate_epochs
+from experiments.benchmarks.step import DTYPES, Step, Variant, first_line, short
+from experiments.benchmarks.timing import add_repeats, positive
+from experiments.records.provenance import describe_device, git_state
+from experiments.training.launch import near
+from experiments.training.resolve import resolve_config
+
+SUMMARY = "Every target of a GPU: steps in the Trainer, its overhead, and the time to 94%."
+SOURCE = "--data.source=auto"
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row: its measure, the most that it may be, and the function that measures it."""
+
+    measure: str
+    unit: str
+    most: float
+    # Flags and deadline to "repeats", and "value" unless that is their median.
+    function: Callable[[argparse.Namespace, float], Found]
+
+
+def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: float) -> Found:
+    """Milliseconds of a preset's step in the Trainer, one repeat a window.
+
+    A smaller batch than the one asked for does not reach the target.
+    """
+    batch_size = min(asked, flags.max_images or asked)
+    arguments = [
+        f"--arch={arch}",
+        f"--data.batch_size={batch_size}",
+        SOURCE,
+        "--data.val_fraction=0",
+        f"--trainer.accelerator={flags.device}",
+        *flags.run_flags,
+    ]
+    windows = StepWindows(flags.warm_up, flags.window, flags.repeats, deadline)
+    with TemporaryDirectory() as folder:
+        cli = fit([*arguments, f"--output={folder}", "--name=step"], windows)
+    if not windows.seconds:
+        raise MisconfigurationException(
+            f"--warm-up {flags.warm_up} and --window {flags.window} must fit into the training, "
+            f"which has {cli.trainer.global_step} steps"
+        )
+    precision = str(cli.trainer.precision)
+    del cli
+    release()
+    repeats = [1000 * x for x in windows.seconds]
+    found: Found = {"repeats": repeats, "batch_size": batch_size, "precision": precision}
+    found["reached"] = batch_size == asked
+    try:
+        return found | limits(arch, arguments, precision, batch_size, flags.device)
+    except Exception as error:  # the step's time does not depend on it
+        return found | {"limits_error": first_line(error)}
+
+
+def limits(
+    arch: str, arguments: list[str], precision: str, batch_size: int, device_type: str
+) -> Found:
+    """A step's operations, the matrix ceiling, and the memory floor, of the eager network."""
+    device = torch.device(device_type)
+    variant = Variant(False, precision, "channels_last" if device_type == "cuda" else "contiguous")
+    step = Step(arch, resolve_config(arguments)["model"], variant, batch_size, device)
+    operations, saved = step.operations(), step.activation_bytes()
+    return {
+        "operations": operations,
+        "ceiling": matmul_ceiling(DTYPES[precision], device),
+        "activation_bytes": saved,
+        "memory_floor_ms": 1000 * saved / copy_bandwidth(device),
+    }
+
+
+def share_of_ceiling(row: Mapping[str, Any]) -> float:
+    """Of a step's row: its operations per second over the ceiling's."""
+    return row["operations"] / (row["value"] / 1000) / row["ceiling"]
+
+
+def epoch_over_bare_loop(
+    arch: str, asked: int, flags: argparse.Namespace, deadline: float
+) -> Found:
+    """The ratio of the Trainer's epoch to the bare loop's, of medians; one repeat a round."""
+    batch_size = min(asked, flags.max_images or asked)
+    arguments = [
+        f"--arch={arch}",
+        f"--data.batch_size={batch_size}",
+        SOURCE,
+        f"--trainer.accelerator={flags.device}",
+        *flags.run_flags,
+    ]
+    seconds, bare, precision = alternate_epochs(arguments, flags.repeats, deadline)
+    return {
+        "repeats": [a / b for a, b in zip(seconds, bare, strict=True)],
+        "value": median(seconds) / median(bare),
+        "reached": batch_size == asked,
+        "batch_size": batch_size,
+        "precision": precision,
+        "seconds": seconds,
+        "bare_seconds": bare,
+    }
+
+
+def time_over_airbench(flags: argparse.Namespace, deadline: float) -> Found:
+    """The ratio of our time to 94% to airbench94's, of medians; one repeat a round.
+
+    Both train on all training images.
+    """
+    if flags.airbench is None:
+        raise MisconfigurationException("--airbench is missing: legacy/airbench94.py of a clone")
+    race = argparse.Namespace(
+        arch="speed_resnet",
+        target=0.94,
+        seeds=flags.repeats,
+        first_seed=0,
+        strategy=flags.strategy,
+        airbench=flags.airbench,
+        device=flags.device,
+        run_flags=[SOURCE, "--data.val_fraction=0", "--trainer.max_steps=325", *flags.run_flags],
+    )
+    rows = list(time_to_accuracy.run_warm(race, deadline))
+    ours, theirs = ([r for r in rows if r["side"] == side] for side in ("ours", "beside"))
+    seconds, others = ([r["seconds"] for r in side] for side in (ours, theirs))
+    accuracy = mean(r["accuracy"] for r in ours)
+    return {
+        "repeats": [a / b for a, b in zip(seconds, others, strict=True)],
+        "value": median(seconds) / median(others),
+        "reached": accuracy >= race.target and ours[0]["source"] == "cifar10",
+        "accuracy": accuracy,
+        "airbench_accuracy": mean(r["accuracy"] for r in theirs),
+        "precision": ours[0]["precision"],
+        "source": ours[0]["source"],
+        "strategy": flags.strategy,
+        "seconds": seconds,
+        "training_seconds": [r["training_seconds"] for r in ours],
+        "answering_seconds": [r["answering_seconds"] for r in ours],
+        "airbench_seconds": others,
+    }
+
+
+#: in the order of measuring: networks that are compiled alike follow each other
+TARGETS = {
+    "sam_resnet": Target(
+        "sam_resnet, batch 128: a step in the Trainer",
+        "ms",
+        5.0,
+        partial(step_in_trainer, "sam_resnet", 128),
+    ),
+    "overhead": Target(
+        "sam_resnet, batch 128: an epoch in the Trainer over the bare loop",
+        "ratio",
+        1.10,
+        partial(epoch_over_bare_loop, "sam_resnet", 128),
+    ),
+    "airbench": Target(
+        "speed_resnet to 94% over legacy/airbench94.py, both warm",
+        "ratio",
+        1.0,
+        time_over_airbench,
+    ),
+    "champion": Target(
+        "champion, batch 512: a step in the Trainer",
+        "ms",
+        9.0,
+        partial(step_in_trainer, "champion", 512),
+    ),
+    "enhanced_efficient_resnet": Target(
+        "enhanced_efficient_resnet, batch 128: a step in the Trainer",
+        "ms",
+        6.5,
+        partial(step_in_trainer, "enhanced_efficient_resnet", 128),
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(output=Path("gpu.json"))
+    parser.add_argument(
+        "--rows", metavar="NAME,NAME", help=f"some rows (default: all) of {', '.join(TARGETS)}"
+    )
+    parser.add_argument(
+        "--airbench",
+        metavar="FILE",
+        type=Path,
+        help="legacy/airbench94.py of a clone of KellerJordan/cifar10-airbench",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=7.0,
+        help="after which no row and no repeat begins; imports come on top (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warm-up",
+        metavar="N",
+        type=positive,
+        default=60,
+        help="steps before the first window (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--window",
+        metavar="N",
+        type=positive,
+        default=100,
+        help="steps, fewer where an epoch has fewer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=time_to_accuracy.RAW_STRATEGIES,
+        default="adaptive",
+        help="of our answers to the test images (default: adaptive, as in time-to-accuracy)",
+    )
+    parser.add_argument(
+        "--max-images",
+        metavar="N",
+        type=positive,
+        help="at most so many images a step, to try this on a CPU (default: no limit)",
+    )
+    add_repeats(parser, default=5)
+    parser.add_argument(
+        "run_flags", metavar="FLAGS", nargs="*", help="behind --: flags of run.py, for every row"
+    )
+
+
+def measure(flags: argparse.Namespace) -> list[Found]:
+    """A row for each target; --output has, after each of them, all rows so far."""
+    names = list(TARGETS) if flags.rows is None else flags.rows.split(",")
+    for name in names:
+        if name not in TARGETS:
+            raise MisconfigurationException(f"--rows {name} is unknown{near(name, [*TARGETS])}")
+    deadline = time.perf_counter() + 60 * flags.minutes
+    code = git_state()
+    rows: list[Found] = []
+    for name in names:
+        rows.append(measure_row(name, flags, deadline))
+        write_benchmark(make_benchmark(flags, code, rows), flags.output)
+        print(f"{name}: {in_words(rows[-1])}", flush=True)
+    return rows
+
+
+def measure_row(name: str, flags: argparse.Namespace, deadline: float) -> Found:
+    """One target's row; with an error in place of figures if it fails or comes too late."""
+    target = TARGETS[name]
+    row: Found = {
+        "name": name,
+        "measure": target.measure,
+        "unit": target.unit,
+        "target": target.most,
+        "device": describe_device(torch.device(flags.device)),
+    }
+    began = time.perf_counter()
+    if began > deadline:
+        return row | {"error": f"not begun within {flags.minutes:g} minutes"}
+    try:
+        found = target.function(flags, deadline)
+    # A compiler, a full memory, or a mistake in a flag, which ends a process.
+    except (Exception, SystemExit) as error:
+        return row | {"error": first_line(error)}
+    finally:
+        release()
+    repeats = found["repeats"]
+    value = found.pop("value", median(repeats))
+    met = value <= target.most and found.get("reached", True)
+    spread = {"min": min(repeats), "median": median(repeats), "max": max(repeats)}
+    took = {"row_seconds": time.perf_counter() - began}
+    return row | {"error": None, "value": value, "met": met, **spread, **found, **took}
+
+
+def release() -> None:
+    """Give back memory and compiled code, of which a process keeps only a number of versions."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    if row["error"]:
+        return row["error"]
+    verdict = "met" if row["met"] else "missed"
+    unit = " ms" if row["unit"] == "ms" else ""
+    return f"{short(row['value'])}{unit}, target {row['target']:g}{unit}, {verdict}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    shown = Table(
+        title="Targets on a GPU",
+        caption="Value: of steps the median, of ratios that of two medians, with the range over "
+        "the repeats. Share: of the best matrix product. Floor: activations over copy bandwidth.",
+    )
+    shown.add_column("measure")
+    for column in ("value", "target", "met", "share", "floor, ms"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        if row["error"]:
+            shown.add_row(f"{row['measure']}\n  [red]failed[/]: {row['error']}")
+            continue
+        measure = row["measure"]
+        if "accuracy" in row:
+            measure += f"\n  {row['accuracy']:.2%}, airbench {row['airbench_accuracy']:.2%}"
+        shown.add_row(
+            measure,
+            f"{short(row['value'])} [{short(row['min'])}, {short(row['max'])}]",
+            f"<= {row['target']:g}",
+            "yes" if row["met"] else "no",
+            f"{share_of_ceiling(row):.1%}" if "ceiling" in row else "",
+            short(row["memory_floor_ms"]) if "memory_floor_ms" in row else "",
+        )
+    return shown
