@@ -200,7 +200,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         title=f"An epoch of {row['steps']} steps: {row['arch']}, batch {row['batch_size']:,}, "
         f"{row['precision']}",
         caption="Medians; the ratio is theirs, with its range over the rounds. The Trainer's side "
-        "has its checkpoint inside; neither validates.",
+        "copies its state for a checkpoint, which a thread writes; neither validates.",
     )
     shown.add_column("side")
     for column in ("seconds", "ms a step", "ratio"):
