@@ -2,8 +2,7 @@
 
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.ema import EMA
-from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.last_step import LastStep
+from callbacks.last_checkpoint import LastCheckpoint, LastStep
 from callbacks.lookahead import Lookahead
 from callbacks.parameter_budget import ParameterBudget
 from callbacks.random_state import RandomState

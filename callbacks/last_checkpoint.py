@@ -5,7 +5,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, final
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.snapshot import snapshot
@@ -92,3 +92,18 @@ class LastCheckpoint(Checkpoint):
             self._unwritten = {}
             self._written = monotonic()
             self._exists = True
+
+
+@final
+class LastStep(Callback):
+    """Where `max_steps` ends training within an epoch, stops it so that validation still follows.
+
+    Lightning itself leaves such an epoch without one, and the best checkpoint would be chosen among
+    the weights before it. Trainings of 9.9 epochs end like that.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True

@@ -1,12 +1,12 @@
 """CIFAR-10 as batches: split it, put it on the training device, hand out loaders."""
 
 import os
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -15,10 +15,8 @@ from datamodules.augmentation import Augmentation, normalise
 from datamodules.cifar10_files import MissingDataError, find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
 from datamodules.policies import make_policy
-from datamodules.split import stratified_split
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
-from datamodules.tensor_loader import EvalLoader, TrainLoader, shard
-from datamodules.training_length import epochs_of_training
+from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
 
 Source = Literal["cifar10", "synthetic", "auto"]
 
@@ -294,3 +292,30 @@ class CIFAR10DataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = state_dict
+
+
+def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Sorted indices (train, validation) that take the same fraction of every class."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
+    train, val = [], []
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        held_out = round(len(members) * val_fraction)
+        val.append(members[:held_out])
+        train.append(members[held_out:])
+    return torch.cat(train).sort().values, torch.cat(val).sort().values
+
+
+def epochs_of_training(trainer: Trainer, batches: int) -> float:
+    """Epochs of so many batches that training has, of which `max_steps` may cut the last short.
+
+    Infinite where neither `max_epochs` nor `max_steps` ends it. As Lightning's
+    `estimated_stepping_batches`, which schedules follow, and which would ask for the loader that
+    this is for.
+    """
+    limit = trainer.limit_train_batches
+    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = max(1, ceil(taken / trainer.accumulate_grad_batches))
+    epochs = inf if trainer.max_epochs == -1 else trainer.max_epochs or 1
+    return epochs if trainer.max_steps == -1 else min(epochs, trainer.max_steps / steps)

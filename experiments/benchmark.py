@@ -17,15 +17,14 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.benchmarks import data, gpu, overhead, predict, step, time_to_accuracy
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
+from experiments.console import ArgumentParser, UserError, command
 from experiments.records.provenance import describe_device, git_state
-from experiments.records.tables import print_table
+from experiments.reporting.tables import print_table
 from experiments.training.allocator import keep_freed_memory
 from experiments.training.cli import quiet
-from experiments.training.launch import ArgumentParser, fail
 
 KINDS: dict[str, ModuleType] = {
     "data": data,
@@ -63,31 +62,29 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         kind.add_argument("--output", metavar="FILE.json", type=Path, help="the record to write")
     flags = parser.parse_args(argv)
     if flags.output and flags.output.is_dir():
-        fail(f"--output {flags.output} is a folder: name a file in it")
+        raise UserError(f"--output {flags.output} is a folder: name a file in it")
     if flags.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: there is none that this PyTorch can use")
+        raise UserError("--device cuda: there is none that this PyTorch can use")
     return flags
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     quiet()
     keep_freed_memory()  # as run.py and evaluate.py do
     code = git_state()
     module = KINDS[flags.kind]
-    try:
-        if flags.output:  # found out now rather than after minutes
-            flags.output.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(flags.output.parent, os.W_OK):
-                fail(f"--output {flags.output}: nothing can be written there")
-        rows = module.measure(flags)
-        # Printed first, so that a disk that is full by now does not take the figures along.
-        print_table(module.table(rows))
-        print(f"On {describe_device(torch.device(flags.device))}.")
-        if flags.output:
-            write_benchmark(make_benchmark(flags, code, rows), flags.output)
-    except (MisconfigurationException, OSError) as error:
-        fail(str(error))
+    if flags.output:  # found out now rather than after minutes
+        flags.output.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(flags.output.parent, os.W_OK):
+            raise UserError(f"--output {flags.output}: nothing can be written there")
+    rows = module.measure(flags)
+    # Printed first, so that a disk that is full by now does not take the figures along.
+    print_table(module.table(rows))
+    print(f"On {describe_device(torch.device(flags.device))}.")
+    if flags.output:
+        write_benchmark(make_benchmark(flags, code, rows), flags.output)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
+from experiments.console import ArgumentParser, UserError, command
 from experiments.tracking.wandb_file import logged_keys
-from experiments.training.launch import ArgumentParser, fail
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -46,7 +46,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--project", default="sub5m", help="whose runs it shows (default: sub5m)")
     flags = parser.parse_args(argv)
     if flags.runs and (flags.json or flags.save):
-        fail(f"RUN goes without --{'json' if flags.json else 'save'}, got {flags.runs[0]}")
+        raise UserError(
+            f"RUN goes without --{'json' if flags.json else 'save'}, got {flags.runs[0]}"
+        )
     return flags
 
 
@@ -59,9 +61,11 @@ def logged_by(runs: Sequence[Path]) -> set[str] | None:
         try:
             found = logged_keys(run)
         except (OSError, ValueError) as error:
-            fail(str(error))
+            raise UserError(str(error)) from None
         if not found:
-            fail(f"{run} holds no run of W&B: it was trained with --wandb disabled, or is no run")
+            raise UserError(
+                f"{run} holds no run of W&B: it was trained with --wandb disabled, or is no run"
+            )
         keys |= found
     return keys
 
@@ -91,20 +95,21 @@ def save(workspace: "Workspace") -> str:
 
     wandb.setup(wandb.Settings(silent=True))
     if not wandb.login(prompt=False, verify=False):
-        fail("--save: not logged in to W&B, or W&B is offline here: run `wandb login`")
+        raise UserError("--save: not logged in to W&B, or W&B is offline here: run `wandb login`")
     try:
         account = wandb.Api(timeout=TIMEOUT)
         workspace.entity = workspace.entity or account.default_entity or ""
         return workspace.save().url
     except Exception as error:  # of W&B, of its service, or of the network: no class has them all
-        fail(f"--save: {error}")
+        raise UserError(f"--save: {error}") from None
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     for package in ("wandb", "wandb_workspaces"):
         if importlib.util.find_spec(package) is None:
-            fail(
+            raise UserError(
                 f"the dashboard needs the package {package.replace('_', '-')}: install it with "
                 "pip install -r requirements.txt"
             )

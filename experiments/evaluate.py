@@ -14,18 +14,16 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from datamodules.corruptions import SEVERITIES
+from experiments.console import ArgumentParser, UserError, command, near
 from experiments.inference.evaluating import check_alike, evaluate_run, evaluate_together
+from experiments.inference.finished import SHIFT_FILES, FinishedRun, open_run
 from experiments.inference.shift import evaluate_shift
 from experiments.inference.strategies import STRATEGIES
-from experiments.records.finished import SHIFT_FILES, FinishedRun, open_run
 from experiments.records.record import Evaluation, write_record
-from experiments.records.tables import show_evaluation, show_figure_1, show_shift
+from experiments.reporting.tables import show_evaluation, show_figure_1, show_shift
 from experiments.tracking.wandb_media import log_evaluation
 from experiments.training.allocator import keep_freed_memory
-from experiments.training.launch import ArgumentParser, fail, near
 from experiments.training.loggers import resumed_wandb_logger
 from experiments.training.trainer import Precision
 
@@ -99,13 +97,15 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     known = list(STRATEGIES)
     for flag, names in {"only": flags.only, "chosen": [flags.chosen] * bool(flags.chosen)}.items():
         if names and (flags.strategies or len(flags.runs) > 1):
-            fail(f"--{flag} takes one RUN and no --strategies")
+            raise UserError(f"--{flag} takes one RUN and no --strategies")
         for name in names:
             if name not in known:
                 hint = near(name, known)
-                fail(f"--{flag} {name} is unknown{hint}: name some of {', '.join(known)}")
+                raise UserError(
+                    f"--{flag} {name} is unknown{hint}: name some of {', '.join(known)}"
+                )
     if flags.chosen and flags.only:
-        fail("--chosen takes no --only")
+        raise UserError("--chosen takes no --only")
     return flags
 
 
@@ -114,18 +114,18 @@ def check_shift(flags: argparse.Namespace) -> None:
     if not flags.shift:
         for name in ("cifar10c", "cifar101", "severities", "images"):
             if getattr(flags, name) is not None:
-                fail(f"--{name} is of --shift, which is not there")
+                raise UserError(f"--{name} is of --shift, which is not there")
         return
     for name in ("strategies", "only", "chosen"):
         if getattr(flags, name):
-            fail(f"--shift takes no --{name}")
+            raise UserError(f"--shift takes no --{name}")
     if flags.images is not None and flags.images < 1:
-        fail(f"--images must be 1 or more, got {flags.images}")
+        raise UserError(f"--images must be 1 or more, got {flags.images}")
     known = {str(severity): severity for severity in SEVERITIES}
     wanted = flags.severities.split(",") if flags.severities is not None else known
     for severity in wanted:
         if severity not in known:
-            fail(f"--severities must be some of {','.join(known)}, got {severity!r}")
+            raise UserError(f"--severities must be some of {','.join(known)}, got {severity!r}")
     flags.severities = [severity for name, severity in known.items() if name in wanted]
 
 
@@ -149,45 +149,41 @@ def send(run: FinishedRun, evaluation: Evaluation) -> None:
     """Add what was found to the W&B run that the training began, where there is one."""
     try:
         logger = resumed_wandb_logger(run.folder, run.record.config)
-    except MisconfigurationException as error:
+    except UserError as error:
         print(f"warning: recorded, but not sent to W&B: {error}", file=sys.stderr)
     else:
         if logger is not None:
             log_evaluation(logger, run.record, evaluation)
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     keep_freed_memory()
-    try:
-        runs = [open_run(folder) for folder in flags.runs]
-        if flags.shift:
-            for run in runs:
-                shift(run, flags)
-            return
-        check_alike(runs)
-        recorded = {run.folder: run.evaluation() for run in runs} if flags.strategies else {}
-        if any(recorded.values()) and (flags.root or flags.precision):
-            given = "--root" if flags.root else "--precision"
-            fail(f"--strategies shows what is recorded, of which {given} changes nothing")
+    runs = [open_run(folder) for folder in flags.runs]
+    if flags.shift:
         for run in runs:
-            evaluation = recorded.get(run.folder)
-            if evaluation is None:
-                evaluation = evaluate_run(
-                    run, flags.only, flags.root, flags.precision, flags.chosen
-                )
-                show_evaluation(evaluation)
-                if not flags.only:
-                    write_record(evaluation, run.folder / "evaluation.json")
-                    send(run, evaluation)
-            if flags.strategies:
-                show_figure_1(evaluation)
-        if len(runs) > 1:
-            evaluation = evaluate_together(runs, flags.root, flags.precision)
+            shift(run, flags)
+        return
+    check_alike(runs)
+    recorded = {run.folder: run.evaluation() for run in runs} if flags.strategies else {}
+    if any(recorded.values()) and (flags.root or flags.precision):
+        given = "--root" if flags.root else "--precision"
+        raise UserError(f"--strategies shows what is recorded, of which {given} changes nothing")
+    for run in runs:
+        evaluation = recorded.get(run.folder)
+        if evaluation is None:
+            evaluation = evaluate_run(run, flags.only, flags.root, flags.precision, flags.chosen)
             show_evaluation(evaluation)
-            write_record(evaluation, runs[0].folder / "ensemble.json")
-    except (MisconfigurationException, OSError) as error:
-        fail(str(error))
+            if not flags.only:
+                write_record(evaluation, run.folder / "evaluation.json")
+                send(run, evaluation)
+        if flags.strategies:
+            show_figure_1(evaluation)
+    if len(runs) > 1:
+        evaluation = evaluate_together(runs, flags.root, flags.precision)
+        show_evaluation(evaluation)
+        write_record(evaluation, runs[0].folder / "ensemble.json")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.training.launch import ArgumentParser, fail
+from experiments.console import ArgumentParser, UserError, command
 
 PACKAGES = ("huggingface_hub", "safetensors", "onnx", "onnxruntime", "onnxscript")
 
@@ -48,12 +48,13 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     flags.output = flags.output or flags.run / "export"
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        fail(f"exporting needs {', '.join(missing)}: pip install -r requirements.txt")
+        raise UserError(f"exporting needs {', '.join(missing)}: pip install -r requirements.txt")
     if flags.output.exists():
-        fail(f"{flags.output} exists: remove it, or choose another --output")
+        raise UserError(f"{flags.output} exists: remove it, or choose another --output")
     return flags
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # Afterwards, because these packages are optional.

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,10 +24,10 @@ from datamodules.submission import (
     submission_csv,
 )
 from datamodules.synthetic import SYNTHETIC_CLASSES
+from experiments.console import ArgumentParser, UserError, command, near
+from experiments.inference.finished import FinishedRun, open_run
 from experiments.inference.strategies import PLAIN, STRATEGIES, Strategy
-from experiments.records.finished import FinishedRun, open_run
 from experiments.records.record import write_atomically
-from experiments.training.launch import ArgumentParser, fail, near
 
 #: images that the terminal shows
 SHOWN = 20
@@ -70,11 +69,13 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     if flags.strategy not in (None, *STRATEGIES):
         names = list(STRATEGIES)
         hint = near(flags.strategy, names)
-        fail(f"--strategy {flags.strategy} is unknown{hint}: name one of {', '.join(names)}")
+        raise UserError(
+            f"--strategy {flags.strategy} is unknown{hint}: name one of {', '.join(names)}"
+        )
     if not 1 <= flags.top <= 10:
-        fail(f"--top must be in 1 to 10, got {flags.top}")
+        raise UserError(f"--top must be in 1 to 10, got {flags.top}")
     if not flags.output.parent.is_dir():
-        fail(f"--output {flags.output}: there is no folder {flags.output.parent}")
+        raise UserError(f"--output {flags.output}: there is no folder {flags.output.parent}")
     return flags
 
 
@@ -121,22 +122,20 @@ def show(
         )
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    try:
-        run = open_run(flags.run)
-        name = flags.strategy or default_strategy(run)
-        found = read_unlabelled(flags.inputs)
-        answers = probabilities(run, STRATEGIES[name], found.images)
-        classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
-        show(found, answers, classes, flags.top, f"{run.record.name}, {name}")
-        if flags.probabilities:
-            text = probabilities_csv(found.ids, answers, classes)
-        else:
-            text = submission_csv(found.ids, answers.argmax(dim=1).tolist())
-        write_atomically(flags.output, text)
-    except (MisconfigurationException, OSError) as error:
-        fail(str(error))
+    run = open_run(flags.run)
+    name = flags.strategy or default_strategy(run)
+    found = read_unlabelled(flags.inputs)
+    answers = probabilities(run, STRATEGIES[name], found.images)
+    classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
+    show(found, answers, classes, flags.top, f"{run.record.name}, {name}")
+    if flags.probabilities:
+        text = probabilities_csv(found.ids, answers, classes)
+    else:
+        text = submission_csv(found.ids, answers.argmax(dim=1).tolist())
+    write_atomically(flags.output, text)
     print(f"Written: {flags.output}")
 
 

@@ -8,17 +8,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import track
 
 from experiments.claims.claims import claim_rows
-from experiments.claims.suite_file import SuiteError
-from experiments.records.collect import collect
+from experiments.console import ArgumentParser, UserError, command
 from experiments.records.record import write_atomically
+from experiments.reporting.collect import collect
 from experiments.reporting.page import render
 from experiments.reporting.run_details import ImageSource, describe_run
-from experiments.training.launch import ArgumentParser, fail
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
@@ -42,32 +40,30 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     for folder in (flags.out, *flags.out.parents):
         if folder.exists() and not folder.is_dir():
-            fail(f"--out {flags.out} must be a folder: {folder} is a file")
+            raise UserError(f"--out {flags.out} must be a folder: {folder} is a file")
     return flags
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    try:
-        found = collect(flags.runs)
-        entries = found.entries
-        images = ImageSource(flags.root)
-        with_folders = [entry for entry in entries if entry.run]
-        steps = track(
-            enumerate(with_folders, 1),
-            "Describing runs",
-            total=len(with_folders),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        claims = claim_rows(found.records, found.evaluations) if found.records else []
-        details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
-        page = render(entries, details, claims, unread=len(found.unread))
-        flags.out.mkdir(parents=True, exist_ok=True)
-        path = flags.out / "index.html"
-        write_atomically(path, page)
-    except (SuiteError, MisconfigurationException, OSError) as error:
-        fail(str(error))
+    found = collect(flags.runs)
+    entries = found.entries
+    images = ImageSource(flags.root)
+    with_folders = [entry for entry in entries if entry.run]
+    steps = track(
+        enumerate(with_folders, 1),
+        "Describing runs",
+        total=len(with_folders),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    claims = claim_rows(found.records, found.evaluations) if found.records else []
+    details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
+    page = render(entries, details, claims, unread=len(found.unread))
+    flags.out.mkdir(parents=True, exist_ok=True)
+    path = flags.out / "index.html"
+    write_atomically(path, page)
     print(
         f"Written: {path} ({len(entries)} records, {len(details)} runs, {len(page) / 1e6:.1f} MB)"
     )

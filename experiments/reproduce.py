@@ -26,7 +26,6 @@ from pathlib import Path
 from threading import Event
 from typing import get_args
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -34,17 +33,15 @@ from rich.table import Table
 from experiments.claims.claims import claim_rows
 from experiments.claims.claims_page import write_claims
 from experiments.claims.matching import RESULTS, load_results
-from experiments.claims.selection import read_rows, read_suites
-from experiments.claims.suite_file import SuiteError
-from experiments.claims.suites import SUITES, Scale, Suite
-from experiments.records.tables import print_table
+from experiments.claims.suites import SUITES, Scale, Suite, read_rows, read_suites
+from experiments.console import ArgumentParser, UserError, command
 from experiments.reporting.frontier import write_frontier
+from experiments.reporting.tables import print_table
 from experiments.reproduction.engine import Engine, Here, execute
 from experiments.reproduction.plan import SCALES, Job, make_plan
 from experiments.reproduction.progress import Display, duration, share_done
 from experiments.reproduction.runner import Outcome, Workplace
 from experiments.reproduction.training_cost import Stopwatch
-from experiments.training.launch import ArgumentParser, fail
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -114,7 +111,9 @@ def check_results(flags: argparse.Namespace) -> None:
     if flags.results.is_dir():
         return
     if flags.results.exists() or flags.dry_run or not flags.suites:
-        fail(f"--results {flags.results} is not a folder: name the one that holds the records")
+        raise UserError(
+            f"--results {flags.results} is not a folder: name the one that holds the records"
+        )
     print(f"There are no records: {flags.results} does not exist, and is made")
 
 
@@ -197,29 +196,27 @@ def summarise(outcomes: Sequence[Outcome], scale: Scale) -> int:
             print(f"failed: {outcome.job.name}: {outcome.reason}", file=sys.stderr)
     full = [outcome for outcome in outcomes if outcome.ending == "full disk"]
     if full:
-        fail(f"{full[0].job.name}: {full[0].reason}: make room and repeat the command")
+        raise UserError(f"{full[0].job.name}: {full[0].reason}: make room and repeat the command")
     return 1 if count["failed"] else 0
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     code = 0
-    try:
-        suites = read_suites(flags.suites)
-        rows = read_rows(flags.rows, suites)
-        check_results(flags)
-        results = load_results(flags.results)
-        jobs = make_plan(suites, rows, flags.scale, flags.seeds, results, flags.output)
-        if suites and flags.dry_run:
-            show_plan(jobs, Stopwatch(results.records), flags.output, flags.scale)
-        elif suites:
-            code = summarise(run(jobs, flags) if jobs else [], flags.scale)
-            show_claims(suites, flags.scale, flags.results)
-        if flags.table:
-            print(f"Every claim: {write_claims(flags.results)}")
-            print(f"Accuracy against size and cost: {write_frontier(flags.results)}")
-    except (SuiteError, MisconfigurationException, OSError) as error:
-        fail(str(error))
+    suites = read_suites(flags.suites)
+    rows = read_rows(flags.rows, suites)
+    check_results(flags)
+    results = load_results(flags.results)
+    jobs = make_plan(suites, rows, flags.scale, flags.seeds, results, flags.output)
+    if suites and flags.dry_run:
+        show_plan(jobs, Stopwatch(results.records), flags.output, flags.scale)
+    elif suites:
+        code = summarise(run(jobs, flags) if jobs else [], flags.scale)
+        show_claims(suites, flags.scale, flags.results)
+    if flags.table:
+        print(f"Every claim: {write_claims(flags.results)}")
+        print(f"Accuracy against size and cost: {write_frontier(flags.results)}")
     sys.exit(code)
 
 

@@ -7,10 +7,12 @@ python experiments/run.py --arch sam_resnet --help
 
 import sys
 
+from experiments.console import command
 from experiments.training.allocator import keep_freed_memory
-from experiments.training.launch import FULL_DISK, fail, read_launch
+from experiments.training.launch import read_launch
 
 
+@command
 def main() -> None:
     launch = read_launch(sys.argv[1:])
     keep_freed_memory()
@@ -18,12 +20,7 @@ def main() -> None:
     from experiments.training.cli import ExperimentCLI  # noqa: PLC0415
     from experiments.training.experiment import run_experiment  # noqa: PLC0415
 
-    try:
-        run_experiment(ExperimentCLI(launch))
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        fail(f"the disk is full: {error}")
+    run_experiment(ExperimentCLI(launch))
 
 
 if __name__ == "__main__":

@@ -26,15 +26,11 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from experiments.claims.matching import RESULTS, load_results
-from experiments.claims.selection import read_rows, read_suites
-from experiments.claims.suite_file import SuiteError
-from experiments.claims.suites import Suite
+from experiments.claims.suites import Suite, read_rows, read_suites
+from experiments.console import ArgumentParser, UserError, command
 from experiments.records.record import write_atomically
 from experiments.reproduction.runner import Workplace
-from experiments.training.launch import ArgumentParser, fail
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -82,7 +78,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def read_suite(flags: argparse.Namespace) -> Suite:
     """The suite with the rows that are asked for, in that order."""
     if flags.suite == "all":
-        fail("all is no suite: rows of several cannot be compared, so name one")
+        raise UserError("all is no suite: rows of several cannot be compared, so name one")
     (suite,) = read_suites([flags.suite])
     names = read_rows(flags.rows, [suite]) or list(suite.rows)
     return replace(suite, rows={name: suite.rows[name] for name in names})
@@ -100,11 +96,12 @@ def page_name(flags: argparse.Namespace, suite: Suite) -> str:
     return "-".join([suite.name, *(suite.rows if flags.rows else [])])
 
 
+@command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # Not at the top: they import Optuna, whose absence read_arguments answers in one line.
-    from experiments.screening.halving import Worker, make_rungs, row_of, screen  # noqa: PLC0415
-    from experiments.screening.page import render  # noqa: PLC0415
+    from experiments.reproduction.halving import Worker, make_rungs, row_of, screen  # noqa: PLC0415
+    from experiments.reproduction.screening_page import render  # noqa: PLC0415
 
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,18 +109,15 @@ def main() -> None:
     place = Workplace(flags.output.resolve(), flags.results.resolve())
     deadline = time.time() + 60 * flags.budget_minutes
     rungs = make_rungs(flags.rungs, flags.epochs, flags.seeds)
-    try:
-        suite = read_suite(flags)
-        for name in suite.rows:
-            row_of(suite, name, rungs[0])  # refused here, not hours later
-        worker = Worker(suite, place, deadline, stop.is_set)
-        ended = screen(worker, rungs, partial(print, flush=True))
-        page = flags.results / f"{page_name(flags, suite)}.md"
-        results = load_results(flags.results)
-        flags.results.mkdir(parents=True, exist_ok=True)
-        write_atomically(page, render(suite, rungs, results, command_of(flags)))
-    except (SuiteError, MisconfigurationException, OSError) as error:
-        fail(str(error))
+    suite = read_suite(flags)
+    for name in suite.rows:
+        row_of(suite, name, rungs[0])  # refused here, not hours later
+    worker = Worker(suite, place, deadline, stop.is_set)
+    ended = screen(worker, rungs, partial(print, flush=True))
+    page = flags.results / f"{page_name(flags, suite)}.md"
+    results = load_results(flags.results)
+    flags.results.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, render(suite, rungs, results, command_of(flags)))
     print(f"What the records say: {page}")
     if not ended:
         print("It was stopped: the same command goes on there.")

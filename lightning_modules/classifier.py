@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_modules.fitting import largest_fit
 from lightning_modules.losses import jensen_shannon
 from lightning_modules.metrics import LossAndAccuracy, accuracy_per_image
+from lightning_modules.networks import count_parameters
 from lightning_modules.optimizers import (
     OptimizerName,
     Schedule,
@@ -25,11 +26,6 @@ from lightning_modules.optimizers import (
 from lightning_modules.sharpness import Ascent, Sharpness, frozen_statistics
 
 Batch = tuple[Tensor, Tensor]
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Trainable parameters of a network."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def _check(name: str, value: float, holds: bool, expected: str) -> None:

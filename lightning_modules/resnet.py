@@ -1,26 +1,10 @@
-"""ResNet: SAMResNet without attention, the baseline of its paper."""
+"""ResNet as a LightningModule."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.layers.blocks import Activation
-from lightning_modules.sam_resnet import SAMResNet
-
-
-class ResNet(SAMResNet):
-    """Three stages of plain basic blocks, 4,697,162 parameters: SAMResNet with `se` off.
-
-    Normalised images (N, 3, 32, 32) to logits (N, 10).
-    """
-
-    def __init__(
-        self,
-        base_width: int = 64,
-        blocks: Sequence[int] = (4, 4, 3),
-        activation: Activation = "silu",
-    ) -> None:
-        super().__init__(base_width, blocks, se=False, activation=activation)
+from lightning_modules.networks.resnet import ResNet
 
 
 class ResNetClassifier(ImageClassifier):

@@ -9,11 +9,11 @@ import pytest
 
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.claims.claims import parameters_of
+from experiments.presets import EXPERIMENTS
 from experiments.records.record import read_record
 from experiments.training.cli import ExperimentCLI
+from experiments.training.configuration import resolve_config
 from experiments.training.launch import read_launch
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import resolve_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

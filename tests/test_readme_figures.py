@@ -9,11 +9,11 @@ import pytest
 
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.claims.matching import load_results
-from experiments.claims.selection import read_suites
+from experiments.claims.suites import read_suites
 from experiments.records.record import read_evaluation, read_record
+from experiments.reproduction.halving import Rung, records_of, val_accuracy
 from experiments.reproduction.training_cost import operations_of_training
-from experiments.screening.halving import Rung, records_of, val_accuracy
-from experiments.training.resolve import resolve_config
+from experiments.training.configuration import resolve_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

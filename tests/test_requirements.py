@@ -21,8 +21,8 @@ DEVELOPMENT = (*RUN_TIME, "ray", "screen", "dev")
 #: the modules that need a package of requirements-dev.txt; their commands check for it first
 NEED_MORE = {
     "experiments.reproduction.ray_runner",
-    "experiments.screening.halving",
-    "experiments.screening.page",
+    "experiments.reproduction.halving",
+    "experiments.reproduction.screening_page",
 }
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.training.launch import ArgumentParser
+from experiments.console import ArgumentParser
 
 
 class Event:

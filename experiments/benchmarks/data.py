@@ -22,7 +22,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 
 from datamodules import CIFAR10DataModule
@@ -30,9 +29,9 @@ from datamodules.tensor_loader import Batch, TrainLoader
 from experiments.benchmarks.step import DTYPES, Step, Variant
 from experiments.benchmarks.stock import stock_instead, stock_loader
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
-from experiments.training.launch import near
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import default_config, resolve_config
+from experiments.console import UserError, near
+from experiments.presets import EXPERIMENTS
+from experiments.training.configuration import default_config, resolve_config
 from experiments.training.trainer import Trainer, resolve_precision
 
 SUMMARY = "Images per second of every preset's data path, beside torchvision's in a DataLoader."
@@ -98,16 +97,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each recipe: those of several presets that are alike are one.
 
-    MisconfigurationException for a preset that does not exist, for one to share that is not among
+    UserError for a preset that does not exist, for one to share that is not among
     them, and for one that has no stock counterpart.
     """
     wanted = list(EXPERIMENTS) if flags.presets is None else flags.presets.split(",")
     for name in wanted:
         if name not in EXPERIMENTS:
             hint = near(name, list(EXPERIMENTS))
-            raise MisconfigurationException(f"--presets {name} is unknown{hint}")
+            raise UserError(f"--presets {name} is unknown{hint}")
     if flags.share is not None and flags.share not in wanted:
-        raise MisconfigurationException(f"--share must be one of {','.join(wanted)}")
+        raise UserError(f"--share must be one of {','.join(wanted)}")
     recipes = {name: resolve_config(["--arch", name])["data"] for name in wanted}
     if flags.presets is None:
         recipes[PLAIN] = default_config("resnet")["data"] | {"cutout": 16}
@@ -133,13 +132,13 @@ def share_of_step(
 ) -> dict[str, Any]:
     """The time of the data path's batch over that of a preset's step with as many images.
 
-    MisconfigurationException for a number format of the preset that `step` does not take.
+    UserError for a number format of the preset that `step` does not take.
     """
     config, device = resolve_config(["--arch", preset]), torch.device(flags.device)
     model = config["model"]
     precision = resolve_precision(flags.precision or config["trainer"]["precision"], flags.device)
     if precision not in DTYPES:
-        raise MisconfigurationException(
+        raise UserError(
             f"--share {preset} trains in {precision}: set --precision to one of {', '.join(DTYPES)}"
         )
     memory_format = "channels_last" if model["channels_last"] else "contiguous"

@@ -24,19 +24,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 
 from experiments.benchmarks import time_to_accuracy
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
-from experiments.benchmarks.ceiling import copy_bandwidth, matmul_ceiling
 from experiments.benchmarks.in_trainer import StepWindows, fit
 from experiments.benchmarks.overhead import alternate_epochs
 from experiments.benchmarks.step import DTYPES, Step, Variant, first_line, short
-from experiments.benchmarks.timing import add_repeats, positive
+from experiments.benchmarks.timing import add_repeats, copy_bandwidth, matmul_ceiling, positive
+from experiments.console import UserError, near
 from experiments.records.provenance import describe_device, git_state
-from experiments.training.launch import near
-from experiments.training.resolve import resolve_config
+from experiments.training.configuration import resolve_config
 
 SUMMARY = "Every target of a GPU: steps in the Trainer, its overhead, and the time to 94%."
 SOURCE = "--data.source=auto"
@@ -72,7 +70,7 @@ def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: 
     with TemporaryDirectory() as folder:
         cli = fit([*arguments, f"--output={folder}", "--name=step"], windows)
     if not windows.seconds:
-        raise MisconfigurationException(
+        raise UserError(
             f"--warm-up {flags.warm_up} and --window {flags.window} must fit into the training, "
             f"which has {cli.trainer.global_step} steps"
         )
@@ -139,7 +137,7 @@ def time_over_airbench(flags: argparse.Namespace, deadline: float) -> Found:
     Both train on all training images.
     """
     if flags.airbench is None:
-        raise MisconfigurationException("--airbench is missing: legacy/airbench94.py of a clone")
+        raise UserError("--airbench is missing: legacy/airbench94.py of a clone")
     race = argparse.Namespace(
         arch="speed_resnet",
         target=0.94,
@@ -259,7 +257,7 @@ def measure(flags: argparse.Namespace) -> list[Found]:
     names = list(TARGETS) if flags.rows is None else flags.rows.split(",")
     for name in names:
         if name not in TARGETS:
-            raise MisconfigurationException(f"--rows {name} is unknown{near(name, [*TARGETS])}")
+            raise UserError(f"--rows {name} is unknown{near(name, [*TARGETS])}")
     deadline = time.perf_counter() + 60 * flags.minutes
     code = git_state()
     rows: list[Found] = []
@@ -285,8 +283,7 @@ def measure_row(name: str, flags: argparse.Namespace, deadline: float) -> Found:
         return row | {"error": f"not begun within {flags.minutes:g} minutes"}
     try:
         found = target.function(flags, deadline)
-    # A compiler, a full memory, or a mistake in a flag, which ends a process.
-    except (Exception, SystemExit) as error:
+    except Exception as error:  # of the compiler, of a full memory, or a mistake in a flag
         return row | {"error": first_line(error)}
     finally:
         release()

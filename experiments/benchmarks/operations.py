@@ -7,9 +7,9 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.console import UserError
 from experiments.records.record import write_atomically
 
 #: in the run's folder
@@ -32,7 +32,7 @@ class CountOperations(Callback):
     apart for it, and where the network is compiled it is taken without compilation.
 
     Not counted is what happens between training steps: validation, and computing a first layer from
-    the data. MisconfigurationException on several devices.
+    the data. UserError on several devices.
     """
 
     def __init__(self) -> None:
@@ -44,9 +44,7 @@ class CountOperations(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            raise MisconfigurationException(
-                f"CountOperations must be on one device, got {trainer.world_size}"
-            )
+            raise UserError(f"CountOperations must be on one device, got {trainer.world_size}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook = pl_module.register_forward_pre_hook(self._before_forward)

@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 from torch import Tensor
 
 from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.timing import Ratio, add_repeats, positive, ratio
+from experiments.console import UserError
+from experiments.presets import EXPERIMENTS
+from experiments.training.configuration import resolve_config
 from experiments.training.length import batches_per_epoch
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import resolve_config
 from experiments.training.trainer import resolve_precision
 from lightning_modules.speed_resnet import SpeedResNetClassifier
 
@@ -63,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row; MisconfigurationException for a setting that the bare loop does not follow, and for
+    """One row; UserError for a setting that the bare loop does not follow, and for
     more steps than an epoch has.
     """
     arguments = arguments_of(flags)
     config = resolve_config(arguments)
     if (batches := batches_per_epoch(config)) < flags.steps:
-        raise MisconfigurationException(
+        raise UserError(
             f"--steps must be at most {batches}, the batches of an epoch, got {flags.steps}"
         )
     seconds, bare, precision = alternate_epochs(arguments, flags.repeats)
@@ -104,7 +104,7 @@ def alternate_epochs(
 
 
 def refuse_others(config: Mapping[str, Any]) -> None:
-    """MisconfigurationException for a setting that the bare loop does not follow."""
+    """UserError for a setting that the bare loop does not follow."""
     trainer = config["trainer"]
     precision = resolve_precision(trainer["precision"], trainer["accelerator"])
     followed = {
@@ -114,7 +114,7 @@ def refuse_others(config: Mapping[str, Any]) -> None:
     }
     for name, (value, same) in followed.items():
         if value not in same:
-            raise MisconfigurationException(
+            raise UserError(
                 f"--trainer.{name} must be {' or '.join(map(str, same))}, as in the bare loop, "
                 f"got {value}"
             )

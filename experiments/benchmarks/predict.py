@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from datamodules.cifar10 import MEAN, STD
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
+from experiments.inference.finished import FinishedRun, open_run
 from experiments.inference.strategies import PLAIN, STRATEGIES
-from experiments.records.finished import FinishedRun, open_run
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import resolve_config
+from experiments.presets import EXPERIMENTS
+from experiments.training.configuration import resolve_config
 from experiments.training.trainer import Precision, resolve_precision
 from lightning_modules.prediction import is_unsure
 
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each way of predicting.
 
-    MisconfigurationException where the run or its images cannot be had.
+    UserError where the run or its images cannot be had.
     """
     if flags.run:
         run = open_run(flags.run)

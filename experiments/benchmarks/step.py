@@ -28,20 +28,26 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.ceiling import copy_bandwidth, matmul_ceiling
 from experiments.benchmarks.memory import held_bytes, peak_growth, saved_bytes, tensors_in
-from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
+from experiments.benchmarks.timing import (
+    Ratio,
+    add_repeats,
+    alternate,
+    copy_bandwidth,
+    matmul_ceiling,
+    positive,
+    ratio,
+)
+from experiments.console import UserError, near
+from experiments.presets import EXPERIMENTS
+from experiments.training.configuration import resolve_config
 from experiments.training.devices import synchronise
-from experiments.training.launch import near
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import resolve_config
 from lightning_modules import ARCHITECTURES
 from lightning_modules.optimizers import make_optimizer
 
@@ -202,11 +208,11 @@ def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each variant of each architecture; MisconfigurationException for an unknown one."""
+    """A row for each variant of each architecture; UserError for an unknown one."""
     names = list(ARCHITECTURES) if flags.arch is None else flags.arch.split(",")
     for name in names:
         if name not in EXPERIMENTS:
-            raise MisconfigurationException(f"--arch {name} is unknown{near(name, [*EXPERIMENTS])}")
+            raise UserError(f"--arch {name} is unknown{near(name, [*EXPERIMENTS])}")
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True  # as the Trainer has it
     variants = chosen_variants(flags)

@@ -5,13 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
 from datamodules.tensor_loader import Batch, TrainLoader
+from experiments.console import UserError
 
 
 class Images(Dataset):
@@ -49,12 +49,10 @@ class Cutout(v2.Transform):
 def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
     """A recipe's transforms of one image uint8 (3, 32, 32), in `Augmentation`'s order.
 
-    MisconfigurationException for AugMix, which gives several views of an image.
+    UserError for AugMix, which gives several views of an image.
     """
     if settings["policy"] == "augmix":
-        raise MisconfigurationException(
-            "data.policy must be another than augmix to be compared with the stock way"
-        )
+        raise UserError("data.policy must be another than augmix to be compared with the stock way")
     steps: list[v2.Transform] = []
     if padding := settings["crop_padding"]:
         mode = {"zero": "constant", "reflect": "reflect"}[settings["crop_mode"]]

@@ -37,7 +37,6 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 from torch import nn
 
@@ -47,12 +46,12 @@ from experiments.benchmarks.benchmark_record import make_benchmark, write_benchm
 from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.operations import FILE, CountOperations
 from experiments.benchmarks.timing import positive
+from experiments.console import UserError
+from experiments.inference.finished import open_images, open_networks, open_run
 from experiments.inference.strategies import RAW, STRATEGIES, Strategy
-from experiments.records.finished import open_images, open_networks, open_run
+from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import ROOT, git_state
 from experiments.training.cli import ExperimentCLI
-from experiments.training.launch import fail
-from experiments.training.presets import EXPERIMENTS
 
 SUMMARY = "What a preset's test accuracy costs in seconds and operations, over several seeds."
 RUN = ROOT / "experiments" / "run.py"
@@ -118,7 +117,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if flags.airbench:
         if flags.beside or flags.beside_runs:
-            raise MisconfigurationException("--airbench takes the place of --beside: give one")
+            raise UserError("--airbench takes the place of --beside: give one")
         found = run_warm(flags)
     else:
         found = run_all(flags)
@@ -161,7 +160,7 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
         "--test=true",  # what is measured, also where the flags leave it out
     ]
     if code := start(arguments):
-        fail(f"{name} ended with exit code {code}: see above")
+        raise UserError(f"{name} ended with exit code {code}: see above")
     run = open_run(flags.runs / name)
     record = run.record
     strategy = STRATEGIES[flags.strategy]
@@ -186,7 +185,7 @@ def run_warm(flags: argparse.Namespace, deadline: float = inf) -> Iterator[dict[
     After `deadline`, on the clock of `time.perf_counter`, no round follows the first that counts.
     """
     if not flags.airbench.is_file():
-        raise MisconfigurationException(f"--airbench {flags.airbench} is not a file")
+        raise UserError(f"--airbench {flags.airbench} is not a file")
     device = torch.device(flags.device)
     if device.type == "cpu":
         airbench.stand_in_for_cuda()
@@ -284,11 +283,11 @@ def run_beside(command: str) -> dict[str, Any]:
     """Run another program; one that fails, or reports nothing, ends this process."""
     ended = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode != 0:
-        fail(f"--beside {command}: ended with exit code {ended.returncode}")
+        raise UserError(f"--beside {command}: ended with exit code {ended.returncode}")
     try:
         return read_report(ended.stdout)
     except ValueError as error:
-        fail(f"--beside {command}: {error}")
+        raise UserError(f"--beside {command}: {error}") from None
 
 
 def read_report(output: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
 from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
 from experiments.claims.verdicts import Verdict, judge, judge_side
 from experiments.records.record import Evaluation, Record
-from experiments.training.meta import on_meta
-from lightning_modules.classifier import count_parameters
+from experiments.training.configuration import on_meta
+from lightning_modules.networks import count_parameters
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,19 @@ import inspect
 import json
 import shlex
 from collections import defaultdict
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cache, cached_property
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import Row, Scale
+from experiments.console import ArgumentParser, UserError
 from experiments.inference.strategies import PLAIN
 from experiments.records.record import Evaluation, Record, read_any
 from experiments.training.cli import SWITCHES
-from experiments.training.launch import ArgumentParser
+from experiments.training.configuration import default_config, resolve_config
 from experiments.training.length import steps_of_epochs
-from experiments.training.resolve import default_config, resolve_config
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -90,13 +86,10 @@ def config_of_row(row: Row, scale: Scale) -> dict[str, Any]:
 
 
 def _resolve_row(row: Row, scale: Scale) -> tuple[dict[str, Any], str]:
-    refusal = StringIO()
     try:
-        with redirect_stderr(refusal):
-            return _resolve(tuple(row.flags(scale, seed=0)))
-    except SystemExit:
-        reason = refusal.getvalue().strip().removeprefix("error: ")
-        raise SuiteError(f"{row.where} is refused at {scale} scale: {reason}") from None
+        return _resolve(tuple(row.flags(scale, seed=0)))
+    except UserError as error:
+        raise SuiteError(f"{row.where} is refused at {scale} scale: {error}") from None
 
 
 @cache
@@ -143,7 +136,7 @@ def _agree(evaluation: Evaluation, record: Record) -> bool:
 def load_results(folder: Path = RESULTS) -> Results:
     """The records and evaluations anywhere under a folder; other files are passed over.
 
-    MisconfigurationException, in one line, for a file that is broken, of another version or an
+    UserError, in one line, for a file that is broken, of another version or an
     unknown architecture, or edited since it was written.
     """
     records = []
@@ -158,7 +151,7 @@ def load_results(folder: Path = RESULTS) -> Results:
                 evaluations.append(found)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise MisconfigurationException(f"{path} cannot be used: {reason}") from None
+            raise UserError(f"{path} cannot be used: {reason}") from None
     return Results(tuple(records), tuple(evaluations))
 
 

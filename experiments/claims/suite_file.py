@@ -5,10 +5,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from experiments.training.launch import near
+from experiments.console import UserError, near
 
 
-class SuiteError(ValueError):
+class SuiteError(UserError):
     """A malformed suite: file, line and key in one line."""
 
 

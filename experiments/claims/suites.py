@@ -6,6 +6,7 @@ One YAML file each in `experiments/suites/`, whose README.md explains the schema
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
@@ -14,9 +15,9 @@ from typing import Any, Literal, get_args
 
 from experiments.claims.measures import Measure
 from experiments.claims.suite_file import Entry, read_entry
+from experiments.console import UserError, near
 from experiments.inference.strategies import PLAIN, STRATEGIES
-from experiments.training.launch import near
-from experiments.training.presets import EXPERIMENTS
+from experiments.presets import EXPERIMENTS
 
 SUITES = Path(__file__).resolve().parents[1] / "suites"
 
@@ -261,3 +262,31 @@ def _number(entry: Entry, text: str) -> Decimal:
 
 def _flag_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_suites(names: Sequence[str]) -> list[Suite]:
+    """The suites of these names or files; an unknown one ends the process."""
+    known = [path.stem for path in sorted(SUITES.glob("*.yaml"))]
+    if "all" in names:
+        return list(load_suites().values())
+    suites = []
+    for name in dict.fromkeys(names):
+        is_file = name.endswith((".yaml", ".yml"))
+        if not is_file and name not in known:
+            raise UserError(
+                f"{name} is no suite{near(name, known)}: name some of {', '.join(known)}, or all"
+            )
+        suites.append(load_suite(Path(name) if is_file else SUITES / f"{name}.yaml"))
+    return suites
+
+
+def read_rows(names: str | None, suites: Sequence[Suite]) -> list[str]:
+    """The rows that are asked for; an unknown one ends the process."""
+    rows = names.split(",") if names is not None else []
+    known = list(dict.fromkeys(row for suite in suites for row in suite.rows))
+    for row in rows:
+        if row not in known:
+            raise UserError(
+                f"--rows {row} is unknown{near(row, known)}: the rows are {', '.join(known)}"
+            )
+    return rows

@@ -11,7 +11,6 @@ from pathlib import Path
 import onnxruntime  # type: ignore[import-untyped]
 import torch
 from huggingface_hub import HfApi, get_token
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -19,9 +18,9 @@ from torch import Tensor
 from datamodules.augmentation import normalise
 from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
 from datamodules.synthetic import SYNTHETIC_CLASSES
+from experiments.console import UserError
 from experiments.exports.model_card import model_card
-from experiments.records.finished import FinishedRun, open_run
-from experiments.training.launch import fail
+from experiments.inference.finished import FinishedRun, open_run
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.pretrained import Dtype, PretrainedClassifier
 
@@ -44,7 +43,7 @@ def export(
 ) -> None:
     """Write an export of a run whole or not at all; a user's mistake ends the process."""
     if repository and get_token() is None:
-        fail("--push needs a login on Hugging Face's Hub: `hf auth login`, or $HF_TOKEN")
+        raise UserError("--push needs a login on Hugging Face's Hub: `hf auth login`, or $HF_TOKEN")
     try:
         run = open_run(folder)
         name = weights or run.record.selected or "raw"
@@ -57,10 +56,8 @@ def export(
             if images is not None:
                 show(compare(draft, model, images, run.module(name)), len(images))
             draft.rename(output)
-    except MisconfigurationException as error:
-        fail(str(error))
     except OSError as error:
-        fail(f"--output {output} cannot be written: {error}")
+        raise UserError(f"--output {output} cannot be written: {error}") from None
     print(f"Written: {output}")
     if repository:
         push(output, repository)
@@ -188,5 +185,5 @@ def push(folder: Path, repository: str) -> None:
         url = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder)
     except Exception as error:  # the network's, the Hub's and the library's own
-        fail(f"{folder} is not on the Hub: {error}")
+        raise UserError(f"{folder} is not on the Hub: {error}") from None
     print(f"Pushed: {url}")

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
+from experiments.console import UserError
 from experiments.inference.evaluation import look, score_strategy, seconds_per_1000
+from experiments.inference.finished import FinishedRun, open_images, open_networks
 from experiments.inference.strategies import (
     PLAIN,
     STRATEGIES,
@@ -16,10 +18,8 @@ from experiments.inference.strategies import (
     joint_strategies,
     strategies_for,
 )
-from experiments.records.finished import FinishedRun, open_images, open_networks
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Evaluation, StrategyResult
-from experiments.training.launch import fail
 from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
 
@@ -99,14 +99,14 @@ def evaluate_run(
     Without validation images `chosen` may be the one that was chosen beforehand.
     """
     if chosen and run.record.config["data"]["val_fraction"]:
-        fail(f"--chosen {chosen}: {run.folder} has validation images, which choose")
+        raise UserError(f"--chosen {chosen}: {run.folder} has validation images, which choose")
     weights = run.record.weights
     strategies = strategies_for(weights)
     if asked := [chosen] if chosen else only:
         for name in asked:
             if missing := [w for w in STRATEGIES[name].networks if w not in weights]:
                 flag = "chosen" if chosen else "only"
-                fail(f"--{flag} {name}: {run.folder} has no {missing[0]} weights")
+                raise UserError(f"--{flag} {name}: {run.folder} has no {missing[0]} weights")
         strategies = {n: s for n, s in strategies.items() if n in (PLAIN, *asked)}
     wanted = {w: (run, w) for w in weights if any(w in s.networks for s in strategies.values())}
     found = evaluate([run], wanted, strategies, PLAIN, root, precision)
@@ -133,12 +133,16 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
     first = runs[0]
     names = [run.folder.resolve().name for run in runs]
     if len(set(names)) < len(names):
-        fail(f"runs must have different names, got {', '.join(names)}")
+        raise UserError(f"runs must have different names, got {', '.join(names)}")
     for run in runs[1:]:
         if run.record.source != first.record.source:
-            fail(f"{first.folder} is of {first.record.source}, {run.folder} of {run.record.source}")
+            raise UserError(
+                f"{first.folder} is of {first.record.source}, {run.folder} of {run.record.source}"
+            )
         for key in ("val_fraction", "split_seed"):
             ours, theirs = (x.record.config["data"][key] for x in (first, run))
             if ours != theirs:
                 # One would have been trained on images that the other one holds out.
-                fail(f"data.{key} is {ours} in {first.folder} and {theirs} in {run.folder}")
+                raise UserError(
+                    f"data.{key} is {ours} in {first.folder} and {theirs} in {run.folder}"
+                )

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torchmetrics.functional.classification import (
 )
 
 from datamodules.tensor_loader import EvalLoader
-from experiments.inference.bootstrap import paired_bootstrap
 from experiments.records.record import Calibration, Score, StrategyScore
 from experiments.training.devices import synchronise
 from lightning_modules.classifier import ImageClassifier
@@ -162,3 +162,23 @@ def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device
         module(images)
     synchronise(device)
     return (time.perf_counter() - start) * 1_000 / sum(map(len, batches))
+
+
+def paired_bootstrap(
+    correct: Tensor, baseline: Tensor, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `correct - baseline`, by resampling images.
+
+    `correct` and `baseline` are bool (N,): whether each image was classified rightly. Both are of
+    the same images in the same order, so that what is hard for both cancels out (Efron and
+    Tibshirani 1993). The interval is about other test images, not about other training runs.
+    """
+    difference = correct.numpy().astype(np.int64) - baseline.numpy()
+    values, counts = np.unique(difference, return_counts=True)
+    # N draws with replacement from N images hit the three values as often as a multinomial draw
+    # says: the same distribution, without ten thousand times N random numbers.
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(difference), counts / len(difference), size=resamples)
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws @ values / len(difference), [tail, 1 - tail])
+    return float(low), float(high)

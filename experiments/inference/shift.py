@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -20,9 +19,10 @@ from torch import Tensor
 from datamodules.corruptions import BENCHMARK, CORRUPTIONS, corrupt
 from datamodules.shifted import CIFAR10C, read_cifar10_1
 from datamodules.tensor_loader import EvalLoader
+from experiments.console import UserError
 from experiments.inference.evaluation import calibration, look
+from experiments.inference.finished import FinishedRun, open_images, open_networks
 from experiments.inference.strategies import BOTH, PLAIN, Strategy
-from experiments.records.finished import FinishedRun, open_images, open_networks
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Calibration, Shift, ShiftMean, ShiftResult, ShiftScore
 from experiments.training.trainer import Precision
@@ -57,11 +57,11 @@ def evaluate_shift(
     """Predict the first `count` test images, all by default, under every corruption.
 
     Corruptions are generated, or read from the folder of the published CIFAR-10-C where it is
-    given; CIFAR-10.1 is scored where its folder is given. MisconfigurationException, in one line,
+    given; CIFAR-10.1 is scored where its folder is given. UserError, in one line,
     for what cannot be read or does not belong to what the run was trained on.
     """
     if cifar10_1 and run.record.source == "synthetic":
-        raise MisconfigurationException(
+        raise UserError(
             f"--cifar101 holds photographs, and {run.folder} was trained on the synthetic stand-in"
         )
     commit, dirty = git_state()
@@ -69,7 +69,7 @@ def evaluate_shift(
     test = loaders["test"]
     images, labels = test.images[:count], test.labels[:count]
     if count is not None and len(images) < count:
-        raise MisconfigurationException(
+        raise UserError(
             f"--images must be at most {len(images):,}, which the test set has, got {count:,}"
         )
     published = CIFAR10C(cifar10_c, test.labels) if cifar10_c else None

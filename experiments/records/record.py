@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from experiments.training.presets import EXPERIMENTS
+from experiments.presets import EXPERIMENTS
 
 T = TypeVar("T")
 

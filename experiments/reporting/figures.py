@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from experiments.inference.analysis import Reliability, wilson_interval
 from experiments.reporting.inline import COLOURS, SERIES, STYLE
-from experiments.reporting.reliability import Reliability, wilson_interval
 
 #: trainable parameters that the project allows itself
 BUDGET = 5_000_000

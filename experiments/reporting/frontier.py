@@ -19,7 +19,7 @@ from experiments.inference.strategies import PLAIN, STRATEGIES
 from experiments.records.record import Record, write_atomically
 from experiments.reporting.figures import BUDGET
 from experiments.reproduction.training_cost import operations_of_training
-from experiments.training.resolve import resolve_config
+from experiments.training.configuration import resolve_config
 
 PAGE, PICTURE = "FRONTIER.md", "frontier.png"
 # In the picture's own metadata.

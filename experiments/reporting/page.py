@@ -16,8 +16,8 @@ from markupsafe import Markup, escape
 from datamodules.corruptions import BENCHMARK
 from experiments.claims.claims import ClaimRow
 from experiments.claims.verdicts import MEANING
-from experiments.records.collect import Entry
 from experiments.records.record import Shift, ShiftResult
+from experiments.reporting.collect import Entry
 from experiments.reporting.figures import BUDGET, Result, draw_results
 from experiments.reporting.inline import svg
 from experiments.reporting.pictures import colour_scale

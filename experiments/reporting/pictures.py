@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from datamodules.augmentation import normalise
 from datamodules.cifar10 import MEAN, STD
+from experiments.inference.analysis import hardest
 from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
 from experiments.reporting.inline import Picture, colour, picture
-from experiments.reporting.mistakes import hardest
 from lightning_modules.prediction import log_probabilities
 
 #: hardest images that are shown

@@ -16,9 +16,11 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import CIFAR10_CLASSES
 from datamodules.synthetic import SYNTHETIC_CLASSES
-from experiments.records.collect import Entry
-from experiments.records.finished import FinishedRun
+from experiments.console import UserError
+from experiments.inference.analysis import confusion, reliability
+from experiments.inference.finished import FinishedRun
 from experiments.records.record import Evaluation, Shift
+from experiments.reporting.collect import Entry
 from experiments.reporting.figures import (
     draw_curves,
     draw_learning_rate,
@@ -26,14 +28,12 @@ from experiments.reporting.figures import (
     read_metrics,
 )
 from experiments.reporting.inline import Picture, svg
-from experiments.reporting.mistakes import confusion
 from experiments.reporting.pictures import (
     AttentionPictures,
     attention_pictures,
     augmented_images,
     hardest_images,
 )
-from experiments.reporting.reliability import reliability
 from lightning_modules.prediction import fit_temperature
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class ImageSource:
     def test(self, run: FinishedRun) -> tuple[Tensor, Tensor]:
         """Images uint8 (N, 3, 32, 32) and labels int64 (N,).
 
-        MisconfigurationException, in one line, where they are not to be had.
+        UserError, in one line, where they are not to be had.
         """
         root, source = self.root or run.record.config["data"]["root"], run.record.source
         if (root, source) not in self._sets:
@@ -115,7 +115,7 @@ def _or_why(part: Callable[[], T]) -> T | str:
         return part()
     except FileNotFoundError as error:
         return f"Not shown: there is no {error.filename}."
-    except (MisconfigurationException, OSError) as error:
+    except (UserError, MisconfigurationException, OSError) as error:
         return f"Not shown: {str(error).rstrip('.')}."
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -191,14 +191,14 @@ class _Parts:
         logits, labels = self.on("test")
         images, labels_here = self.images.test(self.run)
         if not torch.equal(labels, labels_here):
-            raise MisconfigurationException("the test images here are not those of the run")
+            raise UserError("the test images here are not those of the run")
         return hardest_images(images, labels, logits, self.classes)
 
     def attention(self) -> AttentionPictures:
         network = self.run.module(self.weights).network
         pictures = attention_pictures(network, *self.images.test(self.run), self.classes)
         if pictures is None:
-            raise MisconfigurationException(f"{self.record.arch} has no attention")
+            raise UserError(f"{self.record.arch} has no attention")
         return pictures
 
     def augmented(self) -> Picture:
@@ -207,15 +207,11 @@ class _Parts:
     def evaluation(self) -> Evaluation:
         found = self.run.evaluation()
         if found is None:
-            raise MisconfigurationException(
-                f"`python experiments/evaluate.py {self.place}` measures them"
-            )
+            raise UserError(f"`python experiments/evaluate.py {self.place}` measures them")
         return found
 
     def shift(self) -> Shift:
         found = self.run.shift()
         if found is None:
-            raise MisconfigurationException(
-                f"`python experiments/evaluate.py {self.place} --shift` measures it"
-            )
+            raise UserError(f"`python experiments/evaluate.py {self.place} --shift` measures it")
         return found

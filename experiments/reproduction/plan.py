@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.claims.estimates import estimate_claim
 from experiments.claims.matching import Results, config_of_row, training_of, training_of_row
 from experiments.claims.suites import Claim, Row, Scale, Suite
+from experiments.console import UserError
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.length import batches_per_epoch
 
@@ -71,7 +71,7 @@ def make_plan(
     their rows the same number of seeds. Then that which takes part in most comparable claims that
     have none yet. Then the cheaper, in operations.
 
-    MisconfigurationException, in one line, where a run of another training has a row's name.
+    UserError, in one line, where a run of another training has a row's name.
     """
     only = set(only)
     rows: dict[str, list[tuple[Suite, Row]]] = {}
@@ -148,7 +148,7 @@ def _refuse_anothers_name(name: str, runs: Path, results: Results) -> None:
     """A suite that was changed since: neither that run nor its record may be overwritten."""
     recorded = any(record.name == name for record in results.records)
     if recorded or any((runs / name / file).exists() for file in ("last.ckpt", "result.json")):
-        raise MisconfigurationException(
+        raise UserError(
             f"{'the record' if recorded else runs / name} {name} is of another training than the "
             "row of that name: the row or its suite was changed since. Name one of them differently"
         )

@@ -6,9 +6,9 @@ from logging import ERROR
 from typing import Any
 
 import ray
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ray.exceptions import RayError, TaskCancelledError
 
+from experiments.console import UserError
 from experiments.records.provenance import ROOT
 from experiments.reproduction.plan import Job
 from experiments.reproduction.runner import Outcome, Workplace, run_row
@@ -20,7 +20,7 @@ RETRIES = 3
 class RayCluster:
     """An engine that calls `run_row` wherever a cluster has the processors and GPUs for it.
 
-    MisconfigurationException, in one line, where there is no cluster or no machine of it is enough.
+    UserError, in one line, where there is no cluster or no machine of it is enough.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RayCluster:
             environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=ERROR)
         except (OSError, ValueError, RayError) as error:
-            raise MisconfigurationException(
+            raise UserError(
                 f"--ray {address}: no Ray cluster answers ({error}). `ray start --head` starts one "
                 "and says its address"
             ) from None
@@ -48,7 +48,7 @@ class RayCluster:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(x.get("CPU", 0) >= cpus and x.get("GPU", 0) >= gpus for x in machines):
-            raise MisconfigurationException(
+            raise UserError(
                 f"--ray {address}: no machine of the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
             )
         self.task = ray.remote(run_row).options(

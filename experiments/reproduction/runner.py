@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from experiments.console import FULL_DISK
 from experiments.records.provenance import ROOT
 from experiments.records.record import write_atomically
 from experiments.reproduction.plan import Job, begun_runs
-from experiments.training.launch import FULL_DISK
 
 #: seconds that a process has, after SIGTERM, to end its step and write its checkpoint
 GRACE = 120

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import describe_device
 from experiments.records.record import Record
+from experiments.training.configuration import on_meta
 from experiments.training.experiment import operations_per_image
 from experiments.training.length import batches_per_epoch
-from experiments.training.meta import on_meta
-from experiments.training.presets import EXPERIMENTS
 from experiments.training.trainer import resolve_precision
 
 #: A backward pass takes two operations for each one of the forward pass.

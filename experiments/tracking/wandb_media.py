@@ -7,9 +7,8 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from experiments.inference.analysis import confusion, hardest, reliability
 from experiments.records.record import Evaluation, Record
-from experiments.reporting.mistakes import confusion, hardest
-from experiments.reporting.reliability import reliability
 from experiments.tracking.wandb_keys import (
     AUGMENTED,
     CALIBRATION,

@@ -3,8 +3,10 @@
 import logging
 import re
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO
 
+import torch
 import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
@@ -26,16 +28,18 @@ from callbacks import (
     RandomState,
 )
 from datamodules import CIFAR10DataModule
-from experiments.training.checkpoint import read_checkpoint
+from experiments.console import UserError, near
+from experiments.presets import EXPERIMENTS
 from experiments.training.combinations import refuse_combinations
 from experiments.training.devices import check_devices
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
-from experiments.training.launch import CONFIGS, Launch, claim_folder, fail, near
+from experiments.training.launch import CONFIGS, Launch, claim_folder
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
-from experiments.training.presets import EXPERIMENTS
 from experiments.training.processes import is_first
 from experiments.training.trainer import Trainer
 from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.optimizers import OPTIMIZER_HPARAMS
 
 # Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
 # before EMA, which averages the weights that it leaves.
@@ -78,7 +82,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.match(r"Unrecognized arguments: (--[\w.]+)", message)
         flags = [flag for action in self._actions for flag in action.option_strings]
-        fail(f"{self.clear(message)}{near(unknown[1], flags) if unknown else ''}")
+        raise UserError(f"{self.clear(message)}{near(unknown[1], flags) if unknown else ''}")
 
     def clear(self, message: str) -> str:
         """The reason within jsonargparse's report on a switch, and the flag in full."""
@@ -148,7 +152,7 @@ class ExperimentCLI(LightningCLI):
             )
         except (ValueError, MisconfigurationException) as error:
             assert isinstance(self.parser, Parser)
-            fail(self.parser.clear(str(error)))
+            raise UserError(self.parser.clear(str(error))) from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
@@ -256,3 +260,27 @@ class ExperimentCLI(LightningCLI):
             # Behind the best ones, so that it holds their state.
             LastCheckpoint(str(folder)),
         ]
+
+
+def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
+    """A checkpoint that fits a network and its optimizer; ends the process where it does not.
+
+    UserError, in one line, where it is of another network.
+    """
+    try:
+        checkpoint = torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # which one depends on the bytes that unpickling meets
+        raise UserError(f"--ckpt_path {path} is no checkpoint: {type(error).__name__}") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"--ckpt_path {path} is no checkpoint: {type(checkpoint).__name__}")
+    model.on_load_checkpoint(checkpoint)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(f"--ckpt_path {path} holds weights alone: name the last.ckpt of its run")
+    theirs = checkpoint["hyper_parameters"]
+    for name in OPTIMIZER_HPARAMS:
+        # The optimizer's state holds these, and would go on with them whatever the flag says.
+        if name in theirs and theirs[name] != (ours := model.hparams[name]):
+            raise UserError(
+                f"--model.{name} must stay {theirs[name]}, as in --ckpt_path {path}, got {ours}"
+            )
+    return checkpoint

@@ -3,8 +3,8 @@
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments.console import UserError
 from experiments.training.processes import started_outside
 from experiments.training.trainer import Trainer
 
@@ -16,11 +16,11 @@ def synchronise(device: torch.device) -> None:
 
 
 def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> None:
-    """Raise MisconfigurationException or ValueError where a run cannot take a Trainer's devices."""
+    """Raise UserError or ValueError where a run cannot take a Trainer's devices."""
     processes, strategy = trainer.world_size, trainer.strategy
     if processes == 1:
         if started_outside() > 1:
-            raise MisconfigurationException(
+            raise UserError(
                 f"{started_outside()} processes were started, but --trainer.devices x "
                 "--trainer.num_nodes is 1"
             )
@@ -29,14 +29,14 @@ def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> No
     # what the run has counted with them.
     launcher = strategy.launcher
     if type(strategy) is not DDPStrategy or not isinstance(launcher, _SubprocessScriptLauncher):
-        raise MisconfigurationException("--trainer.strategy must be ddp on several devices")
+        raise UserError("--trainer.strategy must be ddp on several devices")
     if batch_size % processes:
-        raise MisconfigurationException(
+        raise UserError(
             f"--data.batch_size must be a multiple of the number of devices, {processes}, "
             f"got {batch_size}"
         )
     if sync_batchnorm and strategy.root_device.type == "cpu":
-        raise MisconfigurationException("--trainer.sync_batchnorm needs GPUs, got CPUs")
+        raise UserError("--trainer.sync_batchnorm needs GPUs, got CPUs")
     assert strategy.cluster_environment is not None
     strategy.cluster_environment.validate_settings(trainer.num_devices, trainer.num_nodes)
 

@@ -11,29 +11,29 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.console import UserError
 from experiments.inference.evaluation import load_weights, predict, score
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores
 from experiments.training.cli import ExperimentCLI
+from experiments.training.configuration import on_meta
 from experiments.training.devices import (
     end_processes,
     images_per_step,
     on_one_device,
     step_in_words,
 )
-from experiments.training.launch import fail
-from experiments.training.meta import on_meta
 from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.training.processes import hand_on
 from experiments.training.trainer import Trainer
-from lightning_modules.classifier import ImageClassifier, count_parameters
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.networks import count_parameters
 
 #: what it is called where targets are hard, and under mixing
 TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
@@ -53,23 +53,18 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     """
     folder = cli.launch.folder
     code = git_state()
-    try:
-        if cli.trainer.is_global_zero:
-            write_atomically(folder / "config.yaml", cli.resolved)
-            with (folder / "commands.txt").open("a") as file:
-                file.write(shlex.join(["python", *sys.argv]) + "\n")
-            batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
-            print(step_in_words(cli.trainer, batch_size, lr))
-            if cli.fitted:
-                chosen = on_meta(cli.launch.arch, cli.model.hparams)
-                print(cli.fitted.in_words(operations_per_image(chosen)))
-        if cli.trainer.world_size > 1:
-            hand_on(folder)
-        cli.trainer.fit(
-            cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint, weights_only=True
-        )
-    except MisconfigurationException as error:
-        fail(str(error))
+    if cli.trainer.is_global_zero:
+        write_atomically(folder / "config.yaml", cli.resolved)
+        with (folder / "commands.txt").open("a") as file:
+            file.write(shlex.join(["python", *sys.argv]) + "\n")
+        batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
+        print(step_in_words(cli.trainer, batch_size, lr))
+        if cli.fitted:
+            chosen = on_meta(cli.launch.arch, cli.model.hparams)
+            print(cli.fitted.in_words(operations_per_image(chosen)))
+    if cli.trainer.world_size > 1:
+        hand_on(folder)
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint, weights_only=True)
     end_processes()
     if not cli.trainer.is_global_zero:
         return None
@@ -86,7 +81,9 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
         )
         return None
     if not (folder / "last.ckpt").exists():
-        fail("no epoch has ended, so that there is nothing to evaluate: see the --trainer flags")
+        raise UserError(
+            "no epoch has ended, so that there is nothing to evaluate: see the --trainer flags"
+        )
 
     labels, logits, scores = evaluate(cli, folder)
     record = make_record(cli, folder, code, scores, timer.time_elapsed("train"))

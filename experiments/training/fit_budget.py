@@ -6,7 +6,7 @@ from functools import partial
 from jsonargparse import Namespace
 
 from callbacks import ParameterBudget
-from experiments.training.presets import EXPERIMENTS
+from experiments.presets import EXPERIMENTS
 from lightning_modules.fitting import ALIGNED, Fit, aligned_fit, largest_fit, preferred_fit
 
 #: more parameters than any machine trains

@@ -1,51 +1,26 @@
 """What is decided before torch is imported: the architecture, the run folder, what to resume."""
 
 import argparse
-import difflib
-import errno
 import os
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import yaml
 
-from experiments.training.presets import EXPERIMENTS
+from experiments.console import ArgumentParser, UserError, near
+from experiments.presets import EXPERIMENTS
 from experiments.training.processes import (
     agree_on_a_name,
-    await_parents_end,
     handed_on,
     is_first,
-    is_first_of_machine,
 )
 from experiments.training.run_folder import is_locked, lock_folder, make_folder
 
-#: errors of the system where a disk is full, or what a user may have of it
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IN_USE = "{} is in use: choose another --name, or wait until the process that works on it has ended"
-
-
-def fail(message: str) -> NoReturn:
-    """End with a user's mistake: exit code 2, and one line of the first process of a machine."""
-    if is_first_of_machine():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    else:
-        await_parents_end()
-    sys.exit(2)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with flags in full only and with errors that are one line and exit code 2."""
-
-    def __init__(self, description: str | None = None, add_help: bool = True) -> None:
-        super().__init__(description=description, add_help=add_help, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        fail(message)
 
 
 @dataclass(frozen=True)
@@ -73,12 +48,6 @@ def agents_run_id() -> str | None:
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
-def near(name: str, names: list[str]) -> str:
-    """A hint at the names that were probably meant, or nothing."""
-    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
-
-
 def read_flags(argv: list[str]) -> argparse.Namespace:
     """The few flags that everything else depends on, also where a `--config` gives them.
 
@@ -96,7 +65,7 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
         try:
             content = _read_config(path)
         except ValueError as error:
-            fail(f"--config {error}")
+            raise UserError(f"--config {error}") from None
         if path.with_name("commands.txt").exists():
             # A run's own file: these two are about that run, and whoever repeats it makes another.
             for name in ("name", "ckpt_path"):
@@ -117,20 +86,24 @@ def read_launch(argv: list[str]) -> Launch:
             print(f"usage: run.py --arch NAME [flags]\n\nNAME: {', '.join(known)}")
             print("Every flag of one architecture: run.py --arch NAME --help")
             sys.exit(0)
-        fail(f"--arch is missing: name one of {', '.join(known)}")
+        raise UserError(f"--arch is missing: name one of {', '.join(known)}")
     if flags.arch not in known:
         hint = near(flags.arch, known)
-        fail(f"--arch {flags.arch} is unknown{hint}: name one of {', '.join(known)}")
+        raise UserError(f"--arch {flags.arch} is unknown{hint}: name one of {', '.join(known)}")
     if flags.name and (Path(flags.name).name != flags.name or flags.name == ".."):
-        fail(f"--name must be the name of one folder, which --output holds, got {flags.name}")
+        raise UserError(
+            f"--name must be a folder name without a path, such as first_try, got {flags.name}"
+        )
     if not flags.name and not agree_on_a_name():
-        fail("--name is missing: processes that torchrun, SLURM or you start must agree on it")
+        raise UserError(
+            "--name is missing: all processes of torchrun, SLURM or many nodes need the same"
+        )
     try:
         launch = _resume_last(flags, argv) if flags.ckpt_path == "last" else _begin(flags, argv)
         if is_first() and not launch.made_up and is_locked(launch.folder):
-            fail(IN_USE.format(launch.folder))
+            raise UserError(IN_USE.format(launch.folder))
     except OSError as error:
-        fail(f"--output {flags.output} cannot be used: {error}")
+        raise UserError(f"--output {flags.output} cannot be used: {error}") from None
     return launch
 
 
@@ -144,13 +117,13 @@ def claim_folder(launch: Launch) -> tuple[Launch, TextIO]:
         folder = make_folder(launch.folder, launch.made_up)
         lock = lock_folder(folder)
         if lock is None:
-            fail(IN_USE.format(folder))
+            raise UserError(IN_USE.format(folder))
         if not launch.resumes:
             # Left by a launch that ended before its first checkpoint, and none of this run's.
             for name in ("commands.txt", "wandb_id.txt"):
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        fail(f"--output {launch.folder.parent} cannot be used: {error}")
+        raise UserError(f"--output {launch.folder.parent} cannot be used: {error}") from None
     return replace(launch, folder=folder), lock
 
 
@@ -163,9 +136,9 @@ def _resume_last(flags: argparse.Namespace, argv: list[str]) -> Launch:
     folder = _decided_folder(flags) or _latest_run(flags.output, flags.arch)
     checkpoint = folder / "last.ckpt"
     if not checkpoint.exists():
-        fail(f"--ckpt_path last: there is no {checkpoint} to resume from")
+        raise UserError(f"--ckpt_path last: there is no {checkpoint} to resume from")
     if (folder / "result.json").exists():
-        fail(f"--ckpt_path last: {folder} has finished, its record is {folder}/result.json")
+        raise UserError(f"--ckpt_path last: {folder} has finished; its record is result.json there")
     # The run goes on with what it was started with; flags given now stand above that.
     arguments = ["--config", str(folder / "config.yaml"), *argv]
     return Launch(flags.arch, folder, checkpoint, flags.quick, arguments)
@@ -176,13 +149,13 @@ def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
     checkpoint = Path(flags.ckpt_path) if flags.ckpt_path else None
     # Not Path's, which raises where a folder on the way must not be entered.
     if checkpoint and not os.path.isfile(checkpoint):
-        fail(f"--ckpt_path {checkpoint} is not a file")
+        raise UserError(f"--ckpt_path {checkpoint} is not a file")
     folder, identity = _decided_folder(flags), agents_run_id()
     made_up = folder is None and identity is None
     if folder is None:
         folder = flags.output / f"{flags.arch}-{identity or f'{datetime.now():%Y%m%d-%H%M%S}'}"
     if not made_up and any((folder / name).exists() for name in ("last.ckpt", "result.json")):
-        fail(f"{folder} holds a run: choose another --name, or resume it with --ckpt_path last")
+        raise UserError(f"{folder} contains a run: choose another --name, or add --ckpt_path last")
     return Launch(flags.arch, folder, checkpoint, flags.quick, list(argv), made_up)
 
 
@@ -219,7 +192,7 @@ def _latest_run(output: Path, arch: str) -> Path:
     idle = [folder for folder in unfinished if not is_locked(folder)]
     if not idle:
         besides = " besides those in use" if unfinished else ""
-        fail(
+        raise UserError(
             f"--ckpt_path last: {output} holds no unfinished run of {arch}{besides}; "
             "name one with --name"
         )

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from experiments.console import UserError
 from experiments.tracking.wandb_keys import CLAIMS
 from experiments.training.launch import agents_run_id
 from experiments.training.processes import is_first
@@ -71,13 +71,13 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
     is kept in the folder, as wandb_id.txt; under a sweep's agent it is the agent's.
 
     Offline needs no account and no network. The package may be missing, unless W&B was asked for by
-    `online`: MisconfigurationException then, as where W&B does not accept the user.
+    `online`: UserError then, as where W&B does not accept the user.
     """
     if mode == "disabled" or not is_first():
         return None
     if importlib.util.find_spec("wandb") is None:
         if mode == "online":
-            raise MisconfigurationException("--wandb online needs the package wandb: install it")
+            raise UserError("--wandb online needs the package wandb: install it")
         rank_zero_warn("wandb is not installed: nothing goes to W&B.")
         return None
     import wandb  # noqa: PLC0415  a machine may be without it
@@ -100,7 +100,7 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
     try:
         logger.log_hyperparams(config)
     except wandb.Error as error:
-        raise MisconfigurationException(
+        raise UserError(
             f"--wandb online: {str(error).rstrip('.')}. Log in with `wandb login`, or use --wandb "
             "offline"
         ) from error

@@ -5,16 +5,14 @@ user who starts it on several nodes sets NODE_RANK); torchrun and SLURM start al
 """
 
 import os
-import time
 from pathlib import Path
+
+from experiments.console import is_first_of_machine
 
 #: where a process that Lightning starts finds the run folder that the first one has chosen
 FOLDER = "SUB5M_RUN_FOLDER"
 # Of these the first that is set says which process of the run this is, as in Lightning.
 RANKS = (("RANK",), ("NODE_RANK", "LOCAL_RANK"), ("SLURM_PROCID",))
-LOCAL_RANKS = (("LOCAL_RANK",), ("SLURM_LOCALID",))
-#: seconds that a process waits for the first one of its machine to end
-PATIENCE = 10.0
 
 
 def _is_zero(variables: tuple[tuple[str, ...], ...]) -> bool:
@@ -28,11 +26,6 @@ def _is_zero(variables: tuple[tuple[str, ...], ...]) -> bool:
 def is_first() -> bool:
     """Whether this is rank 0, which alone writes; also where it is the only process."""
     return _is_zero(RANKS)
-
-
-def is_first_of_machine() -> bool:
-    """Whether this is the first process of its machine, which alone says what is wrong."""
-    return _is_zero(LOCAL_RANKS)
 
 
 def started_outside() -> int:
@@ -54,14 +47,3 @@ def hand_on(folder: Path) -> None:
 def handed_on() -> Path | None:
     """The run folder that the process which started this one has chosen; None where it is first."""
     return None if is_first_of_machine() or FOLDER not in os.environ else Path(os.environ[FOLDER])
-
-
-def await_parents_end() -> None:
-    """Wait, for a while, until the process that started this one has ended.
-
-    All processes of a run meet the same mistake, and the first one of a machine says so. Lightning
-    would kill it where one that it has started ends before it with an error.
-    """
-    parent, end = os.getppid(), time.monotonic() + PATIENCE
-    while os.getppid() == parent and time.monotonic() < end:
-        time.sleep(0.05)

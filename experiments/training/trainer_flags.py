@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.training.launch import near
+from experiments.console import near
 from experiments.training.length import batches_per_epoch
 from experiments.training.trainer import Trainer
 

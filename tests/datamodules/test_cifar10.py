@@ -26,10 +26,10 @@ from datamodules.cifar10 import (
     MEAN,
     STD,
     CIFAR10DataModule,
+    stratified_split,
 )
 from datamodules.cifar10_files import find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
-from datamodules.split import stratified_split
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader
 

@@ -18,10 +18,11 @@ from torch import Tensor
 import datamodules.cifar10
 import experiments.training.experiment
 from datamodules.synthetic import synthetic_cifar10
+from experiments import console
 from experiments.records.record import Record, Score
 from experiments.training.cli import ExperimentCLI
+from experiments.training.configuration import resolve_config
 from experiments.training.launch import read_launch
-from experiments.training.resolve import resolve_config
 
 TINY = (
     "--data.source=synthetic",
@@ -142,7 +143,7 @@ def refusal(
 
     def refusal(*flags: str, act: Callable[..., object] = build) -> str:
         with pytest.raises(SystemExit) as end:
-            act(*flags)
+            console.command(lambda: act(*flags))()
         assert end.value.code == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines

@@ -25,6 +25,7 @@ import experiments.training.experiment
 import experiments.training.processes
 from callbacks import EMA, SWA, LastCheckpoint, Lookahead
 from datamodules.synthetic import synthetic_cifar10
+from experiments import console
 from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import read_launch
 
@@ -122,7 +123,7 @@ def start(job: dict[str, Any], rank: int) -> int:
                 os.dup2(file.fileno(), stream)
         os.environ.update(job["environments"][rank])
         rank_zero_only.rank = rank  # as where Lightning is imported with this environment
-        work(job)
+        console.command(lambda: work(job))()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

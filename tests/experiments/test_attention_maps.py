@@ -9,11 +9,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
-from lightning_modules.enhanced_efficient_resnet import EnhancedEfficientResNet
 from lightning_modules.layers import attention
+from lightning_modules.networks.enhanced_efficient_resnet import EnhancedEfficientResNet
+from lightning_modules.networks.sam_resnet import SAMResNet
+from lightning_modules.networks.se_resnet import SEResNet
 from lightning_modules.resnet import ResNetClassifier
-from lightning_modules.sam_resnet import SAMResNet
-from lightning_modules.se_resnet import SEResNet
 
 NETWORKS = {
     "se": lambda: SAMResNet(16, (1, 2, 1)),

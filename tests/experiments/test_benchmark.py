@@ -11,13 +11,13 @@ import datamodules.cifar10
 from datamodules.augmentation import cutout, normalise
 from datamodules.cifar10 import MEAN, STD
 from experiments import benchmark
-from experiments.benchmarks import ceiling, data, predict, stock, time_to_accuracy
+from experiments.benchmarks import data, predict, stock, time_to_accuracy, timing
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, positive, ratio
-from experiments.records.tables import print_table
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import resolve_config
+from experiments.presets import EXPERIMENTS
+from experiments.reporting.tables import print_table
+from experiments.training.configuration import resolve_config
 
 CPU = torch.device("cpu")
 SMALL = ["--data.source=synthetic", "--model.base_width=4"]
@@ -71,8 +71,8 @@ def measured(monkeypatch, few_images, command, tmp_path, capsys):
     monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
     monkeypatch.setattr(data, "Step", small_step)
     monkeypatch.setattr(time_to_accuracy, "start", run_in_this_process)
-    monkeypatch.setitem(ceiling.SIZES, "cpu", (64,))
-    monkeypatch.setitem(ceiling.COPIED, "cpu", 2**16)
+    monkeypatch.setitem(timing.SIZES, "cpu", (64,))
+    monkeypatch.setitem(timing.COPIED, "cpu", 2**16)
     return measured
 
 

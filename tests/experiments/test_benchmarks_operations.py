@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.benchmarks.memory import held_bytes, peak_growth, tensors_in
 from experiments.benchmarks.operations import FILE, CountOperations
+from experiments.console import UserError
 from experiments.training.experiment import operations_per_image
 
 CPU = torch.device("cpu")
@@ -117,7 +117,7 @@ def test_counting_changes_no_weight_of_a_run_but_for_rounding(experiment):
 
 def test_several_devices_are_refused():
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
-    with pytest.raises(MisconfigurationException, match="one device, got 2"):
+    with pytest.raises(UserError, match="one device, got 2"):
         CountOperations().setup(trainer, TwoLayers(), "fit")
 
 

@@ -19,12 +19,13 @@ from experiments import benchmark
 from experiments.benchmarks import gpu, in_trainer, overhead, time_to_accuracy
 from experiments.benchmarks import step as steps
 from experiments.benchmarks.benchmark_record import read_benchmark
-from experiments.benchmarks.ceiling import COPIED, SIZES, copy_bandwidth, matmul_ceiling
 from experiments.benchmarks.in_trainer import StepWindows, fit
 from experiments.benchmarks.memory import saved_bytes
 from experiments.benchmarks.overhead import bare_epoch
 from experiments.benchmarks.step import BASELINE, Step, Variant, chosen_variants, compare
 from experiments.benchmarks.time_to_accuracy import read_report, table
+from experiments.benchmarks.timing import COPIED, SIZES, copy_bandwidth, matmul_ceiling
+from experiments.console import UserError
 
 CPU = torch.device("cpu")
 CONSTANT_RATE = (
@@ -316,7 +317,7 @@ def test_a_row_that_fails_leaves_the_others_and_each_is_written_at_once(tmp_path
 
     def fails(flags, deadline):
         written.append(len(read_benchmark(flags.output).rows))
-        sys.exit(2)
+        raise UserError("--beside: not a file")
 
     def misses(flags, deadline):
         written.append(len(read_benchmark(flags.output).rows))
@@ -329,13 +330,13 @@ def test_a_row_that_fails_leaves_the_others_and_each_is_written_at_once(tmp_path
     first, second, third = rows
     figures = {key: first[key] for key in ("value", "min", "median", "max", "met", "target")}
     assert figures == {"value": 5, "min": 4, "median": 5, "max": 7, "met": True, "target": 5}
-    assert second["error"] == "SystemExit: 2"
+    assert second["error"] == "UserError: --beside: not a file"
     assert (third["value"], third["met"]) == (2.0, False)
     console = Console(width=200)
     with console.capture() as printed:
         console.print(gpu.table(rows))
     assert "5 [4, 7]" in printed.get()
-    assert "SystemExit" in printed.get()
+    assert "UserError" in printed.get()
 
 
 @pytest.mark.parametrize(("images", "met"), [(None, True), (128, True), (64, False)])

@@ -14,7 +14,7 @@ from experiments.records.record import (
     StrategyScore,
     write_record,
 )
-from experiments.training.resolve import resolve_config
+from experiments.training.configuration import resolve_config
 
 SUITE = """\
 title: A table

@@ -24,7 +24,7 @@ import experiments.evaluate
 import experiments.inference.evaluation
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments import dashboard
-from experiments.records.finished import FinishedRun, open_run
+from experiments.inference.finished import FinishedRun, open_run
 from experiments.tracking.panels import COLUMNS, build_workspace, is_logged, keys_of
 from experiments.tracking.wandb_file import logged_keys, logged_rows
 from experiments.tracking.wandb_keys import AUGMENTED, CALIBRATION, CONFUSION, HARDEST, STRATEGIES

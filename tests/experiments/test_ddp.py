@@ -21,7 +21,7 @@ from experiments.training.launch import read_launch
 from experiments.training.loggers import csv_logger, wandb_logger
 from experiments.training.processes import FOLDER, is_first, is_first_of_machine
 from experiments.training.trainer import Trainer
-from lightning_modules.sam_resnet import SAMResNet
+from lightning_modules.networks.sam_resnet import SAMResNet
 
 ROOT = Path(__file__).parents[2]
 # 209 of 1,999 images to validate: two processes get 105 and 104, in three and in two batches.

@@ -13,9 +13,10 @@ import torch
 
 import datamodules.cifar10
 import experiments.run
+from experiments.console import UserError
 from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import read_launch
-from lightning_modules.sam_resnet import SAMResNet
+from lightning_modules.networks.sam_resnet import SAMResNet
 
 ROOT = Path(__file__).parents[2]
 EARLY_STOPPING = (
@@ -281,8 +282,8 @@ def test_an_output_that_is_no_folder_is_named(refusal, tmp_path):
         ("--data.batch_size=50000", "must be at most the 45,000 training images, got 50000"),
         ("--model.rho=0.1", "needs --model.sharpness sam or asam, got none"),
         ("--data.augmix_severity=5", "needs --data.policy augmix, got none"),
-        ("--name=a/b", "must be the name of one folder, which --output holds, got a/b"),
-        ("--name=..", "must be the name of one folder, which --output holds, got .."),
+        ("--name=a/b", "must be a folder name without a path, such as first_try, got a/b"),
+        ("--name=..", "must be a folder name without a path, such as first_try, got .."),
     ],
 )
 def test_what_nothing_can_be_trained_with_is_refused_before_anything_is_written(
@@ -362,14 +363,12 @@ def test_what_a_checkpoints_optimizer_goes_on_with_cannot_be_changed(
     assert refusal(f"--ckpt_path={checkpoint}", flag) == answer
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(capsys, checkpoint, tmp_path):
+def test_a_checkpoint_of_another_architecture_is_refused(checkpoint, tmp_path):
     argv = ["--arch=resnet", f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'runs'}"]
     argv += ["--data.source=synthetic", "--wandb=disabled", "--trainer.accelerator=cpu"]
-    with pytest.raises(SystemExit) as end:
+    line = "the checkpoint is of SAMResNetClassifier, the network is ResNetClassifier"
+    with pytest.raises(UserError, match=line):
         ExperimentCLI(read_launch(argv))
-    assert end.value.code == 2
-    line = "error: the checkpoint is of SAMResNetClassifier, the network is ResNetClassifier\n"
-    assert capsys.readouterr().err == line
     assert not (tmp_path / "runs").exists()
 
 
@@ -386,20 +385,20 @@ def test_weights_alone_cannot_be_continued(refusal, experiment):
 def test_a_file_that_is_no_checkpoint_is_named(refusal, tmp_path, content):
     path = tmp_path / "file.ckpt"
     path.write_bytes(content)
-    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint (")
+    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is no checkpoint: ")
 
 
 def test_a_torn_checkpoint_is_named(refusal, tmp_path, checkpoint):
     path = tmp_path / "torn.ckpt"
     whole = checkpoint.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint (")
+    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is no checkpoint: ")
 
 
 @pytest.mark.parametrize(
     ("content", "answer"),
     [
-        (torch.zeros(2), "--ckpt_path {} is not a checkpoint but a Tensor"),
+        (torch.zeros(2), "--ckpt_path {} is no checkpoint: Tensor"),
         ({"weight": torch.zeros(2)}, "the checkpoint is of None, the network is SAMResNetClassif"),
     ],
 )

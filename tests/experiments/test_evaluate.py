@@ -20,8 +20,7 @@ import datamodules.cifar10
 import experiments.inference.evaluation
 from datamodules.synthetic import synthetic_cifar10
 from experiments.evaluate import main
-from experiments.inference.bootstrap import paired_bootstrap
-from experiments.inference.evaluation import calibration
+from experiments.inference.evaluation import calibration, paired_bootstrap
 from experiments.inference.strategies import FIGURE_1, STRATEGIES, strategies_for
 from experiments.records.record import Evaluation, read_evaluation, write_record
 from lightning_modules.prediction import fit_temperature

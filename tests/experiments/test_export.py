@@ -18,7 +18,7 @@ from experiments.export import main
 from experiments.exports import exporting
 from experiments.exports.exporting import compare, in_32_bits, pretrained
 from experiments.exports.model_card import model_card
-from experiments.records.finished import FinishedRun, open_run
+from experiments.inference.finished import FinishedRun, open_run
 from lightning_modules.pretrained import PretrainedClassifier
 
 Export = Callable[..., None]

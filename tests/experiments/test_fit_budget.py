@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from experiments.claims.matching import training_of
+from experiments.presets import EXPERIMENTS
+from experiments.training.configuration import resolve_config
 from experiments.training.experiment import operations_per_image
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import resolve_config
-from lightning_modules.classifier import count_parameters
 from lightning_modules.fitting import ALIGNED, Fit, aligned_fit, largest_fit, preferred_fit
+from lightning_modules.networks import count_parameters
 
 DECIDES = "--fit_budget decides base_width: leave out --model.base_width, or set --fit_budget null$"
 

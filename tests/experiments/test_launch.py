@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.training.launch import Launch, claim_folder, near, read_launch
-from experiments.training.presets import EXPERIMENTS
+from experiments import console
+from experiments.console import near
+from experiments.presets import EXPERIMENTS
+from experiments.training.launch import Launch, claim_folder, read_launch
 from experiments.training.run_folder import is_locked, lock_folder
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,7 @@ def mistake(capsys):
 
     def mistake(*argv):
         with pytest.raises(SystemExit) as end:
-            read_launch(list(argv))
+            console.command(lambda: read_launch(list(argv)))()
         assert end.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
@@ -224,9 +226,7 @@ def test_a_config_without_settings_or_architecture_is_one_line(tmp_path, mistake
 def test_a_folder_that_holds_a_run_is_not_written_over(runs, mistake, file):
     runs("mine", files=(file,))
     line = mistake("--arch", "sam_resnet", "--name", "mine")
-    assert line == (
-        "runs/mine holds a run: choose another --name, or resume it with --ckpt_path last"
-    )
+    assert line == ("runs/mine contains a run: choose another --name, or add --ckpt_path last")
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(runs):
@@ -288,7 +288,7 @@ def test_last_needs_no_architecture_where_the_config_names_it(runs):
         ),
         (
             ["--name", "finished"],
-            "--ckpt_path last: runs/finished has finished, its record is runs/finished/result.json",
+            "--ckpt_path last: runs/finished has finished; its record is result.json there",
         ),
     ],
 )

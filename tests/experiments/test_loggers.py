@@ -2,8 +2,8 @@ import csv
 import importlib.util
 
 import pytest
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments.console import UserError
 from experiments.training.loggers import csv_logger, wandb_logger
 
 
@@ -77,7 +77,7 @@ def test_without_the_package_the_curves_go_to_the_csv_alone(tmp_path):
 
 @pytest.mark.usefixtures("without_wandb")
 def test_online_without_the_package_is_one_line(tmp_path, refusal):
-    with pytest.raises(MisconfigurationException, match="needs the package wandb: install it"):
+    with pytest.raises(UserError, match="needs the package wandb: install it"):
         wandb_logger(tmp_path, "online", {})
     assert refusal("--wandb=online") == "--wandb online needs the package wandb: install it"
 
@@ -103,7 +103,7 @@ def test_nothing_is_asked_of_wandb_that_it_has_given_up(tmp_path, monkeypatch):
         raise wandb.errors.UsageError("Enough.")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(MisconfigurationException):
+    with pytest.raises(UserError):
         wandb_logger(tmp_path, "offline", {"arch": "sam_resnet"})
     assert asked["project"] == "sub5m"
     assert "anonymous" not in asked  # it warns of it

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.claims.matching import RESULTS, Results, load_results, training_of
 from experiments.claims.suites import load_suites
+from experiments.console import UserError
 from experiments.records.record import read_evaluation, write_record
-from experiments.training.resolve import resolve_config
+from experiments.training.configuration import resolve_config
 
 BASELINE, SE = (load_suites()["sam_resnet_table1"].rows[name] for name in ("baseline", "se"))
 COMMAND = "--arch resnet --model.base_width 16 --name a --output b"
@@ -157,7 +157,7 @@ def test_records_are_found_wherever_they_lie_and_other_files_left(folder, record
 )
 def test_a_record_that_was_edited_is_refused_in_one_line(folder, old, new):
     edit(folder, old, new)
-    with pytest.raises(MisconfigurationException, match=r"deep/a.json cannot .* edited$") as error:
+    with pytest.raises(UserError, match=r"deep/a.json cannot .* edited$") as error:
         load_results(folder)
     assert "\n" not in str(error.value)
 
@@ -182,7 +182,7 @@ def test_a_record_that_was_edited_is_refused_in_one_line(folder, old, new):
 def test_an_edited_record_without_a_digest_is_refused_by_its_command(folder, old, new, reason):
     without_digest(folder)
     edit(folder, old, new)
-    with pytest.raises(MisconfigurationException, match=reason):
+    with pytest.raises(UserError, match=reason):
         load_results(folder)
 
 
@@ -198,7 +198,7 @@ def test_a_resumed_run_is_what_its_commands_make_of_it(folder, record_of):
 @pytest.mark.parametrize("text", ['{"arch": ', '{"arch": "a", "config": {}, "scores": {}}'])
 def test_a_broken_record_is_refused_in_one_line(folder, text):
     (folder / "half.json").write_text(text)
-    with pytest.raises(MisconfigurationException, match=r"half.json cannot be used: ") as error:
+    with pytest.raises(UserError, match=r"half.json cannot be used: ") as error:
         load_results(folder)
     assert "\n" not in str(error.value)
 
@@ -208,7 +208,7 @@ def test_an_evaluation_that_was_edited_is_refused_and_an_older_one_is_not(folder
     write_record(read_evaluation(RESULTS / "evaluations" / "champion_cpu.json"), path)
     assert len(load_results(folder).evaluations) == 1
     path.write_text(path.read_text().replace('"accuracy": 0.9', '"accuracy": 0.99', 1))
-    with pytest.raises(MisconfigurationException, match=r"evaluation.json cannot .* edited$"):
+    with pytest.raises(UserError, match=r"evaluation.json cannot .* edited$"):
         load_results(folder)
     path.write_text(re.sub(r'"digest": "\w+"', '"digest": null', path.read_text()))
     assert len(load_results(folder).evaluations) == 1
@@ -218,7 +218,7 @@ def test_a_record_of_an_architecture_that_is_unknown_is_refused_in_one_line(fold
     config = record.config | {"arch": "a_net"}
     write_record(replace(record, arch="a_net", config=config), folder / "other.json")
     reason = "other.json cannot be used: ValueError: its architecture a_net is not known here$"
-    with pytest.raises(MisconfigurationException, match=reason):
+    with pytest.raises(UserError, match=reason):
         load_results(folder)
 
 

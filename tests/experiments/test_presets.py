@@ -3,11 +3,11 @@ import yaml
 from lightning.pytorch.callbacks import DeviceStatsMonitor
 
 from callbacks import EMA, SWA, Lookahead, ParameterBudget
+from experiments.presets import EXPERIMENTS
 from experiments.training.cli import ExperimentCLI
+from experiments.training.configuration import resolve_config
 from experiments.training.launch import CONFIGS, read_launch
-from experiments.training.presets import EXPERIMENTS
-from experiments.training.resolve import resolve_config
-from lightning_modules.classifier import count_parameters
+from lightning_modules.networks import count_parameters
 
 
 @pytest.fixture

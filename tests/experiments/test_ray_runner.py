@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.claims.matching import load_results
+from experiments.console import UserError
 from experiments.reproduction.runner import Workplace
 
 pytest.importorskip("ray")
@@ -125,5 +125,5 @@ def test_a_cluster_that_cannot_do_it_is_answered_in_one_line(cluster, tmp_path, 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1"])
 def test_an_address_where_no_cluster_is_is_refused_at_once(address, tmp_path):
     place = Workplace(tmp_path, tmp_path)
-    with pytest.raises(MisconfigurationException, match=f"--ray {address}: no Ray cluster answers"):
+    with pytest.raises(UserError, match=f"--ray {address}: no Ray cluster answers"):
         RayCluster(address, 1, None, place, deadline=0)

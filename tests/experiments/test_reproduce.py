@@ -42,8 +42,8 @@ from experiments.reproduction.training_cost import (
     Stopwatch,
     operations_of_training,
 )
+from experiments.training.configuration import resolve_config
 from experiments.training.length import batches_per_epoch
-from experiments.training.resolve import resolve_config
 
 FOUR = {"trainer.max_epochs": 4}
 ROWS = {

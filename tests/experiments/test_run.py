@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from datamodules.augmentation import normalise
 from experiments.inference.evaluation import load_weights
-from experiments.records.collect import collect
+from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record
+from experiments.reporting.collect import collect
 from experiments.training.experiment import operations_per_image
-from experiments.training.presets import EXPERIMENTS
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.sam_resnet import SAMResNet
+from lightning_modules.networks.sam_resnet import SAMResNet
 
 LEARN = (
     "--arch=resnet",

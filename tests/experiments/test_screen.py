@@ -10,17 +10,17 @@ from statistics import fmean
 
 import pytest
 import yaml
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import experiments.screen
 from experiments.claims.matching import RESULTS, load_results
 from experiments.claims.seed_statistics import welch_difference
 from experiments.claims.suites import load_suite
+from experiments.console import UserError
 from experiments.records.record import write_record
+from experiments.reproduction import halving
+from experiments.reproduction.halving import Rung, Worker, make_rungs, screen
 from experiments.reproduction.runner import Outcome, Workplace
-from experiments.screening import halving
-from experiments.screening.halving import Rung, Worker, make_rungs, screen
-from experiments.screening.page import render
+from experiments.reproduction.screening_page import render
 
 #: accuracy of each row at two epochs and seed 0, in the order in which they come
 ROWS = {"base": 0.3, "worse": 0.2, "better": 0.5, "between": 0.4, "best": 0.6}
@@ -144,7 +144,7 @@ def test_what_another_process_trains_is_waited_for_while_there_is_something_else
 
 def test_a_training_that_fails_ends_it_in_one_line(suite, place, monkeypatch):
     monkeypatch.setattr(halving, "run_row", lambda job, *_: Outcome(job, "failed", "no space"))
-    with pytest.raises(MisconfigurationException, match=r"^candidates_2epochs-base-mini-0: no sp"):
+    with pytest.raises(UserError, match=r"^candidates_2epochs-base-mini-0: no sp"):
         screen(Worker(suite, place, math.inf), make_rungs(1, 2), print)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 import datamodules.cifar10
@@ -23,9 +22,10 @@ from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import MEAN, STD
 from datamodules.corruptions import CORRUPTIONS, corrupt
 from datamodules.synthetic import synthetic_cifar10
+from experiments.console import UserError
 from experiments.evaluate import main
+from experiments.inference.finished import FinishedRun, open_run
 from experiments.inference.shift import single_views
-from experiments.records.finished import FinishedRun, open_run
 from experiments.records.record import (
     Calibration,
     Shift,
@@ -268,7 +268,7 @@ def test_a_shift_that_was_edited_is_refused_and_an_older_one_is_not(
     edited = text.replace('"mce": 0.', '"mce": 0.0', 1)
     assert edited != text
     (copy / "shift.json").write_text(edited)
-    with pytest.raises(MisconfigurationException, match="it was edited"):
+    with pytest.raises(UserError, match="it was edited"):
         open_run(copy).shift()
     (copy / "shift.json").write_text(re.sub(r'"digest": "\w+"', '"digest": null', text))
     assert open_run(copy).shift() == shifted.shift

@@ -8,7 +8,7 @@ from experiments.claims.matching import config_of_row, training_of, training_of_
 from experiments.claims.measures import Measure, Term
 from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import SUITES, load_suite, load_suites
-from experiments.training.resolve import resolve_config
+from experiments.training.configuration import resolve_config
 
 ALL = load_suites()
 ROWS = [(suite, row) for suite in ALL.values() for row in suite.rows.values()]

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import ops
 
-from lightning_modules.classifier import count_parameters
 from lightning_modules.layers.attention import (
     CBAM,
     ChannelAttention,
@@ -16,6 +15,7 @@ from lightning_modules.layers.attention import (
     SpatialAttention,
     SqueezeExcitation,
 )
+from lightning_modules.networks import count_parameters
 
 
 def feature_maps(channels: int) -> Tensor:

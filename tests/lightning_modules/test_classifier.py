@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_modules import ARCHITECTURES
-from lightning_modules.classifier import ImageClassifier, count_parameters
+from lightning_modules.classifier import ImageClassifier
 from lightning_modules.losses import jensen_shannon
 from lightning_modules.metrics import accuracy_per_image
+from lightning_modules.networks import count_parameters
 
 
 def small(name: str, **training: object) -> ImageClassifier:

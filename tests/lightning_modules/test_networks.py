@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
 from lightning_modules import ARCHITECTURES
-from lightning_modules.classifier import count_parameters
-from lightning_modules.enhanced_efficient_resnet import EnhancedEfficientResNet
 from lightning_modules.layers.attention import (
     CBAM,
     ChannelAttention,
@@ -21,10 +20,12 @@ from lightning_modules.layers.attention import (
     SqueezeExcitation,
 )
 from lightning_modules.layers.blocks import BasicBlock
-from lightning_modules.resnet import ResNet
-from lightning_modules.sam_resnet import SAMResNet
-from lightning_modules.se_resnet import SEResNet
-from lightning_modules.wide_resnet import PreActivationBlock, WideResNet
+from lightning_modules.networks import count_parameters
+from lightning_modules.networks.enhanced_efficient_resnet import EnhancedEfficientResNet
+from lightning_modules.networks.resnet import ResNet
+from lightning_modules.networks.sam_resnet import SAMResNet
+from lightning_modules.networks.se_resnet import SEResNet
+from lightning_modules.networks.wide_resnet import PreActivationBlock, WideResNet
 
 # Every network at a size that one core trains in milliseconds, in each of its variants.
 SMALL = {
@@ -428,3 +429,13 @@ def test_the_quick_version_is_the_same_network_made_small(arch: str) -> None:
         quick, full = cls(**cls.quick), cls()
     assert cls.grows in cls.quick
     assert count_parameters(quick.network) < count_parameters(full.network) / 10
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_stochastic_depth_equals_torchvisions(training: bool) -> None:
+    features = torch.randn(64, 3, 4, 4)
+    answers = []
+    for module in (StochasticDepth(0.3), torchvision.ops.StochasticDepth(0.3, "row")):
+        torch.manual_seed(0)
+        answers.append(module.train(training)(features))
+    assert torch.equal(*answers)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_modules.classifier import count_parameters
 from lightning_modules.layers.whitening import PatchWhitening
-from lightning_modules.speed_resnet import SpeedResNet, SpeedResNetClassifier
+from lightning_modules.networks import count_parameters
+from lightning_modules.networks.speed_resnet import SpeedResNet
+from lightning_modules.speed_resnet import SpeedResNetClassifier
 
 SMALL = {
     "speed": partial(SpeedResNet, base_width=8),

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-from experiments.records.finished import FinishedRun, open_run, read
+from experiments.console import UserError
+from experiments.inference.finished import FinishedRun, open_run, read
 from experiments.records.record import Evaluation, Record, Score, read_any, read_record
 
 T = TypeVar("T")
@@ -62,7 +61,7 @@ class Collection:
 def collect(paths: list[Path]) -> Collection:
     """What lies in run folders, record files and folders of these, at any depth.
 
-    A record that also lies in its run's folder counts once. MisconfigurationException, in one line,
+    A record that also lies in its run's folder counts once. UserError, in one line,
     where a path holds neither or a file of it cannot be read. Without paths, every run under `RUNS`
     that can be read, the others with a line on stderr, and every record under `RECORDS`.
     """
@@ -70,7 +69,7 @@ def collect(paths: list[Path]) -> Collection:
     for path in paths:
         here = list(_look(path))
         if not any(isinstance(x, FinishedRun | Record) for x in here):
-            raise MisconfigurationException(f"{path} holds neither a finished run nor a record")
+            raise UserError(f"{path} holds neither a finished run nor a record")
         found += here
     if not paths:
         folders = [path for path in _files(RUNS) if path.is_dir()]
@@ -92,7 +91,7 @@ def _or_pass_over(opened: Callable[[], T | None]) -> T | None:
     """What is opened; None, with a line on stderr, where it is refused."""
     try:
         return opened()
-    except MisconfigurationException as error:
+    except UserError as error:
         print(f"passed over: {error}", file=sys.stderr)
         return None
 
@@ -103,7 +102,7 @@ def _merit(entry: Entry) -> tuple[bool, float, str]:
 
 def _look(path: Path) -> Iterator[FinishedRun | Record | Evaluation]:
     if not path.exists():
-        raise MisconfigurationException(f"{path} does not exist: name a run, a record or a folder")
+        raise UserError(f"{path} does not exist: name a run, a record or a folder")
     if path.is_file():
         yield read(read_record, path)
         return

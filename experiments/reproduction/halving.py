@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 import optuna
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.claims.matching import Results, config_of_row, load_results
 from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import Row, Suite
+from experiments.console import UserError
 from experiments.records.record import Record
 from experiments.reproduction.plan import Job, make_plan
 from experiments.reproduction.runner import Workplace, run_row
@@ -77,7 +77,7 @@ class Worker:
     def train(self, name: str, rung: Rung) -> list[float]:
         """Train what a row lacks in a rung; its validation accuracies in percent, by seed.
 
-        OutOfTimeError; MisconfigurationException, in one line, where a training fails.
+        OutOfTimeError; UserError, in one line, where a training fails.
         """
         rows = {name: row_of(self.suite, name, rung)}
         title = f"{self.suite.name}_{rung.epochs}epochs"
@@ -98,7 +98,7 @@ class Worker:
         if outcome.ending in ("cut off", "taken"):
             raise OutOfTimeError
         if outcome.ending != "finished":
-            raise MisconfigurationException(f"{job.name}: {outcome.reason}")
+            raise UserError(f"{job.name}: {outcome.reason}")
         return True
 
 

@@ -1,4 +1,4 @@
-"""Confidence against accuracy, bin by bin: the numbers behind a reliability diagram."""
+"""Pure analysis of predictions: reliability, confusion, and the hardest images."""
 
 from dataclasses import dataclass
 
@@ -50,3 +50,19 @@ def wilson_interval(shares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     spread = shares * (1 - shares) / counts + (z / (2 * counts)) ** 2
     half = z / (1 + z**2 / counts) * spread.sqrt()
     return middle - half, middle + half
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many images of each class (rows) were taken for each class (columns), int64 (C, C).
+
+    Of logits (N, C) and labels int64 (N,).
+    """
+    classes = logits.shape[1]
+    pairs = labels * classes + logits.argmax(dim=1)
+    return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def hardest(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Indices int64 of the images whose own class got the least probability, hardest first."""
+    own = log_probabilities(logits).gather(1, labels[:, None]).squeeze(1)
+    return own.argsort(stable=True)[:count]

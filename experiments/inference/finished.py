@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from datamodules import CIFAR10DataModule
 from datamodules.tensor_loader import EvalLoader
+from experiments.console import UserError
 from experiments.inference.evaluation import load_weights
+from experiments.presets import EXPERIMENTS
 from experiments.records.record import (
     Evaluation,
     Record,
@@ -21,7 +22,6 @@ from experiments.records.record import (
     read_record,
     read_shift,
 )
-from experiments.training.presets import EXPERIMENTS
 from experiments.training.trainer import Precision, resolve_precision
 from lightning_modules.classifier import ImageClassifier
 
@@ -41,21 +41,21 @@ class FinishedRun:
     def module(self, weights: str = "raw") -> ImageClassifier:
         """The classifier in evaluation mode with the run's "raw", "ema" or "swa" weights.
 
-        MisconfigurationException, in one line, where the run has no such weights.
+        UserError, in one line, where the run has no such weights.
         """
         try:
             found = load_weights(self.folder, weights)
         except Exception as error:  # which one depends on the bytes that unpickling meets
-            raise MisconfigurationException(
+            raise UserError(
                 f"the {weights} weights in {self.folder} cannot be read ({type(error).__name__})"
             ) from None
         if found is None:
-            raise MisconfigurationException(f"{self.folder} has no {weights} weights")
+            raise UserError(f"{self.folder} has no {weights} weights")
         module = EXPERIMENTS[self.record.arch](**self.record.config["model"] | {"compile": False})
         try:
             module.network.load_state_dict(found.state)
         except RuntimeError:
-            raise MisconfigurationException(
+            raise UserError(
                 f"{self.folder / found.checkpoint} does not hold the weights of the "
                 f"{self.record.arch} that {self.record.name} trained"
             ) from None
@@ -71,7 +71,7 @@ class FinishedRun:
     def evaluation(self) -> Evaluation | None:
         """What `evaluate.py` wrote of this run alone; None where it has not.
 
-        MisconfigurationException, in one line, where it is not of this version.
+        UserError, in one line, where it is not of this version.
         """
         path = self.folder / "evaluation.json"
         return read(read_evaluation, path) if path.exists() else None
@@ -80,19 +80,19 @@ class FinishedRun:
         """What `evaluate.py --shift` wrote of this run; None where it has not.
 
         Of the published corruptions where there is that, else of generated ones.
-        MisconfigurationException, in one line, where it is not of this version.
+        UserError, in one line, where it is not of this version.
         """
         paths = [self.folder / SHIFT_FILES[kind] for kind in ("published", "generated")]
         return next((read(read_shift, path) for path in paths if path.exists()), None)
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """MisconfigurationException, in one line, where the folder holds no finished run."""
+    """UserError, in one line, where the folder holds no finished run."""
     path = folder / "result.json"
     if not folder.is_dir():
-        raise MisconfigurationException(f"{folder} is not a folder: name the folder of a run")
+        raise UserError(f"{folder} is not a folder: name the folder of a run")
     if not path.exists():
-        raise MisconfigurationException(f"{folder} holds no finished run: there is no {path.name}")
+        raise UserError(f"{folder} holds no finished run: there is no {path.name}")
     return FinishedRun(folder, read(read_record, path))
 
 
@@ -127,10 +127,10 @@ def open_images(run: FinishedRun, root: str | None) -> dict[str, EvalLoader]:
 
 
 def read(reader: Callable[[Path], T], path: Path) -> T:
-    """What a reader makes of a file; MisconfigurationException, in one line, for a refused one."""
+    """What a reader makes of a file; UserError, in one line, for a refused one."""
     try:
         return reader(path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise MisconfigurationException(
+        raise UserError(
             f"{path} is not a record of this version: {type(error).__name__} {error}"
         ) from None

@@ -4,7 +4,7 @@ from experiments.claims.matching import Results
 from experiments.claims.seed_statistics import Estimate, mean_of, welch_difference
 from experiments.claims.suites import Suite
 from experiments.records.record import Record
-from experiments.screening.halving import Rung, records_of, val_accuracy
+from experiments.reproduction.halving import Rung, records_of, val_accuracy
 
 HEAD = """# {title}
 

@@ -1,13 +1,18 @@
 """From flags to the configuration that they resolve to, without building anything."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from experiments.console import UserError
+from experiments.presets import EXPERIMENTS
 from experiments.training.cli import ExperimentCLI, arguments_of
-from experiments.training.launch import Launch, fail, read_flags
+from experiments.training.launch import Launch, read_flags
+from lightning_modules.classifier import ImageClassifier
 
 
 class _Resolver(ExperimentCLI):
@@ -34,7 +39,7 @@ def resolve_config(flags: list[str]) -> dict[str, Any]:
     """
     known = read_flags(flags)
     if known.arch is None:
-        fail("--arch is missing")
+        raise UserError("--arch is missing")
     return _resolve(known.arch, Launch(known.arch, Path(), None, known.quick, list(flags)))
 
 
@@ -55,3 +60,9 @@ def _resolve(arch: str, launch: Launch) -> dict[str, Any]:
     resolver.parse_arguments(resolver.parser, arguments_of(launch))
     resolver.before_instantiate_classes()
     return yaml.safe_load(resolver.resolved)
+
+
+def on_meta(arch: str, hparams: Mapping[str, Any]) -> ImageClassifier:
+    """What `--arch` trains with these hyper-parameters, on the meta device and not compiled."""
+    with torch.device("meta"):
+        return EXPERIMENTS[arch](**dict(hparams) | {"compile": False})

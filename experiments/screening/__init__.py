@@ -1,1 +1,0 @@
-"""Choosing among a suite's rows by short trainings, on validation."""

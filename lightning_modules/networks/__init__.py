@@ -1,0 +1,38 @@
+"""The networks, torch only. `NETWORKS` imports each of them when it is looked up."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
+from torch import nn
+
+_CLASSES = {
+    "enhanced_efficient_resnet": "EnhancedEfficientResNet",
+    "resnet": "ResNet",
+    "sam_resnet": "SAMResNet",
+    "se_resnet": "SEResNet",
+    "speed_resnet": "SpeedResNet",
+    "wide_resnet": "WideResNet",
+}
+
+
+class _Networks(Mapping[str, type[nn.Module]]):
+    """Architecture name -> class of its network."""
+
+    def __getitem__(self, name: str) -> type[nn.Module]:
+        module = import_module(f"lightning_modules.networks.{name}")
+        cls: type[nn.Module] = getattr(module, _CLASSES[name])
+        return cls
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+NETWORKS: Mapping[str, type[nn.Module]] = _Networks()
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable parameters of a network."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -1,0 +1,21 @@
+"""ResNet: SAMResNet without attention, the baseline of its paper."""
+
+from collections.abc import Sequence
+
+from lightning_modules.layers.blocks import Activation
+from lightning_modules.networks.sam_resnet import SAMResNet
+
+
+class ResNet(SAMResNet):
+    """Three stages of plain basic blocks, 4,697,162 parameters: SAMResNet with `se` off.
+
+    Normalised images (N, 3, 32, 32) to logits (N, 10).
+    """
+
+    def __init__(
+        self,
+        base_width: int = 64,
+        blocks: Sequence[int] = (4, 4, 3),
+        activation: Activation = "silu",
+    ) -> None:
+        super().__init__(base_width, blocks, se=False, activation=activation)

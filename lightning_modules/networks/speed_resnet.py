@@ -1,0 +1,106 @@
+"""SpeedResNet: a network for the fastest training to a given accuracy (Jordan 2024, Page 2019)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_modules.layers.blocks import check_positive
+from lightning_modules.layers.whitening import PatchWhitening
+
+#: of the logits, which at the beginning would be too sure otherwise
+LOGIT_SCALE = 1 / 9
+
+
+def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
+    """BatchNorm whose scale stays at one; `momentum` is the new batch's share of the statistics."""
+    norm = nn.BatchNorm2d(channels, momentum=momentum)
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+def conv3x3(in_channels: int, channels: int, dirac: bool) -> nn.Conv2d:
+    """A 3x3 convolution without bias.
+
+    With `dirac` as many filters as there are input channels start as the identity, so that the
+    layer hands on what it gets; the others keep torch's initial weights.
+    """
+    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    if dirac:
+        with torch.no_grad():
+            nn.init.dirac_(conv.weight[:in_channels])
+    return conv
+
+
+class ConvGroup(nn.Module):
+    """conv-pool-norm-GELU, then (convs - 1) times conv-norm-GELU, all 3x3.
+
+    (N, in_channels, H, W) -> (N, channels, H // 2, W // 2). Where `residual`, what the first of
+    them gives is added before the last activation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        convs: int,
+        residual: bool,
+        dirac: bool,
+        bn_momentum: float,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, *[channels] * convs]
+        self.residual = residual
+        self.convs = nn.ModuleList(conv3x3(i, o, dirac) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(batch_norm(channels, bn_momentum) for _ in range(convs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = first = F.gelu(self.norms[0](F.max_pool2d(self.convs[0](x), 2)))
+        for i in range(1, len(self.convs)):
+            x = self.norms[i](self.convs[i](x))
+            if self.residual and i == len(self.convs) - 1:
+                x = x + first
+            x = F.gelu(x)
+        return x
+
+
+class SpeedResNet(nn.Module):
+    """A whitening layer and three groups of convolutions, each at half the resolution.
+
+    Normalised images (N, 3, 32, 32) to logits (N, 10). The groups have `base_width` times `widths`
+    channels and `convs` convolutions each. As it stands 1,971,352 trainable parameters: the network
+    of "94% on CIFAR-10 in 3.29 Seconds". Its deeper relative for 96%, which does not fit the budget
+    of 5,000,000, is three convolutions a group and `residual`; with `widths` (1, 4, 6) that has
+    4,959,576.
+    """
+
+    def __init__(
+        self,
+        base_width: int = 64,
+        widths: Sequence[int] = (1, 4, 4),
+        convs: int = 2,
+        residual: bool = False,
+        whitening: bool = True,
+        dirac: bool = True,
+        bn_momentum: float = 0.4,
+    ) -> None:
+        super().__init__()
+        check_positive(base_width=base_width, convs=convs)
+        if len(widths) != 3 or min(widths) < 1:
+            raise ValueError(f"widths must be 3 positive multiples, got {list(widths)}")
+        if residual and convs < 2:
+            raise ValueError(f"convs must be 2 or more where residual is on, got {convs}")
+        if not 0 < bn_momentum <= 1:
+            raise ValueError(f"bn_momentum must be in (0, 1], got {bn_momentum}")
+        self.stem = PatchWhitening(3, 2) if whitening else nn.Conv2d(3, 24, 2)
+        channels = [self.stem.out_channels, *(base_width * factor for factor in widths)]
+        self.groups = nn.Sequential(
+            *(ConvGroup(i, o, convs, residual, dirac, bn_momentum) for i, o in pairwise(channels))
+        )
+        self.head = nn.Linear(channels[-1], 10, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.groups(F.gelu(self.stem(images)))
+        return self.head(features.amax((2, 3))) * LOGIT_SCALE
