@@ -25,7 +25,7 @@ from lightning_modules.networks.enhanced_efficient_resnet import EnhancedEfficie
 from lightning_modules.networks.resnet import ResNet
 from lightning_modules.networks.sam_resnet import SAMResNet
 from lightning_modules.networks.se_resnet import SEResNet
-from lightning_modules.networks.wide_resnet import PreActivationBlock, WideResNet
+from lightning_modules.networks.wide_resnet import PreActivationBlock, StochasticDepth, WideResNet
 
 # Every network at a size that one core trains in milliseconds, in each of its variants.
 SMALL = {
