@@ -17,9 +17,10 @@ ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
-def on_site(path: str) -> str:
+def place_of(path: str) -> str:
     """The place on the site of a file of the repository."""
-    return path.removeprefix("docs/").replace("README.md", "index.md" if "/" in path else "readme.md")
+    # MkDocs would take a README of the root for the home page.
+    return "readme.md" if path == "README.md" else path.removeprefix("docs/")
 
 
 def linked(path: str, target: str) -> str:
@@ -34,9 +35,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         page = waiting.pop()
         for target in LINK.findall((ROOT / page).read_text()):
             path = linked(page, target)
-            if not (ROOT / path).is_file() or files.get_file_from_path(on_site(path)):
+            if not (ROOT / path).is_file() or files.get_file_from_path(place_of(path)):
                 continue
-            files.append(File.generated(config, on_site(path), abs_src_path=str(ROOT / path)))
+            files.append(File.generated(config, place_of(path), abs_src_path=str(ROOT / path)))
             if path.endswith(".md"):
                 waiting.append(path)
     return files
@@ -50,6 +51,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = linked(here, match[1])
         if not (ROOT / path).is_file():
             return match[0]
-        return posixpath.relpath(on_site(path), posixpath.dirname(page.file.src_uri) or ".")
+        return posixpath.relpath(place_of(path), posixpath.dirname(page.file.src_uri) or ".")
 
     return LINK.sub(replace, markdown)
