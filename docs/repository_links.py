@@ -1,7 +1,7 @@
 """MkDocs hook: links from the pages to files of the repository also work on the site.
 
-On GitHub and in an editor a page links to `../experiments/results/x.json`. The site gets a copy of each such
-file, and the link leads there. Markdown files become pages.
+On GitHub and in an editor a page links to `../experiments/results/x.json`. The site gets a copy
+of each such file, and the link leads there. Markdown files become pages.
 """
 
 import os
