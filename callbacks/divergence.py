@@ -1,12 +1,13 @@
 """The end of a training whose loss is no longer finite."""
 
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from callbacks.ema import EMA
 from callbacks.lookahead import Lookahead
@@ -93,7 +94,7 @@ class Divergence(Callback):
         checkpoint = torch.load(self.path, "cpu", weights_only=True)
         pl_module.load_state_dict(checkpoint["state_dict"])
         trainer.optimizers[0].load_state_dict(checkpoint["optimizer_states"][0])
-        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        scheduler = cast(LambdaLR, trainer.lr_scheduler_configs[0].scheduler)
         scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
         rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, (base, factor) in zip(trainer.optimizers[0].param_groups, rates, strict=True):
