@@ -89,7 +89,8 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
         "steps": hparams["muon_steps"],
         "orthogonal": True,
     }
-    return MuonSGD(set_apart(groups, filters(network), **muon), **settings)
+    compiled = hparams.get("compile") in (True, "reduce-overhead", "max-autotune")
+    return MuonSGD(set_apart(groups, filters(network), **muon), **settings, compiled=compiled)
 
 
 def optimizer_steps(trainer: Trainer) -> int:
@@ -107,17 +108,16 @@ def optimizer_steps(trainer: Trainer) -> int:
     return int(steps)
 
 
-def refuse_fused(precision: str, clip: float | None) -> None:
-    """MisconfigurationException where a fused optimizer cannot do as the Trainer is told.
+def refuse_fused(precision: str) -> None:
+    """MisconfigurationException for a fused optimizer in fp16.
 
-    In fp16 it unscales gradients and skips steps by itself, out of sight of clipping and of what
-    counts steps, averages of weights. Lightning has no clipping for it in bf16 either, so that a
-    recipe which clips does without it in any precision.
+    It unscales gradients and skips steps by itself: clipping would see scaled gradients, and
+    averages of weights would count skipped steps.
     """
-    if precision == "16-mixed" or clip:
+    if precision == "16-mixed":
         raise MisconfigurationException(
-            "fused must be False in 16-mixed precision and where gradients are clipped, got True "
-            f"with precision {precision} and gradient_clip_val {clip}"
+            "fused must be False in 16-mixed precision, got True: set --model.fused false, or "
+            "--trainer.precision bf16-mixed"
         )
 
 

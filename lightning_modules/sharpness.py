@@ -56,6 +56,17 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             module.track_running_stats = True
 
 
+def uncached_casts(device: torch.device) -> torch.autocast:
+    """The autocast that is on, without its cache of weights in 16 bits.
+
+    The cache does not notice when weights change, and SAM's second pass would not see that they
+    did. Lightning's autocast has no cache; others do.
+    """
+    dtype = torch.get_autocast_dtype(device.type)
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, dtype, enabled, cache_enabled=False)
+
+
 class Ascent:
     """Takes weights w to w + e, where the loss near w is about the largest, and back.
 

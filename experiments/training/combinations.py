@@ -38,7 +38,7 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     trainer = config.trainer
     if config.model.fused:
         precision = resolve_precision(trainer.precision, trainer.accelerator)
-        refuse_fused(precision, trainer.gradient_clip_val)
+        refuse_fused(precision)
     asked = "--trainer.max_epochs" in given and "--trainer.max_steps" not in given
     if asked and 0 < trainer.max_steps < steps_of_epochs(config.as_dict()):
         raise ValueError(
