@@ -111,7 +111,7 @@ class ImageClassifier(LightningModule):
         sharpness: Sharpness = "none",
         rho: float = 0.05,
         channels_last: bool | Literal["auto"] = "auto",
-        compile: bool | CompileMode = False,
+        compile: bool | CompileMode = "auto",
     ) -> None:
         """
         Args:

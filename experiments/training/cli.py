@@ -30,7 +30,7 @@ from callbacks import (
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError, near
 from experiments.presets import EXPERIMENTS
-from experiments.training.combinations import refuse_combinations
+from experiments.training.combinations import refuse_combinations, suit_machine
 from experiments.training.devices import check_devices
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
 from experiments.training.launch import CONFIGS, Launch, claim_folder
@@ -163,6 +163,7 @@ class ExperimentCLI(LightningCLI):
             refuse_combinations(self.config, {text.partition("=")[0] for text in args})
             if self.config.fit_budget is not None:
                 self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
+            suit_machine(self.config)
         except (ValueError, MisconfigurationException) as error:
             parser.error(str(error))
 

@@ -50,7 +50,7 @@ def test_quick_learns_in_16_bits(command, tmp_path, arch, precision):
 
 
 def test_a_gpu_is_used_by_default_in_bf16_if_it_has_that(experiment):
-    run = experiment("--trainer.accelerator=auto")
+    run = experiment("--trainer.accelerator=auto", "--trainer.precision=auto")
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     assert_trained(run, "bf16-mixed" if has_bf16 else "16-mixed")
 
