@@ -72,7 +72,7 @@ class CountOperations(Callback):
             torch.compiler.set_stance("force_eager")
             # A replayed graph shows no operations.
             self._captured = getattr(module, "captured", None)
-            module.captured = None
+            module.captured = None  # type: ignore[assignment]
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
 
