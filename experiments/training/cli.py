@@ -21,9 +21,11 @@ from callbacks import (
     EMA,
     SWA,
     BestCheckpoint,
+    Divergence,
     LastCheckpoint,
     LastStep,
     Lookahead,
+    OnNaN,
     ParameterBudget,
     RandomState,
 )
@@ -190,6 +192,12 @@ class ExperimentCLI(LightningCLI):
             "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
         )
         parser.add_argument(
+            "--on_nan",
+            type=OnNaN,
+            default="stop",
+            help="At a loss that is not finite: stop, or rollback to last.ckpt with half the rate.",
+        )
+        parser.add_argument(
             "--wandb", type=WandbMode, default="offline", help="Curves to Weights & Biases."
         )
         parser.add_argument(
@@ -257,6 +265,7 @@ class ExperimentCLI(LightningCLI):
             Timer(self.config_init.trainer.max_time, interval="epoch"),
             LastStep(),
             *([] if self.config.trainer.enable_progress_bar is False else [RichProgressBar()]),
+            Divergence(str(folder), self.config.on_nan),
             *(best if self.config.data.val_fraction else []),
             # Behind the best ones, so that it holds their state.
             LastCheckpoint(str(folder)),
