@@ -91,6 +91,12 @@ class Parser(LightningArgumentParser):
         message = " ".join(message.split())
         if switch := re.match(r'Parser key "(\w+)": .* import path string: (.+?) Given', message):
             return f"--{switch[1]} must be true or false, got {switch[2]}"
+        if choice := re.match(
+            r'Parser key "([\w.]+)": .* Expected a typing\.Literal\[(.+)\] '
+            r"Given value type: .* Given value: (.+)",
+            message,
+        ):
+            return f"--{choice[1]} must be true, false, {choice[2]}, got {choice[3]}"
         if reason := re.search(r"Expected a <class 'bool'> - (.+?) Given value", message):
             message = reason[1]
         argument = re.match(r"Option '(\w+)'|Parser key \"(\w+)\"|(\w+) must ", message)

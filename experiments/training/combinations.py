@@ -46,8 +46,8 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
         refuse_fused(precision)
     if trainer.detect_anomaly and config.model.compile in CAPTURED:
         raise ValueError(
-            f"--model.compile {config.model.compile} takes steps as CUDA graphs, in which "
-            "--trainer.detect_anomaly finds nothing: set --model.compile false"
+            "--trainer.detect_anomaly true cannot look into CUDA graphs: set --model.compile "
+            f"false, got {config.model.compile}"
         )
     asked = "--trainer.max_epochs" in given and "--trainer.max_steps" not in given
     if asked and 0 < trainer.max_steps < steps_of_epochs(config.as_dict()):
