@@ -125,8 +125,8 @@ class ImageClassifier(LightningModule):
             rising: share of training in which the one-cycle and triangular schedules rise.
             warmup: share of training spent in a linear warm-up (cosine, warmup_onecycle).
             warmup_lr: learning rate at which the warm-up begins.
-            milestones: shares of training from which the step schedule multiplies the rate by
-                gamma; the defaults are those of Zagoruyko & Komodakis (2016).
+            milestones: shares of training after which the step schedule multiplies the rate by
+                gamma; the defaults are from Zagoruyko & Komodakis (2016).
             gamma: that factor.
             triangle: factors of lr at which the triangular schedule begins and ends.
             bias_lr_factor: how many times lr the shifts of BatchNorm learn with; their weight decay

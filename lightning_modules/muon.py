@@ -18,8 +18,8 @@ A, B, C = 3.4445, -4.7750, 2.0315
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """About U V^T of matrices (..., M, N) = U S V^T, by Newton-Schulz steps.
 
-    After five, singular values of the result lie between 0.68 and 1.2 where those of the argument
-    are at least 0.0016 of its Frobenius norm; fewer leave small ones small. Zero stays zero.
+    Five steps bring singular values of at least 0.0016 of the Frobenius norm to between 0.68 and
+    1.2; fewer steps leave small ones small. Zero stays zero.
     """
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
     # The Frobenius norm bounds the largest singular value.
@@ -76,8 +76,8 @@ class MuonSGD(Optimizer):
             params: parameters or groups; a group may have settings of its own.
             lr: learning rate.
             momentum: share of the accumulated gradient that a step keeps.
-            nesterov: step along the gradient plus momentum times what is accumulated.
-            weight_decay: L2 penalty added to the gradient, where a group is not orthogonal.
+            nesterov: step along the gradient plus momentum times the accumulated gradient.
+            weight_decay: L2 penalty added to the gradient, if a group is not orthogonal.
             steps: Newton-Schulz steps that make a group's update orthogonal.
             compiled: compile the orthogonal step on a GPU.
         """

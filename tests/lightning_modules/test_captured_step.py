@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from lightning_modules import classifier
 from lightning_modules.captured_step import CapturedStep
 from lightning_modules.classifier import ImageClassifier
 
@@ -192,13 +193,18 @@ def test_a_run_that_resumes_within_an_optimizer_step_does_as_one_without(steps, 
     assert_equal_runs(*runs[2:], *runs[:2])
 
 
-def test_where_there_is_no_gpu_it_is_said(caplog):
-    module = ImageClassifier(make_network(), compile="graph")
-    with caplog.at_level("INFO"):
-        fit(module, make_batches())
-    said = [r.getMessage() for r in caplog.records if "--model.compile" in r.getMessage()]
-    assert said == ["--model.compile graph: training without CUDA graphs, which need one GPU; the "
-                    "network is not compiled"]  # fmt: skip
+@pytest.mark.parametrize(("mode", "how"), [("graph", "not compiled"), ("max-autotune", "compiled")])
+def test_where_there_is_no_gpu_it_is_said(monkeypatch, mode, how):
+    said = []
+    monkeypatch.setattr(classifier, "rank_zero_info", said.append)
+    monkeypatch.setattr(nn.Module, "compile", lambda network, **options: None)
+    module = ImageClassifier(make_network(), compile=mode)
+    fit(module, make_batches())
+    assert module.captured is None
+    assert said == [
+        f"--model.compile {mode}: training without CUDA graphs, which need one GPU; the network is "
+        f"{how}"
+    ]
 
 
 @pytest.mark.parametrize("value", ["fastest", "True"])
