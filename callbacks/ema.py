@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, validated beside the raw ones."""
+"""Exponential moving average of the weights, validated next to the raw ones."""
 
 from copy import deepcopy
 from itertools import chain
@@ -15,7 +15,7 @@ from callbacks.lookahead import Lookahead
 
 
 class EvaluatesNetworks(Protocol):
-    """What EMA, and SWA, ask of a LightningModule."""
+    """A LightningModule for EMA and SWA."""
 
     network: nn.Module
 
@@ -40,22 +40,22 @@ def ema_update(averages: list[Tensor], tensors: list[Tensor], decay: float) -> N
 
 @final
 class EMA(Callback):
-    """An average of the weights that forgets exponentially, updated after every optimizer step.
+    """An exponential moving average of the weights, updated after every optimizer step.
 
-    It covers the parameters and the floating-point buffers (BatchNorm's running statistics);
-    integer buffers are copied. It starts at the initial weights and lives on the network's device.
-    The network itself is never touched: during fit the average is validated beside it, as
+    It averages the parameters and the floating-point buffers (BatchNorm's running statistics), and
+    copies integer buffers. It starts at the initial weights and is on the network's device.
+    Training does not change: during fit the average is validated after the network, as
     `val/acc_ema` and `val/loss_ema`, from its first update on. A step that the fp16 scaler skips is
     no update.
 
     In a checkpoint, `callbacks.EMA.average` is the averaged network's `state_dict`.
 
-    Of several processes each averages BatchNorm's statistics of its own batches. Those of rank 0,
-    which checkpoints hold, are what all of them validate, as DistributedDataParallel has it for the
+    Each of several processes averages BatchNorm's statistics of its own batches. All of them
+    validate those of rank 0, which checkpoints hold, as DistributedDataParallel does for the
     network itself.
 
-    Callbacks act on a step in their order in the Trainer: MisconfigurationException where a
-    Lookahead stands behind EMA, which would average weights that Lookahead is about to replace.
+    Callbacks act on a step in their order in the Trainer. MisconfigurationException if a Lookahead
+    follows EMA, because EMA would average weights that Lookahead replaces.
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
@@ -68,7 +68,7 @@ class EMA(Callback):
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.warmup = warmup
-        # A number of Python's: a counter on the GPU would have to be waited for at every step.
+        # A number in Python: every step would wait for a counter on the GPU.
         self.updates = 0
         self._average: nn.Module | None = None
         self._floats: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -84,7 +84,7 @@ class EMA(Callback):
         behind = trainer.callbacks[trainer.callbacks.index(self) :]  # type: ignore[attr-defined]
         if any(isinstance(callback, Lookahead) for callback in behind):
             raise MisconfigurationException(
-                "Lookahead must stand before EMA in the Trainer's callbacks, got it behind: EMA "
+                "Lookahead must come before EMA in the Trainer's callbacks, got it after: EMA "
                 "would average weights that Lookahead replaces after the same step"
             )
 
@@ -132,7 +132,7 @@ class EMA(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Outside fit the network may come from a checkpoint that this average does not belong to.
+        # Outside fit the network may come from another checkpoint than this average.
         if self.network is None or trainer.state.fn != TrainerFn.FITTING:
             return
         with torch.no_grad(), trainer.precision_plugin.val_step_context():

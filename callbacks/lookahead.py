@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 class HasNetwork(Protocol):
-    """What Lookahead asks of a LightningModule."""
+    """A LightningModule for Lookahead."""
 
     network: nn.Module
 
@@ -22,7 +22,7 @@ def lookahead_sync(fast: list[Tensor], slow: list[Tensor], alpha: float) -> None
 
 
 def cubic_share(progress: float, end: float) -> float:
-    """1 at the beginning of training, where `progress` is 0, and `end` where it is 1."""
+    """1 at the beginning of training, at `progress` 0, and `end` at `progress` 1."""
     return 1 - (1 - end) * progress**3
 
 
@@ -30,18 +30,16 @@ def cubic_share(progress: float, end: float) -> float:
 class Lookahead(Callback):
     """Every k optimizer steps, the weights step back towards slow weights (Zhang et al. 2019).
 
-    The slow weights start at the initial weights, before the first step. Optimizer steps are
-    counted, not batches: accumulation does not shift them, and a step that the fp16 scaler skips
-    does not count. BatchNorm's statistics and the optimizer's state, momentum included, stay as
-    they are. Between two synchronisations the network holds the fast weights, and these are
-    validated.
+    The slow weights start at the initial weights, before the first step. Lookahead counts optimizer
+    steps, not batches, and no step that the fp16 scaler skips. BatchNorm's statistics and the
+    optimizer's state, momentum included, do not change. Between two synchronisations the network
+    holds the fast weights, which are validated.
 
-    With `schedule="cubic"` the share begins at 1, where synchronisations change nothing, and falls
-    to `alpha` as the cube of the share of training done (the EMA-like variant of Jordan 2024, whose
-    decay 1 - alpha rises).
+    With `schedule="cubic"` the share falls from 1, which changes nothing, to `alpha`, with the cube
+    of the finished share of training (the EMA-like variant of Jordan 2024).
 
-    Callbacks act on a step in their order in the Trainer: Lookahead stands before EMA, which is to
-    average what Lookahead leaves.
+    Callbacks act on a step in their order in the Trainer: Lookahead comes before EMA, which
+    averages the weights after Lookahead.
     """
 
     def __init__(
@@ -53,8 +51,8 @@ class Lookahead(Callback):
         """
         Args:
             k: optimizer steps between two synchronisations.
-            alpha: share of the way from the slow to the fast weights that a synchronisation goes.
-            schedule: go that share always, or fall to it from 1 over training.
+            alpha: share of the way from the slow to the fast weights in a synchronisation.
+            schedule: take that share always, or fall to it from 1 over training.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")

@@ -28,26 +28,26 @@ def cyclic_rate(step: int, cycle: int, lr: float, lr_min: float) -> float:
 class SWA(Callback):
     """The equal average of the weights that SGD visits at a constant or cyclic learning rate.
 
-    From epoch int(start * max_epochs) on, `lr` overrides the module's schedule, and whenever
-    `cycle_epochs` epochs have ended the weights join the average: the last epoch's too, and before
-    its validation. An unfinished last cycle does not count.
+    From epoch int(start * max_epochs) on, `lr` overrides the module's schedule. After every
+    `cycle_epochs` epochs the weights join the average, also after the last epoch, and before
+    validation. An unfinished last cycle does not count.
 
-    BatchNorm's statistics of the average are then recomputed with torch's `update_bn` over the
-    training batches as the epoch saw them, augmented and mixed; of several processes each does so
-    over its own batches, and all take the mean, which is over every batch. That iterates the
-    training loader once more, which must not change its next epoch: ours computes batches from
-    seed, epoch and position, and the global random generators are put back. The network itself is
-    never touched: during fit the average is validated beside it, as `val/acc_swa` and
-    `val/loss_swa`, from its first model on.
+    torch's `update_bn` then recomputes the average's BatchNorm statistics over the training batches
+    of the epoch, augmented and mixed. Each of several processes takes its own batches, and all take
+    the mean. This iterates the training loader once more, which must not change its next epoch: our
+    loader computes batches from seed, epoch and position, and the global random generators are
+    restored. Training does not change: during fit the average is validated after the network, as
+    `val/acc_swa` and `val/loss_swa`, from its first model on.
 
     In a checkpoint, `callbacks.SWA.average` is the averaged network's `state_dict`. Overriding the
-    rate suits schedules in closed form (LambdaLR), not those that derive a rate from the last one.
+    rate suits schedules in closed form (LambdaLR), and no schedule that derives a rate from the
+    last one.
 
-    Epochs are counted by `max_epochs`: one that `max_steps` cuts short joins no average, and where
-    that ends training before the first cycle does, there is none.
+    `max_epochs` counts the epochs. An epoch that `max_steps` ends joins no average. If training
+    ends before the first cycle, there is no average.
 
-    MisconfigurationException where EMA is on too, where `max_epochs` is not given, or where it ends
-    training before the first cycle does.
+    MisconfigurationException if EMA is on too, if `max_epochs` is not given, or if it ends training
+    before the first cycle.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SWA(Callback):
         """
         Args:
             start: share of the epochs after which averaging begins.
-            lr: learning rate from then on, or where a cycle begins; null keeps the module's own.
+            lr: learning rate from then on, or at the start of a cycle; null keeps the module's own.
             schedule: keep lr, or let it fall linearly to lr_min within each cycle.
             cycle_epochs: epochs between two models of the average, and length of a cycle.
             lr_min: learning rate at a cycle's end (cyclic only).
@@ -184,7 +184,7 @@ class SWA(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Outside fit the network may come from a checkpoint that this average does not belong to.
+        # Outside fit the network may come from another checkpoint than this average.
         if self.network is None or trainer.state.fn != TrainerFn.FITTING:
             return
         with torch.no_grad(), trainer.precision_plugin.val_step_context():

@@ -1,16 +1,23 @@
-"""What every architecture shares: loss, metrics, optimizer and learning rate schedule."""
+"""The training of every architecture: loss, metrics, optimizer and learning rate schedule."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, get_args
+from itertools import chain
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_modules.captured_step import CapturedStep
 from lightning_modules.fitting import largest_fit
 from lightning_modules.losses import jensen_shannon
 from lightning_modules.metrics import LossAndAccuracy, accuracy_per_image
@@ -23,9 +30,13 @@ from lightning_modules.optimizers import (
     optimizer_steps,
     refuse_fused,
 )
-from lightning_modules.sharpness import Ascent, Sharpness, frozen_statistics
+from lightning_modules.sharpness import Ascent, Sharpness, frozen_statistics, uncached_casts
 
 Batch = tuple[Tensor, Tensor]
+CompileMode = Literal["auto", "graph", "reduce-overhead", "max-autotune"]
+
+#: modes whose training step is a CUDA graph
+CAPTURED = ("graph", "reduce-overhead", "max-autotune")
 
 
 def _check(name: str, value: float, holds: bool, expected: str) -> None:
@@ -36,6 +47,26 @@ def _check(name: str, value: float, holds: bool, expected: str) -> None:
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+@contextmanager
+def borrowed(network: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Give `network` the parameters and buffers of its copy `other`, which has them meanwhile.
+
+    A compiled network evaluates averages of its weights this way, and is not compiled again.
+    """
+    mine = chain(network.parameters(), network.buffers())
+    pairs = list(zip(mine, chain(other.parameters(), other.buffers()), strict=True))
+
+    def swap() -> None:
+        for a, b in pairs:
+            a.data, b.data = b.data, a.data
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
 
 
 class ImageClassifier(LightningModule):
@@ -79,8 +110,8 @@ class ImageClassifier(LightningModule):
         jsd_weight: float = 0.0,
         sharpness: Sharpness = "none",
         rho: float = 0.05,
-        channels_last: bool = False,
-        compile: bool = False,
+        channels_last: bool | Literal["auto"] = "auto",
+        compile: bool | CompileMode = "auto",
     ) -> None:
         """
         Args:
@@ -94,8 +125,8 @@ class ImageClassifier(LightningModule):
             rising: share of training in which the one-cycle and triangular schedules rise.
             warmup: share of training spent in a linear warm-up (cosine, warmup_onecycle).
             warmup_lr: learning rate at which the warm-up begins.
-            milestones: shares of training from which the step schedule multiplies the rate by
-                gamma; the defaults are those of Zagoruyko & Komodakis (2016).
+            milestones: shares of training after which the step schedule multiplies the rate by
+                gamma; the defaults are from Zagoruyko & Komodakis (2016).
             gamma: that factor.
             triangle: factors of lr at which the triangular schedule begins and ends.
             bias_lr_factor: how many times lr the shifts of BatchNorm learn with; their weight decay
@@ -105,15 +136,20 @@ class ImageClassifier(LightningModule):
             muon_lr: peak learning rate of the filters under Muon.
             muon_momentum: momentum of the filters under Muon.
             muon_steps: Newton-Schulz steps of an update under Muon.
-            fused: take SGD's step in one kernel; neither in fp16 nor with clipping.
+            fused: take SGD's step in one kernel; not in fp16.
             label_smoothing: weight of the uniform distribution in the target.
             jsd_weight: weight of the Jensen-Shannon divergence between the three views that
                 data.policy augmix makes; 12 in its paper.
             sharpness: take the gradient where the loss near the weights is largest, by SAM or ASAM,
                 at twice the cost of a step.
             rho: how near that is: 0.05 is SAM's on CIFAR-10, 0.5 ASAM's.
-            channels_last: keep weights and images in channels-last memory format.
-            compile: compile the network with torch.compile.
+            channels_last: keep weights and images in channels-last memory format; auto lets run.py
+                choose by the machine, and is false elsewhere.
+            compile: compile the network with torch.compile. With graph, reduce-overhead and
+                max-autotune one GPU takes forward and backward pass as one CUDA graph: of the
+                network's own kernels, of compiled ones, and of compiled ones with the longest
+                search. On a CPU and on several devices these three do as false, true and true.
+                auto lets run.py choose by the machine, and is false elsewhere.
         """
         super().__init__()
         _check("lr", lr, lr > 0, "above 0")
@@ -146,16 +182,47 @@ class ImageClassifier(LightningModule):
         _check("jsd_weight", jsd_weight, jsd_weight >= 0, "0 or more")
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs a momentum above 0, got momentum 0")
+        if not isinstance(channels_last, bool):
+            _check_choice("channels_last", channels_last, Literal["auto"])
+        if not isinstance(compile, bool):
+            _check_choice("compile", compile, CompileMode)
         self.ascent = None if sharpness == "none" else Ascent(sharpness, rho)
         self.save_hyperparameters(ignore="network")
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        last = channels_last is True
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)
-        if compile:
-            # In place, so that no key of a checkpoint ever says `_orig_mod`.
-            self.network.compile()
+        #: whether the network itself is compiled
+        self.compiled = compile not in (False, "auto", "graph")
+        if self.compiled:
+            # In place, so that no key of a checkpoint ever says `_orig_mod`. For each size of a
+            # batch, because kernels for any size are slower.
+            mode = "max-autotune-no-cudagraphs" if compile == "max-autotune" else None
+            self.network.compile(dynamic=False, mode=mode)
+        #: the training step as a CUDA graph, between `setup` and `teardown`
+        self.captured: CapturedStep | None = None
         self.train_metric = LossAndAccuracy()
         self.eval_metrics: dict[str, LossAndAccuracy] = {}
         self._soft_targets = False
+        self._largest_batch = 0  # of evaluation
+
+    def setup(self, stage: str) -> None:
+        mode = self.hparams["compile"]
+        if stage != "fit" or mode not in CAPTURED:
+            return
+        trainer = self._trainer
+        device = self.device if trainer is None else trainer.strategy.root_device
+        alone = trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
+        if device.type == "cuda" and alone:
+            self.captured = CapturedStep(self.network, self._forward_and_backward)
+        else:
+            rank_zero_info(
+                f"--model.compile {mode}: training without CUDA graphs, which need one GPU; the "
+                f"network is {'compiled' if self.compiled else 'not compiled'}"
+            )
+
+    def teardown(self, stage: str) -> None:
+        # Training has ended, and Lightning moves the parameters that a graph reads.
+        self.captured = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of normalised images (N, 3, 32, 32), or of views of them.
@@ -168,17 +235,76 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
+        self._soft_targets = targets.is_floating_point()
+        if self.captured is None:
+            loss, first_loss, correct = self._losses(images, targets)
+        else:
+            batches = 1 if self._trainer is None else self.trainer.accumulate_grad_batches
+            begins = batch_idx % batches == 0
+            loss, first_loss, correct = self.captured(images, targets, batches, begins)
+        self.train_metric.update(first_loss, correct)
+        return loss
+
+    def _losses(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss to minimise, and at the weights the loss and each image's accuracy.
+
+        With SAM the first is the loss at the perturbed weights, which the network has until
+        `Ascent.descend`.
+        """
         logits = self(images)
         loss = self.loss(logits, targets)
-        self._soft_targets = targets.is_floating_point()
         clean = logits if logits.ndim == 2 else logits[:, 0]
-        self.train_metric.update(loss, accuracy_per_image(clean, targets))
+        correct = accuracy_per_image(clean.detach(), targets)
         if self.ascent is None:
-            return loss
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        self.ascent.climb(self.network, scaler.scale(loss) if scaler else loss)
-        with frozen_statistics(self.network):
-            return self.loss(self(images), targets)
+            return loss, loss.detach(), correct
+        self.ascent.climb(self.network, self._scaled(loss))
+        with frozen_statistics(self.network), uncached_casts(images.device):
+            return self.loss(self(images), targets), loss.detach(), correct
+
+    def _forward_and_backward(
+        self, images: Tensor, targets: Tensor, batches: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A whole step for `CapturedStep`, as Lightning takes it, with the results of `_losses`."""
+        with uncached_casts(images.device):
+            loss, first_loss, correct = self._losses(images, targets)
+        with torch.autocast(images.device.type, enabled=False):
+            self._scaled(loss / batches).backward()
+        if self.ascent is not None:
+            self.ascent.descend()
+        return loss.detach(), first_loss, correct
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """The loss times the scale of fp16's loss scaler, if there is one."""
+        plugin = None if self._trainer is None else self.trainer.precision_plugin
+        scaler = getattr(plugin, "scaler", None)
+        return scaler.scale(loss) if scaler else loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        if self.captured is None:
+            optimizer.zero_grad()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.captured is None:
+            loss.backward(*args, **kwargs)
+
+    def on_after_backward(self) -> None:
+        if self.ascent is not None and self.captured is None:
+            self.ascent.descend()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, but with fused optimizers too; nothing waits for the GPU."""
+        if not gradient_clip_val:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy; of three views (N, 3, 10) the first one's, and how far they diverge."""
@@ -187,10 +313,6 @@ class ImageClassifier(LightningModule):
             return self.loss(logits[:, 0], targets) + divergence
         return F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
 
-    def on_after_backward(self) -> None:
-        if self.ascent is not None:
-            self.ascent.descend()
-
     def on_train_epoch_end(self) -> None:
         loss, accuracy = self.train_metric.compute()
         name = "train/acc_soft" if self._soft_targets else "train/acc"
@@ -198,18 +320,29 @@ class ImageClassifier(LightningModule):
         self.train_metric.reset()
 
     def evaluate(self, network: nn.Module, batch: Batch, suffix: str) -> None:
-        """Add one batch of validation images, or test images, to loss and accuracy of `network`.
+        """Add one batch to the loss and the accuracy of `network`, this one's or a copy of it.
 
-        They are logged at the epoch's end as `val/loss{suffix}` and `val/acc{suffix}`: callbacks
-        that average weights bring theirs beside the module's own. The loss has no label smoothing.
+        They are logged at the epoch's end as `val/loss{suffix}` and `val/acc{suffix}`, also those
+        of the averages that callbacks evaluate. The loss has no label smoothing.
         """
         images, labels = batch
-        logits = network(images.contiguous(memory_format=self.memory_format)).float()
+        with nullcontext() if network is self.network else borrowed(self.network, network):
+            logits = self._evaluated(images)
         if suffix not in self.eval_metrics:
             self.eval_metrics[suffix] = LossAndAccuracy().to(self.device)
         self.eval_metrics[suffix].update(
             F.cross_entropy(logits, labels), accuracy_per_image(logits, labels)
         )
+
+    def _evaluated(self, images: Tensor) -> Tensor:
+        """Logits in 32 bits, of a compiled network in batches of one size."""
+        count = len(images)
+        self._largest_batch = max(self._largest_batch, count)
+        missing = self._largest_batch - count
+        if self.compiled and missing:
+            # Without this the last batch of a data set would be compiled for its size.
+            images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+        return self(images)[:count].float()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(self.network, batch, "")
@@ -231,13 +364,12 @@ class ImageClassifier(LightningModule):
         self.eval_metrics = {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logits in 32 bits, whatever the precision they were computed in."""
-        return self(batch[0]).float()
+        return self._evaluated(batch[0])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         if hparams["fused"]:
-            refuse_fused(self.trainer.precision, self.trainer.gradient_clip_val)
+            refuse_fused(self.trainer.precision)
         optimizer = make_optimizer(self.network, hparams)
         factor = learning_rate_factor(
             hparams["schedule"],

@@ -1,7 +1,9 @@
-"""Muon: momentum whose steps are orthogonal matrices (Jordan et al. 2024), beside plain SGD."""
+"""Muon: momentum whose steps are orthogonal matrices (Jordan et al. 2024), and plain SGD."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ A, B, C = 3.4445, -4.7750, 2.0315
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """About U V^T of matrices (..., M, N) = U S V^T, by Newton-Schulz steps.
 
-    After five, singular values of the result lie between 0.68 and 1.2 where those of the argument
-    are at least 0.0016 of its Frobenius norm; fewer leave small ones small. Zero stays zero.
+    Five steps bring singular values of at least 0.0016 of the Frobenius norm to between 0.68 and
+    1.2; fewer steps leave small ones small. Zero stays zero.
     """
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
     # The Frobenius norm bounds the largest singular value.
@@ -26,6 +28,26 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = A * x + (B * gram + C * gram @ gram) @ x
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+
+
+def orthogonal_step(weights: Tensor, updates: Tensor, lr: float | Tensor, steps: int) -> Tensor:
+    """New weights (..., M, N) of filters as matrices, from old ones and their updates.
+
+    Each filter's norm is set to sqrt(M) first.
+    """
+    rows, columns = weights.shape[-2:]
+    # In bf16, as torch.optim.Muon: the iteration forgives it, and on two cores a matrix of 256 x
+    # 2,304 takes 7 ms instead of 38.
+    directions = orthogonalise(updates.bfloat16(), steps).to(weights.dtype)
+    norms = weights.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    scale = math.sqrt(max(1.0, rows / columns))
+    return weights * (math.sqrt(rows) / norms) - lr * scale * directions
+
+
+@cache
+def compiled_step() -> Callable[..., Tensor]:
+    """`orthogonal_step`, compiled for each shape; one for all optimizers of a process."""
+    return torch.compile(orthogonal_step, dynamic=False)
 
 
 class MuonSGD(Optimizer):
@@ -47,15 +69,17 @@ class MuonSGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         steps: int = 5,
+        compiled: bool = False,
     ) -> None:
         """
         Args:
             params: parameters or groups; a group may have settings of its own.
             lr: learning rate.
             momentum: share of the accumulated gradient that a step keeps.
-            nesterov: step along the gradient plus momentum times what is accumulated.
-            weight_decay: L2 penalty added to the gradient, where a group is not orthogonal.
+            nesterov: step along the gradient plus momentum times the accumulated gradient.
+            weight_decay: L2 penalty added to the gradient, if a group is not orthogonal.
             steps: Newton-Schulz steps that make a group's update orthogonal.
+            compiled: compile the orthogonal step on a GPU.
         """
         defaults = {
             "lr": lr,
@@ -66,6 +90,7 @@ class MuonSGD(Optimizer):
             "orthogonal": False,
         }
         super().__init__(params, defaults)
+        self._compiled = compiled
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -94,18 +119,48 @@ class MuonSGD(Optimizer):
             if group["nesterov"]:
                 updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
             if group["orthogonal"]:
-                for p, update in zip(parameters, updates, strict=True):
-                    _orthogonal_step(p, update, group["lr"], group["steps"])
+                for same in _batches(parameters):
+                    batch = [parameters[i] for i in same], [updates[i] for i in same]
+                    self._orthogonal_steps(*batch, group)
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
         return loss
 
+    def _orthogonal_steps(
+        self, parameters: list[Tensor], updates: list[Tensor], group: Any
+    ) -> None:
+        """The steps of filters of one shape (M, ...), of several in one batch."""
+        matrices = [_as_matrix(p) for p in parameters]
+        directions = [_as_matrix(x) for x in updates]
+        step, lr = orthogonal_step, group["lr"]
+        if self._compiled and parameters[0].is_cuda:
+            # A number would be compiled for its value.
+            step, lr = compiled_step(), torch.full((), lr, device=parameters[0].device)
+        if len(matrices) == 1:
+            matrices[0].copy_(step(matrices[0], directions[0], lr, group["steps"]))
+            return
+        moved = step(torch.stack(matrices), torch.stack(directions), lr, group["steps"])
+        torch._foreach_copy_(matrices, list(moved.unbind()))
 
-def _orthogonal_step(parameter: Tensor, update: Tensor, lr: float, steps: int) -> None:
-    rows = len(parameter)
-    # In bf16, as torch.optim.Muon: what is iterated forgives it, and on two cores a matrix of 256 x
-    # 2,304 takes 7 ms instead of 38.
-    matrix = update.flatten(1).bfloat16()
-    scale = math.sqrt(max(1.0, rows / matrix.shape[1]))
-    parameter.mul_(math.sqrt(rows) / parameter.norm().clamp(min=1e-7))
-    parameter.add_(orthogonalise(matrix, steps).view_as(parameter), alpha=-lr * scale)
+
+def _batches(parameters: list[Tensor]) -> list[list[int]]:
+    """The positions of filters that take their steps together.
+
+    On a GPU these have one shape. A CPU takes as long for each filter alone.
+    """
+    if not parameters[0].is_cuda:
+        return [[i] for i in range(len(parameters))]
+    batches: dict[Any, list[int]] = defaultdict(list)
+    for i, p in enumerate(parameters):
+        batches[p.shape].append(i)
+    return list(batches.values())
+
+
+def _as_matrix(parameter: Tensor) -> Tensor:
+    """A view (M, N) of a filter (M, ...), in the order of its memory if that is channels-last.
+
+    The order of columns only orders those of an orthogonal matrix.
+    """
+    if parameter.ndim == 4 and not parameter.is_contiguous():
+        parameter = parameter.movedim(1, -1)
+    return parameter.flatten(1)

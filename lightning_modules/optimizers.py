@@ -26,10 +26,10 @@ ONECYCLE_END = ONECYCLE_START / 1e4
 def parameter_groups(
     network: nn.Module, weight_decay: float, decay_norm_bias: bool
 ) -> list[dict[str, Any]]:
-    """One optimizer group, or two where normalisation scales, shifts and biases go undecayed.
+    """One optimizer group, or two if normalisation scales, shifts and biases are not decayed.
 
-    What is left without decay is every parameter of fewer than two dimensions, as in He et al.,
-    "Bag of Tricks for Image Classification" (2019).
+    These are all parameters of fewer than two dimensions, as in He et al., "Bag of Tricks for Image
+    Classification" (2019).
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     if decay_norm_bias:
@@ -89,13 +89,14 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
         "steps": hparams["muon_steps"],
         "orthogonal": True,
     }
-    return MuonSGD(set_apart(groups, filters(network), **muon), **settings)
+    compiled = hparams.get("compile") in (True, "reduce-overhead", "max-autotune")
+    return MuonSGD(set_apart(groups, filters(network), **muon), **settings, compiled=compiled)
 
 
 def optimizer_steps(trainer: Trainer) -> int:
     """Optimizer steps of a whole training, from the first epoch to the last.
 
-    MisconfigurationException where nothing but the time ends it, or where it has none.
+    MisconfigurationException if only the time ends it, or if it has no steps.
     """
     steps = trainer.estimated_stepping_batches
     if not 1 <= steps < math.inf:
@@ -107,17 +108,16 @@ def optimizer_steps(trainer: Trainer) -> int:
     return int(steps)
 
 
-def refuse_fused(precision: str, clip: float | None) -> None:
-    """MisconfigurationException where a fused optimizer cannot do as the Trainer is told.
+def refuse_fused(precision: str) -> None:
+    """MisconfigurationException for a fused optimizer in fp16.
 
-    In fp16 it unscales gradients and skips steps by itself, out of sight of clipping and of what
-    counts steps, averages of weights. Lightning has no clipping for it in bf16 either, so that a
-    recipe which clips does without it in any precision.
+    It unscales gradients and skips steps by itself: clipping would see scaled gradients, and
+    averages of weights would count skipped steps.
     """
-    if precision == "16-mixed" or clip:
+    if precision == "16-mixed":
         raise MisconfigurationException(
-            "fused must be False in 16-mixed precision and where gradients are clipped, got True "
-            f"with precision {precision} and gradient_clip_val {clip}"
+            "fused must be False in 16-mixed precision, got True: set --model.fused false, or "
+            "--trainer.precision bf16-mixed"
         )
 
 
@@ -140,7 +140,7 @@ def cosine(step: int, total_steps: int, warmup_steps: float, warmup_start: float
 def onecycle(step: int, total_steps: int, rising: float) -> float:
     """The rates of torch's OneCycleLR, cosine in both phases (Smith & Topin 2018).
 
-    The momentum stays where it is: both papers state one value.
+    The momentum does not change: both papers state one value.
     """
     peak = rising * total_steps - 1
     if step < peak:
@@ -155,7 +155,7 @@ def warmup_onecycle(
     """SAMResNet's schedule: a linear warm-up laid over the first steps of a OneCycle schedule.
 
     The cycle's clock runs from the first step, as in the authors' code: it peaks at `rising` of all
-    training, and the rate falls back to the cycle's where the warm-up ends.
+    training, and the rate falls back to the cycle's when the warm-up ends.
     """
     if step < warmup_steps:
         return _warmup(step, warmup_steps, warmup_start)
@@ -190,11 +190,11 @@ def learning_rate_factor(
 ) -> Callable[[int], float]:
     """The rate at each optimizer step as a factor of the peak rate, for `LambdaLR`.
 
-    `rising` (the one-cycle and triangular schedules' way up), `warmup` and `milestones` (where the
-    step schedule multiplies by `gamma`) are shares of all steps in [0, 1); `warmup_start` is the
-    factor that the warm-up begins with, `triangle` are those that the triangular schedule begins
-    and ends with. Closed forms of the step: a callback may override the rate for a while and
-    nothing is disturbed.
+    Shares of all steps in [0, 1) are `rising` (the rise of the one-cycle and triangular schedules),
+    `warmup`, and `milestones` (after each the step schedule multiplies by `gamma`). Factors are
+    `warmup_start` (at the beginning of the warm-up) and `triangle` (at the beginning and the end of
+    the triangular schedule). All are closed forms of the step, so that a callback may override the
+    rate for a while.
     """
     if schedule == "cosine":
         return partial(

@@ -16,7 +16,7 @@ ETA = 0.01
 
 
 def sam_perturbation(gradients: list[Tensor], rho: float) -> list[Tensor]:
-    """SAM's e = rho g / ||g||, the norm that of all gradients together; 0 where they are 0."""
+    """SAM's e = rho g / ||g||, with the norm of all gradients together; 0 for gradients of 0."""
     return list(torch._foreach_mul(gradients, rho / _norm(gradients)))
 
 
@@ -56,15 +56,25 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             module.track_running_stats = True
 
 
-class Ascent:
-    """Takes weights w to w + e, where the loss near w is about the largest, and back.
+def uncached_casts(device: torch.device) -> torch.autocast:
+    """The autocast that is on, without its cache of weights in 16 bits.
 
-    A training step climbs with the loss at w, takes the loss at w + e, and descends after the
-    backward pass of that one, so that the optimizer moves w by the gradient at w + e. What lies
-    between backward pass and optimizer is as without it: accumulation, loss scaling, clipping, the
-    exchange between devices. Each batch climbs by its own gradient: where an optimizer step
-    accumulates, each part, and of several devices each by its share of the batch, which is Foret et
-    al.'s m-sharpness. Dropout draws anew in the second pass.
+    The cache does not notice when weights change, and SAM's second pass would not see that they
+    did. Lightning's autocast has no cache; others do.
+    """
+    dtype = torch.get_autocast_dtype(device.type)
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, dtype, enabled, cache_enabled=False)
+
+
+class Ascent:
+    """Moves weights w to w + e, at which the loss near w is about the largest, and back.
+
+    A training step climbs with the loss at w, takes the loss at w + e, and descends after its
+    backward pass, so that the optimizer moves w by the gradient at w + e. Accumulation, loss
+    scaling, clipping and the exchange between devices do not change. Each batch climbs by its own
+    gradient: each part of an accumulated step, and on several devices each share of the batch,
+    which is Foret et al.'s m-sharpness. Dropout draws anew in the second pass.
 
     ValueError for an unknown kind, and unless rho, the radius of the neighbourhood, is above 0 and
     finite.

@@ -29,7 +29,7 @@ class CountOperations(Callback):
     the count has what a step really does: the backward pass without what is frozen, the optimizer's
     matrix products, further passes. Matrix products and convolutions count, what is done to each
     element does not. A counted step rounds otherwise in the last bits, as some operations are taken
-    apart for it, and where the network is compiled it is taken without compilation.
+    apart for it, and it is taken without compilation and without a CUDA graph.
 
     Not counted is what happens between training steps: validation, and computing a first layer from
     the data. UserError on several devices.
@@ -40,6 +40,7 @@ class CountOperations(Callback):
         self.operations: dict[Kind, int] = {}
         self._batch: Kind = ()
         self._kind: Kind | None = None
+        self._captured: Any = None
         self._counter: FlopCounterMode | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -47,7 +48,13 @@ class CountOperations(Callback):
             raise UserError(f"CountOperations must be on one device, got {trainer.world_size}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._hook = pl_module.register_forward_pre_hook(self._before_forward)
+        training_step = pl_module.training_step
+
+        def counted(*arguments: Any) -> Any:
+            self._before_step(pl_module)
+            return training_step(*arguments)
+
+        pl_module.training_step = counted  # type: ignore[method-assign]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -57,14 +64,15 @@ class CountOperations(Callback):
         self._batch = (*batch[0].shape, steps)
         self._kind = None
 
-    def _before_forward(self, module: torch.nn.Module, inputs: Any) -> None:
+    def _before_step(self, module: LightningModule) -> None:
         # Not in on_train_batch_start: the module's own, which may freeze parameters, comes later.
-        if self._kind is not None or not self._batch:
-            return
         trained = (name for name, p in module.named_parameters() if p.requires_grad)
         self._kind = (*self._batch, *trained)
         if self._kind not in self.operations:
             torch.compiler.set_stance("force_eager")
+            # A replayed graph shows no operations.
+            self._captured = getattr(module, "captured", None)
+            module.captured = None  # type: ignore[assignment]
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
 
@@ -75,10 +83,10 @@ class CountOperations(Callback):
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
             torch.compiler.set_stance("default")
+            pl_module.captured = self._captured
             self.operations[self._kind] = self._counter.get_total_flops()
             self._counter = None
         self.steps[self._kind] += 1
-        self._batch = ()
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": dict(self.steps), "operations": self.operations}
@@ -93,7 +101,7 @@ class CountOperations(Callback):
         return sum(self.operations[kind] * steps for kind, steps in self.steps.items())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._hook.remove()
+        del pl_module.training_step
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / FILE
             write_atomically(path, json.dumps({"operations": self.total}) + "\n")

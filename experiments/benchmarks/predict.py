@@ -78,7 +78,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
         config = resolve_config(["--arch", flags.arch])
         module = EXPERIMENTS[flags.arch](**config["model"] | {"compile": False}).eval()
         precision, subject, names = config["trainer"]["precision"], flags.arch, UNTRAINED
-        loader, split = noise(flags.images, config["data"]["eval_batch_size"]), None
+        loader, split = noise(flags.images, config["data"]["eval_batch_size"] or 250), None
     number_format: Any = flags.precision or precision
     fabric = Fabric(
         accelerator=flags.device,

@@ -13,6 +13,11 @@ The memory floor is the time that a step needs at least to move its activations:
 autograd saves for the backward pass, each written once and read once, over the bytes per second
 that the device copies. It is that of the eager network: a compiled one may save less.
 
+`--compile` takes several modes, which are timed in turns. `torch-reduce-overhead` and
+`torch-max-autotune` are torch's own modes, whose CUDA graphs are of forward and backward pass
+alone: they compare with `reduce-overhead` and `max-autotune`, in which the project captures the
+step in one graph.
+
 `--profile` adds, of a step under torch.profiler: kernel launches and the milliseconds until the
 host has issued the step. On a CPU there are no launches.
 """
@@ -54,6 +59,7 @@ from lightning_modules.optimizers import make_optimizer
 SUMMARY = "Forward pass, backward pass and optimizer step of every architecture, in all variants."
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 FORMATS = ("contiguous", "channels_last")
+TORCHS = ("torch-reduce-overhead", "torch-max-autotune")
 PROFILED = 5  # steps
 # The names of CUDA's runtime and driver calls, of which a replayed graph is one.
 LAUNCH = re.compile(r"cu(da)?(Graph)?Launch")
@@ -90,8 +96,13 @@ class Step:
         images = torch.randn(batch_size, 3, 32, 32)
         self.batch = images.to(device), torch.randint(10, (batch_size,)).to(device)
         layout = {"channels_last": variant.memory_format == "channels_last"}
-        module = EXPERIMENTS[arch](**{**hparams, **layout, "compile": variant.compiled})
+        torchs = variant.compiled in TORCHS
+        compiled = False if torchs else variant.compiled
+        module = EXPERIMENTS[arch](**{**hparams, **layout, "compile": compiled})
+        if torchs:
+            module.network.compile(mode=str(variant.compiled).removeprefix("torch-"))
         self.module = module.to(device).train()
+        self.module.setup("fit")  # where a step is captured if the variant says so
         self.optimizer = make_optimizer(self.module.network, self.module.hparams)
         self.mixed = None
         if variant.precision == "bf16-mixed":
@@ -172,9 +183,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compile",
-        metavar="MODE",
+        metavar="MODE,MODE",
         default="both",
-        help="off, on, both, or a mode that --model.compile takes (default: both)",
+        help="off, on, both, graph, reduce-overhead, max-autotune, or torch's own modes "
+        f"{' and '.join(TORCHS)} (default: both)",
     )
     parser.add_argument("--precision", choices=(*DTYPES, "both"), default="both")
     parser.add_argument("--memory-format", choices=(*FORMATS, "both"), default="both")
@@ -201,7 +213,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
     """Every combination that the flags ask for, the baseline first where it is among them."""
     modes: dict[str, list[bool | str]] = {"off": [False], "on": [True], "both": [False, True]}
-    compiled = modes.get(flags.compile, [flags.compile])
+    compiled = [x for mode in flags.compile.split(",") for x in modes.get(mode, [mode])]
     precisions = list(DTYPES) if flags.precision == "both" else [flags.precision]
     formats = list(FORMATS) if flags.memory_format == "both" else [flags.memory_format]
     return [Variant(*x) for x in product(compiled, precisions, formats)]
@@ -216,7 +228,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True  # as the Trainer has it
     variants = chosen_variants(flags)
-    for mode in {v.compiled for v in variants if isinstance(v.compiled, str)}:
+    for mode in {v.compiled for v in variants if isinstance(v.compiled, str)} - {*TORCHS}:
         for name in names:
             resolve_config([f"--arch={name}", f"--model.compile={mode}"])  # refuses another one
     ceilings = {x: matmul_ceiling(DTYPES[x], device) for x in {v.precision for v in variants}}

@@ -32,7 +32,7 @@ from callbacks import (
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError, near
 from experiments.presets import CONFIGS, EXPERIMENTS
-from experiments.training.combinations import refuse_combinations
+from experiments.training.combinations import refuse_combinations, suit_machine
 from experiments.training.devices import check_devices
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
 from experiments.training.launch import Launch, claim_folder
@@ -91,6 +91,12 @@ class Parser(LightningArgumentParser):
         message = " ".join(message.split())
         if switch := re.match(r'Parser key "(\w+)": .* import path string: (.+?) Given', message):
             return f"--{switch[1]} must be true or false, got {switch[2]}"
+        if choice := re.match(
+            r'Parser key "([\w.]+)": .* Expected a typing\.Literal\[(.+)\] '
+            r"Given value type: .* Given value: (.+)",
+            message,
+        ):
+            return f"--{choice[1]} must be true, false, {choice[2]}, got {choice[3]}"
         if reason := re.search(r"Expected a <class 'bool'> - (.+?) Given value", message):
             message = reason[1]
         argument = re.match(r"Option '(\w+)'|Parser key \"(\w+)\"|(\w+) must ", message)
@@ -165,6 +171,7 @@ class ExperimentCLI(LightningCLI):
             refuse_combinations(self.config, {text.partition("=")[0] for text in args})
             if self.config.fit_budget is not None:
                 self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
+            suit_machine(self.config)
         except (ValueError, MisconfigurationException) as error:
             parser.error(str(error))
 

@@ -5,7 +5,12 @@ from collections.abc import Collection
 from jsonargparse import Namespace
 
 from experiments.training.length import steps_of_epochs, training_images
-from experiments.training.trainer import resolve_precision
+from experiments.training.trainer import (
+    resolve_channels_last,
+    resolve_compile,
+    resolve_precision,
+)
+from lightning_modules.classifier import CAPTURED
 from lightning_modules.optimizers import refuse_fused
 
 # Flags that do nothing but with another one: where it is, and its values with which they do.
@@ -38,7 +43,12 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     trainer = config.trainer
     if config.model.fused:
         precision = resolve_precision(trainer.precision, trainer.accelerator)
-        refuse_fused(precision, trainer.gradient_clip_val)
+        refuse_fused(precision)
+    if trainer.detect_anomaly and config.model.compile in CAPTURED:
+        raise ValueError(
+            "--trainer.detect_anomaly true cannot look into CUDA graphs: set --model.compile "
+            f"false, got {config.model.compile}"
+        )
     asked = "--trainer.max_epochs" in given and "--trainer.max_steps" not in given
     if asked and 0 < trainer.max_steps < steps_of_epochs(config.as_dict()):
         raise ValueError(
@@ -55,3 +65,18 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
         )
     if fraction == 0 and not config.test:
         raise ValueError("--test false leaves nothing to evaluate where --data.val_fraction is 0")
+
+
+def suit_machine(config: Namespace) -> None:
+    """Replace each `auto` of the model's settings by its value on this machine, for the record.
+
+    The precision stays `auto`: records are compared by it, and state their precision themselves.
+    """
+    model, trainer = config.model, config.trainer
+    steps = steps_of_epochs(config.as_dict())
+    if trainer.max_steps > 0:
+        steps = min(steps, trainer.max_steps)
+    model.channels_last = resolve_channels_last(model.channels_last, trainer.accelerator)
+    model.compile = resolve_compile(model.compile, trainer.accelerator, steps)
+    if model.compile in CAPTURED and trainer.detect_anomaly:
+        model.compile = False  # it was auto

@@ -1,6 +1,7 @@
 """Lightning's Trainer, with a precision that suits the machine, and checkpoints from a thread."""
 
 import os
+import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
@@ -11,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
+from torch.utils._triton import has_triton
 
 from callbacks.snapshot import snapshot
 
@@ -20,13 +22,52 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 
+#: optimizer steps that are worth 40 seconds of compilation, if each gains 4 ms
+LONG = 10_000
+
+
+def _on_gpu(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _on_cpu_with_bf16(accelerator: str) -> bool:
+    """Whether a CPU trains that has instructions for bf16, AVX512-BF16 or AMX."""
+    others = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if accelerator != "cpu" and (accelerator != "auto" or others):
+        return False
+    has = torch.cpu.get_capabilities()
+    bf16 = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
+    return bf16 and torch.backends.mkldnn.is_available()
+
+
 def resolve_precision(precision: Precision, accelerator: str) -> Any:
-    """`auto` is bf16-mixed on a GPU that computes in it, else 16-mixed, and 32-true on a CPU."""
+    """`auto` is bf16-mixed if the processor has bf16, else 16-mixed (GPU) or 32-true (CPU)."""
     if precision != "auto":
         return precision
-    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if _on_gpu(accelerator):
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if has_bf16 else "16-mixed"
+    return "bf16-mixed" if _on_cpu_with_bf16(accelerator) else "32-true"
+
+
+def resolve_channels_last(channels_last: bool | str, accelerator: str) -> bool:
+    """`auto` is channels-last on a GPU, and on a CPU with bf16."""
+    if channels_last != "auto":
+        return bool(channels_last)
+    return _on_gpu(accelerator) or _on_cpu_with_bf16(accelerator)
+
+
+def resolve_compile(compile: bool | str, accelerator: str, steps: float) -> bool | str:
+    """`auto` is false on a CPU; on a GPU `graph`, and `reduce-overhead` for a long training.
+
+    Without Triton and a compiler for C, which Triton needs, it is always `graph`.
+    """
+    if compile != "auto":
+        return compile
+    if not _on_gpu(accelerator):
+        return False
+    can_compile = has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return "reduce-overhead" if steps >= LONG and can_compile else "graph"
 
 
 class BackgroundFiles(TorchCheckpointIO):

@@ -130,7 +130,7 @@ def test_it_averages_what_lookahead_leaves(fit, tiny):
 
 
 def test_lookahead_behind_it_is_refused(fit, tiny):
-    with pytest.raises(MisconfigurationException, match="Lookahead must stand before EMA"):
+    with pytest.raises(MisconfigurationException, match="Lookahead must come before EMA"):
         fit(tiny(), EMA(), Lookahead())
 
 

@@ -28,6 +28,10 @@ TINY = (
     "--data.source=synthetic",
     "--data.batch_size=32",
     "--trainer.accelerator=cpu",
+    # By default these depend on the machine.
+    "--trainer.precision=32-true",
+    "--model.channels_last=false",
+    "--model.compile=false",
     "--trainer.limit_train_batches=3",
     "--trainer.max_epochs=2",
     "--trainer.enable_progress_bar=false",

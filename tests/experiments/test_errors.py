@@ -137,15 +137,20 @@ def test_augmix_and_its_loss_go_together_and_with_no_mixing(refusal, flags, answ
     ("flags", "answer"),
     [
         (
-            ["--model.sharpness=sam", "--model.fused=true"],
-            "--model.fused: fused must be False in 16-mixed precision and where gradients are "
-            "clipped, got True with precision 32-true and gradient_clip_val 1.0",
+            ["--model.compile=graph", "--trainer.detect_anomaly=true"],
+            "--trainer.detect_anomaly true cannot look into CUDA graphs: set --model.compile "
+            "false, got graph",
+        ),
+        (
+            ["--model.compile=fastest"],
+            "--model.compile must be true, false, 'auto', 'graph', 'reduce-overhead', "
+            "'max-autotune', got fastest",
         ),
         (
             ["--model.fused=true", "--trainer.gradient_clip_val=null",
              "--trainer.precision=16-mixed"],
-            "--model.fused: fused must be False in 16-mixed precision and where gradients are "
-            "clipped, got True with precision 16-mixed and gradient_clip_val None",
+            "--model.fused: fused must be False in 16-mixed precision, got True: set "
+            "--model.fused false, or --trainer.precision bf16-mixed",
         ),
         (
             ["--arch=speed_resnet", "--trainer.limit_train_batches=null", "--trainer.max_epochs=50",

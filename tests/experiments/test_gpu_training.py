@@ -50,7 +50,7 @@ def test_quick_learns_in_16_bits(command, tmp_path, arch, precision):
 
 
 def test_a_gpu_is_used_by_default_in_bf16_if_it_has_that(experiment):
-    run = experiment("--trainer.accelerator=auto")
+    run = experiment("--trainer.accelerator=auto", "--trainer.precision=auto")
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     assert_trained(run, "bf16-mixed" if has_bf16 else "16-mixed")
 
@@ -82,7 +82,112 @@ def test_a_compiled_network_learns_the_same(experiment, precision):
     assert compiled.record.steps == plain.record.steps == 40
 
 
-@pytest.mark.parametrize("flags", [(), DROPOUT], ids=["sam_resnet", "dropout"])
+# The preset's rates are for batches of 1,250 images.
+SPEED = ("--arch=speed_resnet", "--model.base_width=8", "--model.lr=0.1",
+         "--model.bias_lr_factor=8", "--trainer.max_steps=-1")  # fmt: skip
+CAPTURED = ("graph", "reduce-overhead", "max-autotune")
+LONGER = (GPU, "--trainer.limit_train_batches=20")
+
+
+class Captures(Callback):
+    """Notes how many graphs there are at the end of each epoch."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.counts.append(pl_module.captured.captures)
+
+
+@pytest.mark.parametrize("mode", CAPTURED)
+def test_a_captured_step_learns_the_same(experiment, mode):
+    flags = (*LONGER, "--trainer.precision=bf16-mixed", "--trainer.max_epochs=3")
+    captures = Captures()
+    plain = experiment(*flags)
+    captured = experiment(*flags, f"--model.compile={mode}", callbacks=[captures])
+    assert_trained(captured, "bf16-mixed")
+    assert captures.counts == [1, 1, 1]
+    expected = plain.record.scores["val"]["raw"].nll
+    assert captured.record.scores["val"]["raw"].nll == pytest.approx(expected, rel=0.05)
+
+
+# Flags, and graphs: one for the first batch of an optimizer step and one for the others.
+COMBINATIONS = {
+    "32": (("--trainer.precision=32-true",), 1),
+    "fp16": (("--trainer.precision=16-mixed",), 1),
+    "sam": (("--model.sharpness=sam",), 1),
+    "sam-fp16": (("--model.sharpness=sam", "--trainer.precision=16-mixed"), 1),
+    "asam": (("--model.sharpness=asam", "--model.rho=0.5"), 1),
+    "accumulation": (("--trainer.accumulate_grad_batches=3",), 2),
+    "accumulation-fp16": (
+        ("--trainer.accumulate_grad_batches=3", "--trainer.precision=16-mixed"),
+        2,
+    ),
+    "cutmix": (("--data.mixup_p=0.5", "--data.cutmix_alpha=1", "--data.cutmix_p=0.5"), 1),
+    "augmix": (("--data.policy=augmix", "--model.jsd_weight=12", "--data.mixup_alpha=0"), 1),
+    "swa": (("--ema=false", "--swa.start=0.5"), 1),
+    "fused": (("--model.fused=true",), 1),
+}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_a_captured_step_works_with_everything_else(experiment, name):
+    flags, graphs = COMBINATIONS[name]
+    flags = (*LONGER, "--trainer.precision=bf16-mixed", "--model.lr=0.02", *flags)
+    captures = Captures()
+    plain = experiment(*flags)
+    captured = experiment(*flags, "--model.compile=graph", callbacks=[captures])
+    assert_trained(captured, plain.record.precision)
+    assert captures.counts == [graphs, graphs]
+    assert captured.record.steps == plain.record.steps
+    for weights, score in plain.record.scores["val"].items():
+        found = captured.record.scores["val"][weights].nll
+        assert found == pytest.approx(score.nll, rel=0.05), weights
+
+
+def test_dropout_draws_the_same_numbers_in_a_graph(experiment):
+    flags = (*DROPOUT, *LONGER, "--trainer.precision=32-true")
+    states = []
+    for mode in ("false", "graph"):
+        run = experiment(*flags, f"--model.compile={mode}")
+        states.append(checkpoint(run.folder)["callbacks"]["RandomState"]["cuda"])
+    assert torch.equal(*states)
+
+
+def test_speed_resnets_bias_rests_in_a_graph_of_its_own(experiment):
+    captures = Captures()
+    run = experiment(*SPEED, *LONGER, "--model.compile=graph", callbacks=[captures])
+    assert_trained(run, "32-true")
+    assert captures.counts == [2, 2]  # the bias is trained in the first 30% of two epochs
+
+
+@pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
+def test_after_the_first_epoch_nothing_is_compiled_again(experiment, mode):
+    graphs = []
+
+    class Counts(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    torch._dynamo.reset()
+    # The 200 validation images are batches of 80, 80 and 40.
+    flags = (*LONGER, "--trainer.max_epochs=3", "--trainer.num_sanity_val_steps=0")
+    experiment(*flags, "--data.eval_batch_size=80", f"--model.compile={mode}", callbacks=[Counts()])
+    assert graphs == [graphs[0]] * 3
+
+
+@pytest.mark.parametrize("layout", ["true", "false"])
+def test_muon_in_batches_learns_as_on_a_cpu(experiment, layout):
+    flags = (*SPEED, f"--model.channels_last={layout}", "--trainer.limit_train_batches=20")
+    on_cpu = experiment(*flags).record.scores["val"]["raw"].nll
+    for mode in ("false", "true"):
+        run = experiment(*flags, GPU, f"--model.compile={mode}")
+        assert run.record.scores["val"]["raw"].nll == pytest.approx(on_cpu, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "flags", [(), DROPOUT, ("--model.compile=graph",)], ids=["sam_resnet", "dropout", "graph"]
+)
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_an_interrupted_run_is_resumed(experiment, tiny, command, flags, precision):
     flags = (*flags, GPU, f"--trainer.precision={precision}", "--trainer.max_epochs=3")

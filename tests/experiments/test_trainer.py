@@ -7,17 +7,26 @@ from threading import Event, Thread
 import pytest
 import torch
 
-from experiments.training.trainer import BackgroundFiles, Trainer, resolve_precision
+from experiments.training import trainer
+from experiments.training.trainer import (
+    BackgroundFiles,
+    Trainer,
+    resolve_channels_last,
+    resolve_compile,
+    resolve_precision,
+)
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """Pretend that there is a GPU, which computes in bf16 or emulates it; or that there is none."""
 
-    def gpu(available=True, bf16=True):
+    def gpu(available=True, bf16=True, cpu=None):
         def is_bf16_supported(including_emulation=True):
             return including_emulation or bf16
 
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {cpu: True})
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
 
@@ -32,11 +41,44 @@ def test_auto_is_the_fastest_precision_that_a_gpu_computes_in(gpu, accelerator):
     assert resolve_precision("auto", accelerator) == "16-mixed"
 
 
-def test_auto_is_32_bits_on_a_cpu(gpu):
+@pytest.mark.parametrize(
+    ("cpu", "expected", "last"),
+    [("avx2", "32-true", False), ("avx512_bf16", "bf16-mixed", True),
+     ("amx_bf16", "bf16-mixed", True)],
+)  # fmt: skip
+def test_auto_on_a_cpu_is_bf16_in_channels_last_if_it_has_instructions_for_bf16(
+    gpu, cpu, expected, last
+):
+    for available, accelerator in ((True, "cpu"), (False, "cpu"), (False, "auto")):
+        gpu(available, cpu=cpu)
+        assert resolve_precision("auto", accelerator) == expected
+        assert resolve_channels_last("auto", accelerator) is last
+
+
+def test_auto_is_channels_last_on_a_gpu(gpu):
     gpu()
-    assert resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_channels_last("auto", "auto") is True
+    assert resolve_channels_last("auto", "cpu") is False
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_format_that_is_named_is_taken(gpu, channels_last):
+    gpu()
+    assert resolve_channels_last(channels_last, "auto") is channels_last
+
+
+def test_auto_compiles_long_trainings_on_a_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(trainer, "has_triton", lambda: True)
+    monkeypatch.setattr(trainer.shutil, "which", lambda name: f"/usr/bin/{name}")
+    gpu()
+    assert resolve_compile("auto", "auto", 70_000) == "reduce-overhead"
+    assert resolve_compile("auto", "auto", 290) == "graph"
+    assert resolve_compile("auto", "cpu", 70_000) is False
+    assert resolve_compile(True, "auto", 290) is True
+    monkeypatch.setattr(trainer, "has_triton", lambda: False)
+    assert resolve_compile("auto", "auto", 70_000) == "graph"
     gpu(available=False)
-    assert resolve_precision("auto", "auto") == "32-true"
+    assert resolve_compile("auto", "auto", 70_000) is False
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true"])
@@ -47,7 +89,8 @@ def test_a_precision_that_is_named_is_taken(gpu, precision):
     assert resolve_precision(precision, "cpu") == precision
 
 
-def test_the_trainer_resolves_it():
+def test_the_trainer_resolves_it(gpu):
+    gpu(available=False)
     assert Trainer(accelerator="cpu", logger=False).precision == "32-true"
     assert Trainer("bf16-mixed", "cpu", logger=False).precision == "bf16-mixed"
 

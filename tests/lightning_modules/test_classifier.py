@@ -1,14 +1,16 @@
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from callbacks import EMA
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.losses import jensen_shannon
@@ -169,6 +171,73 @@ def test_a_cycle_must_rise(schedule: str) -> None:
 def test_milestones_are_rising_shares(milestones: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"^milestones must be rising shares of training, got "):
         small("sam_resnet", milestones=milestones)
+
+
+def test_after_the_first_epoch_nothing_is_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Training, and validation of raw weights and their average, whose last batch is partial."""
+    compile_with = nn.Module.compile
+
+    def compile_quickly(network: nn.Module, **options: Any) -> None:
+        compile_with(network, backend="eager", dynamic=options["dynamic"])
+
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    torch._dynamo.reset()
+    graphs: list[int] = []
+
+    class Counts(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    generator = torch.Generator().manual_seed(0)
+
+    def batches(*sizes: int) -> DataLoader[Any]:
+        made: Any = [
+            (torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % 10) for n in sizes
+        ]
+        return DataLoader(made, batch_size=None)
+
+    train, val = batches(6, 6), batches(8, 8, 3)
+    scores = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        module = small("sam_resnet", compile=compiled, base_width=4, blocks=(1, 1, 1))
+        trainer = Trainer(
+            logger=False,
+            enable_progress_bar=False,
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            max_epochs=3,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            callbacks=[EMA(decay=0.5), *([Counts()] if compiled else [])],
+        )
+        trainer.fit(module, train, val)
+        predicted: Any = trainer.predict(module, val)
+        assert [len(logits) for logits in predicted] == [8, 8, 3]
+        scores.append({k: float(v) for k, v in trainer.callback_metrics.items()} | {"p": predicted})
+    assert graphs[0] > 0
+    assert graphs == [graphs[0]] * 3
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_is_evaluated_and_the_network_left_as_it_was() -> None:
+    module = small("sam_resnet", base_width=4, blocks=(1, 1, 1)).eval()
+    average = copy.deepcopy(module.network)
+    with torch.no_grad():
+        for p in average.parameters():
+            p.mul_(0.9)
+    states = [copy.deepcopy(x.state_dict()) for x in (module.network, average)]
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+    with torch.inference_mode():
+        expected = F.cross_entropy(average(images), labels)
+        module.evaluate(average, (images, labels), "_ema")
+    torch.testing.assert_close(module.eval_metrics["_ema"].compute()[0], expected)
+    with pytest.raises(RuntimeError):
+        module.evaluate(average, (images[:, :2], labels), "_ema")  # two channels
+    for network, state in zip((module.network, average), states, strict=True):
+        torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
 
 
 def test_compiling_leaves_no_trace_in_the_checkpoint() -> None:

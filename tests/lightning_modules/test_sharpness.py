@@ -183,23 +183,39 @@ def test_training_is_that_of_a_plain_loop_of_two_passes(kind, precision, clip, a
     assert furthest(network, without) > 5 * tolerance
 
 
+@pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_with_a_fused_optimizer_it_is_the_same(precision):
+def test_with_a_fused_optimizer_it_is_the_same(precision, clip):
     batches, network, plain = make_batches(), make_network(), make_network()
-    fit(network, batches, "sam", precision=precision, fused=True)
-    train_plainly(plain, batches, "sam", precision)
+    fit(network, batches, "sam", precision=precision, gradient_clip_val=clip, fused=True)
+    train_plainly(plain, batches, "sam", precision, clip)
     assert_same_weights(network, plain, rtol=5e-4, atol=5e-4)
 
 
-@pytest.mark.parametrize(
-    ("precision", "clip"), [("32-true", 0.3), ("bf16-mixed", 0.3), ("16-mixed", None)]
-)
-def test_a_fused_optimizer_is_refused_where_it_hides_what_it_does(precision, clip):
-    options = {"precision": precision}
-    if precision == "16-mixed":  # on a CPU too
-        options = {"plugins": [MixedPrecision(precision, "cpu", torch.amp.GradScaler("cpu"))]}
+def test_a_fused_optimizer_is_refused_in_fp16():
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(MisconfigurationException, match=r"^fused must be False in 16-mixed"):
-        fit(make_network(), make_batches(), "sam", gradient_clip_val=clip, fused=True, **options)
+        fit(make_network(), make_batches(), "sam", fused=True, plugins=[plugin])
+
+
+def test_gradients_are_clipped_by_value():
+    batches, network, plain = make_batches(1), make_network(), make_network()
+    fit(network, batches, "none", max_epochs=1, gradient_clip_val=0.01,
+        gradient_clip_algorithm="value")  # fmt: skip
+    F.cross_entropy(plain(batches[0][0]), batches[0][1]).backward()
+    nn.utils.clip_grad_value_(plain.parameters(), 0.01)
+    torch.optim.SGD(plain.parameters(), lr=0.1, weight_decay=5e-4).step()
+    assert_same_weights(network, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_second_pass_sees_the_perturbed_weights_also_where_autocast_caches_casts():
+    (images, labels), network = make_batches(1)[0], make_network()
+    module = ImageClassifier(network, sharpness="sam", rho=RHO["sam"])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step((images, labels), 0)
+    with torch.autocast("cpu", torch.bfloat16):  # with the weights still perturbed
+        expected = module.loss(network(images), labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["sam", "asam"])
