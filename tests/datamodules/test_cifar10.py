@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import pil_to_tensor
 
 from datamodules import cifar10
-from datamodules.augmentation import Augmentation, normalise
+from datamodules.augmentation import Augmentation
 from datamodules.cifar10 import (
     CIFAR10_CLASSES,
     MEAN,

@@ -19,8 +19,8 @@ from torch import Tensor
 import datamodules.cifar10
 import experiments.evaluate
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import MEAN, STD
 from datamodules.corruptions import CORRUPTIONS, corrupt
+from datamodules.normalisation import MEAN, STD
 from datamodules.synthetic import synthetic_cifar10
 from experiments.console import UserError
 from experiments.evaluate import main
@@ -92,7 +92,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 def log_probabilities(folder: Path, weights: str, images: Tensor) -> np.ndarray:
     mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
     with torch.no_grad():
-        logits = open_run(folder).module(weights)((images / 255 - mean) / std).double().numpy()
+        logits = open_run(folder).network(weights)((images / 255 - mean) / std).double().numpy()
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from datamodules.array_pickles import unpickle_arrays
-from datamodules.submission import (
+from experiments.console import UserError
+from experiments.inference.array_pickles import unpickle_arrays
+from experiments.inference.pictures import read_picture
+from experiments.inference.unlabelled import (
     probabilities_csv,
-    read_picture,
     read_test_set,
     read_unlabelled,
     submission_csv,
@@ -101,7 +101,7 @@ def test_a_key_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
 def test_nothing_in_a_hostile_pickle_runs(tmp_path: Path, protocol: int) -> None:
     trace = tmp_path / "trace"
     hostile = write(tmp_path / "set.pkl", {"data": Payload(os.mkdir, str(trace))}, protocol)
-    with pytest.raises(MisconfigurationException, match=r"it asks for \w+\.mkdir"):
+    with pytest.raises(UserError, match=r"it asks for \w+\.mkdir"):
         unpickle_arrays(hostile)
     assert not trace.exists()
     # The same bytes, read without restriction, do act.
@@ -129,7 +129,7 @@ def test_every_road_to_code_is_closed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("set.pkl").write_bytes(content)
-    with pytest.raises(MisconfigurationException, match=r"^set\.pkl is neither .+ containers: \S"):
+    with pytest.raises(UserError, match=r"^set\.pkl is neither .+ containers: \S"):
         unpickle_arrays(Path("set.pkl"))
     assert [path.name for path in tmp_path.iterdir()] == ["set.pkl"]
     # Nor has the file changed how the next one is read.
@@ -146,10 +146,10 @@ def test_every_road_to_code_is_closed(
         ({"data": np.array([None])}, "it has an array of type 'O8'"),
         ({"images": PIXELS}, r"no array under the key data; its keys are \['images'\]"),
         ({"data": PIXELS, "ids": [1, 2]}, "has 5 images, but 2 ids"),
-        ({"data": PIXELS, "ids": None}, "has ids that are no list, but None"),
-        ({"data": PIXELS, "ids": 7}, "has ids that are no list, but 7"),
-        ({"data": PIXELS, "ids": "01234"}, "has ids that are no list, but '01234'"),
-        ({"data": PIXELS, "ids": np.array(7)}, "has ids that are no list"),
+        ({"data": PIXELS, "ids": None}, "has ids that are not a list, but None"),
+        ({"data": PIXELS, "ids": 7}, "has ids that are not a list, but 7"),
+        ({"data": PIXELS, "ids": "01234"}, "has ids that are not a list, but '01234'"),
+        ({"data": PIXELS, "ids": np.array(7)}, "has ids that are not a list"),
         ({"data": PIXELS, "ids": [b"\xff", 1, 2, 3, 4]}, "has an id that is not UTF-8: .*0xff"),
         ({"data": np.array(7, np.uint8)}, r"holds uint8 \(\), not uint8 \(N, 3072\)"),
         ({b"\xff": PIXELS}, r"no array under the key data; its keys are \['\ufffd'\]"),
@@ -157,14 +157,14 @@ def test_every_road_to_code_is_closed(
     ],
 )
 def test_a_pickle_of_something_else_is_named(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(MisconfigurationException, match=message):
+    with pytest.raises(UserError, match=message):
         read_test_set(write(tmp_path / "set.pkl", content))
 
 
 def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
     whole = write(tmp_path / "set.pkl", {"data": PIXELS})
     whole.write_bytes(whole.read_bytes()[:-500])
-    with pytest.raises(MisconfigurationException, match=r"set\.pkl is neither a picture nor"):
+    with pytest.raises(UserError, match=r"set\.pkl is neither a picture nor"):
         read_unlabelled([whole])
 
 
@@ -231,23 +231,23 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
 def test_a_picture_of_more_than_8_bits_is_refused(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "deep.tiff"
     Image.new(mode, (32, 32)).save(path)
-    with pytest.raises(MisconfigurationException, match=rf"deep.tiff has greys of .* {mode}\)$"):
+    with pytest.raises(UserError, match=rf"deep.tiff has greys of .* {mode}\)$"):
         read_picture(path)
 
 
 def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no pictures"):
         read_unlabelled([tmp_path])
-    with pytest.raises(MisconfigurationException, match=r"none\.png is missing"):
+    with pytest.raises(UserError, match=r"none\.png is missing"):
         read_unlabelled([tmp_path / "none.png"])
-    with pytest.raises(MisconfigurationException, match=r"none\.pkl does not exist"):
+    with pytest.raises(UserError, match=r"none\.pkl does not exist"):
         read_unlabelled([tmp_path / "none.pkl"])
     picture = tmp_path / "cut.png"
     Image.fromarray(PIXELS[0]).save(picture)
-    with pytest.raises(MisconfigurationException, match=r"2 images have the id .+cut\.png"):
+    with pytest.raises(UserError, match=r"2 images have the id .+cut\.png"):
         read_unlabelled([picture, tmp_path])
     picture.write_bytes(picture.read_bytes()[:1500])
-    with pytest.raises(MisconfigurationException, match=r"cut\.png is not a whole picture"):
+    with pytest.raises(UserError, match=r"cut\.png is not a whole picture"):
         read_unlabelled([picture])
 
 
