@@ -74,7 +74,7 @@ BOTH = {"raw": 0.4, "ema": 0.6}  # SAMResNet's shares
 #: the baseline of gains
 PLAIN = "plain"
 
-# The five strategies with a claim are SAMResNet's Figure 1, as in its code: logits are averaged, and
+# The five strategies with a claim are SAMResNet's Figure 1, as in its code: logits are averaged.
 # TTA has a temperature of 1.2, which changes no predicted class.
 STRATEGIES: dict[str, Strategy] = {
     PLAIN: Strategy(RAW, IDENTITY, claim=0.9256),

@@ -1,4 +1,4 @@
-"""Read unlabelled images: pictures, CIFAR batches and pickled test sets. Write predictions as CSV."""
+"""Read pictures, CIFAR batches and pickled test sets; write predictions as CSV."""
 
 import csv
 import io

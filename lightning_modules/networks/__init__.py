@@ -42,7 +42,7 @@ def build_network(name: str, hyper_parameters: Mapping[str, Any]) -> nn.Module:
     wanted = signature(cls).parameters
     network = cls(**{key: value for key, value in hyper_parameters.items() if key in wanted})
     if hyper_parameters.get("channels_last"):
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     return network
 
 

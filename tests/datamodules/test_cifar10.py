@@ -30,6 +30,7 @@ from datamodules.cifar10 import (
 )
 from datamodules.cifar10_files import find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
+from datamodules.normalisation import normalise
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader
 

@@ -296,8 +296,8 @@ def test_an_average_is_joined_with_the_raw_weights_whichever_it_is() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--images", "5"], "--images is of --shift"),
-        (["--cifar10c", "x"], "--cifar10c is of --shift"),
+        (["--images", "5"], "--images needs --shift"),
+        (["--cifar10c", "x"], "--cifar10c needs --shift"),
         (["--shift", "--strategies"], "--shift takes no --strategies"),
         (["--shift", "--only", "flip"], "--shift takes no --only"),
         (["--shift", "--severities", "1,6"], "--severities must be some of 1,2,3,4,5, got '6'"),
