@@ -57,7 +57,7 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
         raise UserError(f"{path} is not a whole picture: {reason}") from None
     if resized:
         image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1), resized
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), resized
 
 
 def _decode(opened: Image.Image) -> Image.Image:

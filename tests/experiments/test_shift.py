@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import datamodules.cifar10
-import experiments.evaluate
+import datamodules.corruptions
 from datamodules import CIFAR10DataModule
 from datamodules.corruptions import CORRUPTIONS, corrupt
 from datamodules.normalisation import MEAN, STD
@@ -54,7 +54,7 @@ def evaluate(*arguments: Any, severities: Sequence[int] = (1, 2, 3, 4, 5)) -> st
     """What `evaluate.py` prints, where CIFAR-10-C has these severities."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(experiments.evaluate, "SEVERITIES", severities)
+        patch.setattr(datamodules.corruptions, "SEVERITIES", severities)
         patch.setattr(sys, "argv", ["experiments/evaluate.py", *map(str, arguments)])
         patch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
         main()
