@@ -13,27 +13,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
-import torch
-
-from experiments.benchmarks import data, gpu, overhead, predict, step, time_to_accuracy
-from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
+from experiments.benchmarks.flags import KINDS
 from experiments.console import ArgumentParser, UserError, command
-from experiments.records.provenance import describe_device, git_state
-from experiments.reporting.tables import print_table
-from experiments.training.allocator import keep_freed_memory
-from experiments.training.cli import quiet
-
-KINDS: dict[str, ModuleType] = {
-    "data": data,
-    "step": step,
-    "overhead": overhead,
-    "time-to-accuracy": time_to_accuracy,
-    "predict": predict,
-    "gpu": gpu,
-}
 
 
 class Subcommand(ArgumentParser):
@@ -45,42 +29,56 @@ class Subcommand(ArgumentParser):
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags; a mistake in them ends the process."""
-    parser = ArgumentParser("Measure speed, and what it is made of.")
+    """Read the flags; UserError for a mistake."""
+    parser = ArgumentParser("Measure the speed of training, of its parts and of prediction.")
     kinds = parser.add_subparsers(
         dest="kind", metavar="KIND", required=True, parser_class=Subcommand
     )
-    for name, module in KINDS.items():
-        kind = kinds.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
-        module.add_arguments(kind)
-        kind.add_argument(
-            "--device",
-            choices=("cpu", "cuda"),
-            default="cuda" if torch.cuda.is_available() else "cpu",
-            help="what computes (default here: %(default)s)",
+    for name, kind in KINDS.items():
+        subcommand = kinds.add_parser(name, help=kind.summary, description=kind.summary)
+        kind.add_arguments(subcommand)
+        subcommand.add_argument(
+            "--device", choices=("cpu", "cuda"), help="default: cuda if available"
         )
-        kind.add_argument("--output", metavar="FILE.json", type=Path, help="the record to write")
+        subcommand.add_argument(
+            "--output", metavar="FILE.json", type=Path, help="record to write (default: none)"
+        )
     flags = parser.parse_args(argv)
     if flags.output and flags.output.is_dir():
         raise UserError(f"--output {flags.output} is a folder: name a file in it")
-    if flags.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is none that this PyTorch can use")
     return flags
 
 
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
+    import torch  # noqa: PLC0415  after the flags, because it takes seconds
+
+    from experiments.benchmarks.benchmark_record import (  # noqa: PLC0415
+        make_benchmark,
+        write_benchmark,
+    )
+    from experiments.records.provenance import describe_device, git_state  # noqa: PLC0415
+    from experiments.reporting.tables import print_table  # noqa: PLC0415
+    from experiments.training.allocator import keep_freed_memory  # noqa: PLC0415
+    from experiments.training.cli import quiet  # noqa: PLC0415
+
+    available = torch.cuda.is_available()
+    if flags.device == "cuda" and not available:
+        raise UserError(
+            "--device cuda: PyTorch finds no such device here; for example --device cpu"
+        )
+    flags.device = flags.device or ("cuda" if available else "cpu")
     quiet()
-    keep_freed_memory()  # as run.py and evaluate.py do
+    keep_freed_memory()  # as in run.py and evaluate.py
     code = git_state()
-    module = KINDS[flags.kind]
-    if flags.output:  # found out now rather than after minutes
+    if flags.output:  # an error now, not after minutes
         flags.output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(flags.output.parent, os.W_OK):
             raise UserError(f"--output {flags.output}: nothing can be written there")
+    module = import_module(f"experiments.benchmarks.{KINDS[flags.kind].module}")
     rows = module.measure(flags)
-    # Printed first, so that a disk that is full by now does not take the figures along.
+    # Printed first: a full disk must not lose the figures.
     print_table(module.table(rows))
     print(f"On {describe_device(torch.device(flags.device))}.")
     if flags.output:

@@ -13,12 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.tree import Tree
-
 from experiments.console import ArgumentParser, UserError, command
-from experiments.tracking.wandb_file import logged_keys
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -28,7 +23,7 @@ TIMEOUT = 10
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags; a mistake in them ends the process."""
+    """Read the flags; UserError for a mistake."""
     parser = ArgumentParser(
         "Print the W&B workspace of this project's runs, without account or network, or save it."
     )
@@ -37,23 +32,25 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="RUN",
         type=Path,
         nargs="*",
-        help="folder of a run: marks what none of these runs has logged",
+        help="folder of a run: mark the keys that none of these runs has logged",
     )
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--json", action="store_true", help="print what W&B would be sent")
-    instead.add_argument("--save", action="store_true", help="save it as a new view of the project")
-    parser.add_argument("--entity", default="", help="user or team (default: that of the account)")
-    parser.add_argument("--project", default="sub5m", help="whose runs it shows (default: sub5m)")
+    instead.add_argument("--json", action="store_true", help="print the specification for W&B")
+    instead.add_argument("--save", action="store_true", help="save it as a new view of the project on W&B")
+    parser.add_argument("--entity", default="", help="user or team (default: the account's)")
+    parser.add_argument("--project", default="sub5m", help="project of the runs (default: sub5m)")
     flags = parser.parse_args(argv)
     if flags.runs and (flags.json or flags.save):
         raise UserError(
-            f"RUN goes without --{'json' if flags.json else 'save'}, got {flags.runs[0]}"
+            f"RUN {flags.runs[0]} cannot be used with --{'json' if flags.json else 'save'}"
         )
     return flags
 
 
 def logged_by(runs: Sequence[Path]) -> set[str] | None:
-    """The keys that some of the runs have logged; None of no run."""
+    """The keys that at least one of the runs has logged; None without runs."""
+    from experiments.tracking.wandb_file import logged_keys  # noqa: PLC0415
+
     if not runs:
         return None
     keys: set[str] = set()
@@ -64,14 +61,18 @@ def logged_by(runs: Sequence[Path]) -> set[str] | None:
             raise UserError(str(error)) from None
         if not found:
             raise UserError(
-                f"{run} holds no run of W&B: it was trained with --wandb disabled, or is no run"
+                f"{run} has no W&B files: name a run that was trained with --wandb offline or online"
             )
         keys |= found
     return keys
 
 
 def show(workspace: "Workspace", logged: set[str] | None) -> None:
-    """Print sections and panels with their keys; those are marked that have not been logged."""
+    """Print sections and panels with their keys, and mark the keys that no run has logged."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.tree import Tree  # noqa: PLC0415
+
     from experiments.tracking.panels import COLUMNS, is_logged, keys_of, title_of  # noqa: PLC0415
 
     def named(keys: Sequence[str]) -> str:
@@ -90,7 +91,7 @@ def show(workspace: "Workspace", logged: set[str] | None) -> None:
 
 
 def save(workspace: "Workspace") -> str:
-    """Save it with the account of `wandb login`, to whom it goes by default; its address."""
+    """Save the workspace with the account of `wandb login`, and return its address."""
     import wandb  # noqa: PLC0415  takes seconds, and a machine may be without it
 
     wandb.setup(wandb.Settings(silent=True))
@@ -100,7 +101,7 @@ def save(workspace: "Workspace") -> str:
         account = wandb.Api(timeout=TIMEOUT)
         workspace.entity = workspace.entity or account.default_entity or ""
         return workspace.save().url
-    except Exception as error:  # of W&B, of its service, or of the network: no class has them all
+    except Exception as error:  # W&B, its service and the network have no common class
         raise UserError(f"--save: {error}") from None
 
 
@@ -113,7 +114,7 @@ def main() -> None:
                 f"the dashboard needs the package {package.replace('_', '-')}: install it with "
                 "pip install -r requirements.txt"
             )
-    # After the check, as importing them takes seconds, and a machine may be without them.
+    # After the flags: importing them takes seconds, and they may be missing.
     from experiments.tracking.panels import build_workspace  # noqa: PLC0415
 
     workspace = build_workspace(flags.entity, flags.project)

@@ -24,28 +24,30 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from experiments.claims.claims import claim_rows
-from experiments.claims.claims_page import write_claims
-from experiments.claims.matching import RESULTS, load_results
-from experiments.claims.suites import SUITES, Scale, Suite, read_rows, read_suites
+from experiments.claims.suites import (
+    RESULTS,
+    SCALES,
+    SUITES,
+    Scale,
+    Suite,
+    read_rows,
+    read_suites,
+)
 from experiments.console import ArgumentParser, UserError, command
-from experiments.reporting.frontier import write_frontier
-from experiments.reporting.tables import print_table
-from experiments.reproduction.engine import Engine, Here, execute
-from experiments.reproduction.plan import SCALES, Job, make_plan
-from experiments.reproduction.progress import Display, duration, share_done
-from experiments.reproduction.runner import Outcome, Workplace
-from experiments.reproduction.training_cost import Stopwatch
+
+if TYPE_CHECKING:
+    from experiments.claims.matching import Results
+    from experiments.reproduction.engine import Engine
+    from experiments.reproduction.plan import Job
+    from experiments.reproduction.runner import Outcome, Workplace
+
+# Functions import torch and Lightning, which `--help` does not need.
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags; a mistake in them ends the process."""
+    """Read the flags; UserError for a mistake."""
     parser = ArgumentParser("Train what the papers' tables still lack, and judge their claims.")
     parser.add_argument(
         "suites",
@@ -56,7 +58,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--rows", metavar="NAME,NAME", help="some rows of the suites (default: all)"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of a row (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each row (default: 3)")
     parser.add_argument(
         "--scale",
         choices=get_args(Scale),
@@ -73,28 +75,30 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--table", action="store_true", help="write CLAIMS.md and FRONTIER.md from the records"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs"), help="where run folders lie (default: runs)"
+        "--output", type=Path, default=Path("runs"), help="folder of run folders (default: runs)"
     )
     parser.add_argument(
         "--results",
         type=Path,
         default=RESULTS,
-        help="records are looked for in this folder, and filed in its folder claims",
+        help="folder of records; new ones go into its subfolder claims",
     )
     parser.add_argument(
         "--rows-at-once",
         type=int,
         default=1,
-        help="trainings at a time, which share the processors and the GPU (default: 1)",
+        help="simultaneous trainings on this machine (default: 1)",
     )
     parser.add_argument(
-        "--ray", metavar="auto|ADDRESS", help="rows as tasks of a running Ray cluster"
+        "--ray", metavar="auto|ADDRESS", help="train the rows on a running Ray cluster"
     )
-    parser.add_argument("--cpus-per-row", type=float, default=1, help="with --ray (default: 1)")
+    parser.add_argument(
+        "--cpus-per-row", type=float, default=1, help="CPUs of a row, with --ray (default: 1)"
+    )
     parser.add_argument(
         "--gpus-per-row",
         type=float,
-        help="with --ray, also a fraction (default: 1 where the cluster has GPUs)",
+        help="GPUs of a row, with --ray; may be a fraction (default: 1 if there are GPUs)",
     )
     flags = parser.parse_args(argv)
     if not flags.suites and not flags.table:
@@ -125,8 +129,15 @@ def check_results(flags: argparse.Namespace) -> None:
     print(f"There are no records: {flags.results} does not exist, and is made")
 
 
-def show_plan(jobs: Sequence[Job], stopwatch: Stopwatch, runs: Path, scale: Scale) -> None:
-    """Print what is to be done, in order, with what it costs."""
+def show_plan(jobs: Sequence["Job"], results: "Results", runs: Path, scale: Scale) -> None:
+    """Print the runs to do, in order, with their cost."""
+    from rich.table import Table  # noqa: PLC0415
+
+    from experiments.reporting.tables import print_table  # noqa: PLC0415
+    from experiments.reproduction.progress import duration, share_done  # noqa: PLC0415
+    from experiments.reproduction.training_cost import Stopwatch  # noqa: PLC0415
+
+    stopwatch = Stopwatch(results.records)
     table = Table(
         title=f"{len(jobs)} runs to do, {SCALES[scale]}",
         caption="Claims: comparable ones without any measurement so far. Operations: forward and "
@@ -154,7 +165,14 @@ def show_plan(jobs: Sequence[Job], stopwatch: Stopwatch, runs: Path, scale: Scal
 
 
 def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
-    """Print what the records say of the suites' claims."""
+    """Print the verdicts of the records on the suites' claims."""
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from experiments.claims.claims import claim_rows  # noqa: PLC0415
+    from experiments.claims.matching import load_results  # noqa: PLC0415
+    from experiments.reporting.tables import print_table  # noqa: PLC0415
+
     found = load_results(results)
     table = Table(title=f"Claims, {SCALES[scale]}")
     for column in ("claim", "claimed", "measured", "n", "verdict", "seeds needed"):
@@ -167,30 +185,38 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
     print_table(table)
 
 
-def start_engine(flags: argparse.Namespace, place: Workplace, deadline: float) -> Engine:
-    """What calls `run_row`: this machine alone, or a Ray cluster."""
+def start_engine(flags: argparse.Namespace, place: "Workplace", deadline: float) -> "Engine":
+    """Return the engine that calls `run_row`: this machine, or a Ray cluster."""
     if flags.ray is None:
+        from experiments.reproduction.engine import Here  # noqa: PLC0415
+
         return Here(place, deadline, flags.rows_at_once)
     from experiments.reproduction.ray_runner import RayCluster  # noqa: PLC0415  a machine may be without it
 
     return RayCluster(flags.ray, flags.cpus_per_row, flags.gpus_per_row, place, deadline)
 
 
-def run(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Outcome]:
-    """Execute the plan; Ctrl-C and SIGTERM end it as the end of the time does."""
+def run(jobs: Sequence["Job"], flags: argparse.Namespace) -> list["Outcome"]:
+    """Execute the plan; Ctrl-C and SIGTERM end it like the end of the time."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from experiments.reproduction.engine import execute  # noqa: PLC0415
+    from experiments.reproduction.progress import Display  # noqa: PLC0415
+    from experiments.reproduction.runner import Workplace  # noqa: PLC0415
+
     place = Workplace(flags.output.resolve(), (flags.results / "claims").resolve())
     deadline = time.time() + 60 * flags.budget_minutes
     engine = start_engine(flags, place, deadline)
     stop = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # behind Ray, which sets its own
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
         signal.signal(number, lambda *_: stop.set())
     display = Display(jobs, place.runs, Console())
     with display.bars:
         return execute(jobs, engine, deadline, stop, display.look, display.ended)
 
 
-def summarise(outcomes: Sequence[Outcome], scale: Scale) -> int:
-    """Print what became of the jobs; the exit code."""
+def summarise(outcomes: Sequence["Outcome"], scale: Scale) -> int:
+    """Print the outcomes of the jobs, and return the exit code."""
     if not outcomes:
         print(f"Nothing is left to train, {SCALES[scale]}")
         return 0
@@ -211,6 +237,9 @@ def summarise(outcomes: Sequence[Outcome], scale: Scale) -> int:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
+    from experiments.claims.matching import load_results  # noqa: PLC0415
+    from experiments.reproduction.plan import make_plan  # noqa: PLC0415
+
     code = 0
     suites = read_suites(flags.suites)
     rows = read_rows(flags.rows, suites)
@@ -218,11 +247,14 @@ def main() -> None:
     results = load_results(flags.results)
     jobs = make_plan(suites, rows, flags.scale, flags.seeds, results, flags.output)
     if suites and flags.dry_run:
-        show_plan(jobs, Stopwatch(results.records), flags.output, flags.scale)
+        show_plan(jobs, results, flags.output, flags.scale)
     elif suites:
         code = summarise(run(jobs, flags) if jobs else [], flags.scale)
         show_claims(suites, flags.scale, flags.results)
     if flags.table:
+        from experiments.claims.claims_page import write_claims  # noqa: PLC0415
+        from experiments.reporting.frontier import write_frontier  # noqa: PLC0415
+
         print(f"Every claim: {write_claims(flags.results)}")
         print(f"Accuracy against size and cost: {write_frontier(flags.results)}")
     sys.exit(code)

@@ -26,11 +26,8 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from experiments.claims.matching import RESULTS, load_results
-from experiments.claims.suites import Suite, read_rows, read_suites
+from experiments.claims.suites import RESULTS, Suite, read_rows, read_suites
 from experiments.console import ArgumentParser, UserError, command
-from experiments.records.record import write_atomically
-from experiments.reproduction.runner import Workplace
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -99,8 +96,11 @@ def page_name(flags: argparse.Namespace, suite: Suite) -> str:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    # Not at the top: they import Optuna, whose absence read_arguments answers in one line.
+    # After the flags: these import Optuna, which may be missing, and torch, which takes seconds.
+    from experiments.claims.matching import load_results  # noqa: PLC0415
+    from experiments.records.record import write_atomically  # noqa: PLC0415
     from experiments.reproduction.halving import Worker, make_rungs, row_of, screen  # noqa: PLC0415
+    from experiments.reproduction.runner import Workplace  # noqa: PLC0415
     from experiments.reproduction.screening_page import render  # noqa: PLC0415
 
     stop = Event()

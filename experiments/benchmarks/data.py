@@ -12,7 +12,6 @@ whole batches, as every step of a training has its own.
 
 import argparse
 import gc
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -28,13 +27,12 @@ from datamodules import CIFAR10DataModule
 from datamodules.tensor_loader import Batch, TrainLoader
 from experiments.benchmarks.step import DTYPES, Step, Variant
 from experiments.benchmarks.stock import stock_instead, stock_loader
-from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
+from experiments.benchmarks.timing import Ratio, alternate, ratio
 from experiments.console import UserError, near
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import default_config, resolve_config
 from experiments.training.trainer import Trainer, resolve_precision
 
-SUMMARY = "Images per second of every preset's data path, beside torchvision's in a DataLoader."
 # Beside the presets: crop, flip and Cutout.
 PLAIN = "-"
 POLICIES = {
@@ -45,53 +43,6 @@ POLICIES = {
 }
 # What decides no image.
 ELSEWHERE = ("root", "source", "download", "eval_batch_size", "val_fraction", "split_seed", "seed")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--presets",
-        metavar="NAME,NAME",
-        help="some presets (default: all, and crop, flip and Cutout): " + ", ".join(EXPERIMENTS),
-    )
-    parser.add_argument(
-        "--images",
-        metavar="N",
-        type=positive,
-        default=40_000,
-        help="that our side prepares in a repeat, in whole batches (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--stock-images",
-        metavar="N",
-        type=positive,
-        default=10_000,
-        help="the same for the stock way, as many batches for each worker (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=positive,
-        default=os.cpu_count(),
-        help="processes of the stock way (default: the number of CPUs, here %(default)s)",
-    )
-    parser.add_argument(
-        "--share",
-        metavar="NAME",
-        help="a preset whose training step is timed too, in turns with its data path",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=DTYPES,
-        help="number format of that step (default: the preset's)",
-    )
-    add_repeats(parser, default=5)
-    parser.add_argument("--root", help="folder of CIFAR-10 (default: $CIFAR10_ROOT, else data)")
-    parser.add_argument(
-        "--source",
-        choices=("auto", "cifar10", "synthetic"),
-        default="auto",
-        help="images, on which no time depends (default: CIFAR-10 where it is or can be had)",
-    )
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,12 +30,11 @@ from experiments.benchmarks.benchmark_record import make_benchmark, write_benchm
 from experiments.benchmarks.in_trainer import StepWindows, fit
 from experiments.benchmarks.overhead import alternate_epochs
 from experiments.benchmarks.step import DTYPES, Step, Variant, first_line, short
-from experiments.benchmarks.timing import add_repeats, copy_bandwidth, matmul_ceiling, positive
+from experiments.benchmarks.timing import copy_bandwidth, matmul_ceiling
 from experiments.console import UserError, near
 from experiments.records.provenance import describe_device, git_state
 from experiments.training.configuration import resolve_config
 
-SUMMARY = "Every target of a GPU: steps in the Trainer, its overhead, and the time to 94%."
 SOURCE = "--data.source=auto"
 Found = dict[str, Any]
 
@@ -201,55 +199,6 @@ TARGETS = {
         partial(step_in_trainer, "enhanced_efficient_resnet", 128),
     ),
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(output=Path("gpu.json"))
-    parser.add_argument(
-        "--rows", metavar="NAME,NAME", help=f"some rows (default: all) of {', '.join(TARGETS)}"
-    )
-    parser.add_argument(
-        "--airbench",
-        metavar="FILE",
-        type=Path,
-        help="legacy/airbench94.py of a clone of KellerJordan/cifar10-airbench",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=7.0,
-        help="after which no row and no repeat begins; imports come on top (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--warm-up",
-        metavar="N",
-        type=positive,
-        default=60,
-        help="steps before the first window (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--window",
-        metavar="N",
-        type=positive,
-        default=100,
-        help="steps, fewer where an epoch has fewer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--strategy",
-        choices=time_to_accuracy.RAW_STRATEGIES,
-        default="adaptive",
-        help="of our answers to the test images (default: adaptive, as in time-to-accuracy)",
-    )
-    parser.add_argument(
-        "--max-images",
-        metavar="N",
-        type=positive,
-        help="at most so many images a step, to try this on a CPU (default: no limit)",
-    )
-    add_repeats(parser, default=5)
-    parser.add_argument(
-        "run_flags", metavar="FLAGS", nargs="*", help="behind --: flags of run.py, for every row"
-    )
 
 
 def measure(flags: argparse.Namespace) -> list[Found]:

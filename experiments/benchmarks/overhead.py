@@ -25,8 +25,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 from torch import Tensor
 
+from experiments.benchmarks.flags import BARE_PRECISIONS
 from experiments.benchmarks.in_trainer import fit, now
-from experiments.benchmarks.timing import Ratio, add_repeats, positive, ratio
+from experiments.benchmarks.timing import Ratio, ratio
 from experiments.console import UserError
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import resolve_config
@@ -34,32 +35,7 @@ from experiments.training.length import batches_per_epoch
 from experiments.training.trainer import resolve_precision
 from lightning_modules.speed_resnet import SpeedResNetClassifier
 
-SUMMARY = "One epoch under the Trainer with all its callbacks and loggers, over a bare loop."
 WARM_UP = 2  # steps of the bare loop in the round that does not count
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--arch",
-        choices=list(EXPERIMENTS),
-        metavar="NAME",
-        default="speed_resnet",
-        help="a preset (default: %(default)s)",
-    )
-    parser.add_argument("--batch-size", metavar="N", type=positive, default=1024)
-    parser.add_argument(
-        "--steps",
-        metavar="N",
-        type=positive,
-        default=48,
-        help="of the epoch, the last of which the loggers write down (default: 48, all of them)",
-    )
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16-mixed")
-    add_repeats(parser, default=3)
-    parser.add_argument(
-        "run_flags", metavar="FLAGS", nargs="*", help="behind --: flags of run.py, for both sides"
-    )
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
@@ -110,7 +86,7 @@ def refuse_others(config: Mapping[str, Any]) -> None:
     followed = {
         "accumulate_grad_batches": (trainer["accumulate_grad_batches"], (1,)),
         "gradient_clip_algorithm": (trainer["gradient_clip_algorithm"], (None, "norm")),
-        "precision": (precision, PRECISIONS),
+        "precision": (precision, BARE_PRECISIONS),
     }
     for name, (value, same) in followed.items():
         if value not in same:

@@ -7,9 +7,8 @@ network in evaluation mode and through the averaging of its views.
 import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -18,50 +17,18 @@ from torch import Tensor, nn
 
 from datamodules.normalisation import MEAN, STD
 from datamodules.tensor_loader import EvalLoader
-from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
+from experiments.benchmarks.timing import Ratio, alternate, ratio
 from experiments.inference.finished import FinishedRun, open_run
 from experiments.inference.strategies import PLAIN, STRATEGIES
-from experiments.presets import EXPERIMENTS, PRESETS
+from experiments.presets import PRESETS
 from experiments.training.configuration import resolve_config
-from experiments.training.trainer import Precision, resolve_precision
+from experiments.training.trainer import resolve_precision
 from lightning_modules.networks import build_network
 from lightning_modules.prediction import is_unsure
 
-SUMMARY = "Images per second in evaluation, with and without test-time augmentation."
 UNTRAINED = [PLAIN, "flip", "six-view"]
 # Of which images a network is unsure depends on what it has learned.
 TRAINED = [*UNTRAINED, "adaptive"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--run",
-        metavar="RUN",
-        type=Path,
-        help="folder of a finished run: with its raw weights on its validation images, also views "
-        "of unsure images alone; where it has none on test images, whose labels stay unread",
-    )
-    what.add_argument(
-        "--arch",
-        choices=list(EXPERIMENTS),
-        default="speed_resnet",
-        help="a preset's network, untrained, on noise (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--images",
-        metavar="N",
-        type=positive,
-        default=5_000,
-        help="the first of these images (default: %(default)s, all that validate)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=get_args(Precision),
-        help="number format (default: that of training)",
-    )
-    add_repeats(parser, default=3)
-    parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
 
 
 @torch.inference_mode()

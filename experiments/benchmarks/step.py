@@ -39,14 +39,13 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.benchmarks.flags import MEMORY_FORMATS, TORCH_MODES
 from experiments.benchmarks.memory import held_bytes, peak_growth, saved_bytes, tensors_in
 from experiments.benchmarks.timing import (
     Ratio,
-    add_repeats,
     alternate,
     copy_bandwidth,
     matmul_ceiling,
-    positive,
     ratio,
 )
 from experiments.console import UserError, near
@@ -56,10 +55,7 @@ from experiments.training.devices import synchronise
 from lightning_modules import ARCHITECTURES
 from lightning_modules.optimizers import make_optimizer
 
-SUMMARY = "Forward pass, backward pass and optimizer step of every architecture, in all variants."
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
-FORMATS = ("contiguous", "channels_last")
-TORCHS = ("torch-reduce-overhead", "torch-max-autotune")
 PROFILED = 5  # steps
 # The names of CUDA's runtime and driver calls, of which a replayed graph is one.
 LAUNCH = re.compile(r"cu(da)?(Graph)?Launch")
@@ -96,7 +92,7 @@ class Step:
         images = torch.randn(batch_size, 3, 32, 32)
         self.batch = images.to(device), torch.randint(10, (batch_size,)).to(device)
         layout = {"channels_last": variant.memory_format == "channels_last"}
-        torchs = variant.compiled in TORCHS
+        torchs = variant.compiled in TORCH_MODES
         compiled = False if torchs else variant.compiled
         module = EXPERIMENTS[arch](**{**hparams, **layout, "compile": compiled})
         if torchs:
@@ -175,47 +171,12 @@ def profile_steps(step: Callable[[], object], device: torch.device) -> dict[str,
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--arch",
-        metavar="NAME,NAME",
-        help=f"some presets (default: {','.join(ARCHITECTURES)}) of {', '.join(EXPERIMENTS)}",
-    )
-    parser.add_argument(
-        "--compile",
-        metavar="MODE,MODE",
-        default="both",
-        help="off, on, both, graph, reduce-overhead, max-autotune, or torch's own modes "
-        f"{' and '.join(TORCHS)} (default: both)",
-    )
-    parser.add_argument("--precision", choices=(*DTYPES, "both"), default="both")
-    parser.add_argument("--memory-format", choices=(*FORMATS, "both"), default="both")
-    parser.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=positive,
-        help="images of a step (default: the preset's)",
-    )
-    parser.add_argument(
-        "--max-images",
-        metavar="N",
-        type=positive,
-        help="at most so many images a step, for slow machines (default: no limit)",
-    )
-    parser.add_argument(
-        "--profile",
-        action="store_true",
-        help="also count kernel launches and the host's time, of a step under torch.profiler",
-    )
-    add_repeats(parser, default=3)
-
-
 def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
     """Every combination that the flags ask for, the baseline first where it is among them."""
     modes: dict[str, list[bool | str]] = {"off": [False], "on": [True], "both": [False, True]}
     compiled = [x for mode in flags.compile.split(",") for x in modes.get(mode, [mode])]
     precisions = list(DTYPES) if flags.precision == "both" else [flags.precision]
-    formats = list(FORMATS) if flags.memory_format == "both" else [flags.memory_format]
+    formats = list(MEMORY_FORMATS) if flags.memory_format == "both" else [flags.memory_format]
     return [Variant(*x) for x in product(compiled, precisions, formats)]
 
 
@@ -228,7 +189,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True  # as the Trainer has it
     variants = chosen_variants(flags)
-    for mode in {v.compiled for v in variants if isinstance(v.compiled, str)} - {*TORCHS}:
+    for mode in {v.compiled for v in variants if isinstance(v.compiled, str)} - {*TORCH_MODES}:
         for name in names:
             resolve_config([f"--arch={name}", f"--model.compile={mode}"])  # refuses another one
     ceilings = {x: matmul_ceiling(DTYPES[x], device) for x in {v.precision for v in variants}}

@@ -45,71 +45,15 @@ from experiments.benchmarks import airbench
 from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
 from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.operations import FILE, CountOperations
-from experiments.benchmarks.timing import positive
 from experiments.console import UserError
 from experiments.inference.evaluation import open_images, open_networks
 from experiments.inference.finished import open_run
-from experiments.inference.strategies import RAW, STRATEGIES, Strategy
-from experiments.presets import EXPERIMENTS
+from experiments.inference.strategies import STRATEGIES, Strategy
 from experiments.records.provenance import ROOT, git_state
 from experiments.training.cli import ExperimentCLI
 
-SUMMARY = "What a preset's test accuracy costs in seconds and operations, over several seeds."
 RUN = ROOT / "experiments" / "run.py"
 COUNTER = f"{CountOperations.__module__}.{CountOperations.__name__}"
-#: strategies of the weights that every run has
-RAW_STRATEGIES = [name for name, s in STRATEGIES.items() if s.networks == RAW]
-
-
-def share(text: str) -> float:
-    """A flag's accuracy: above 0 and at most 1."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
-    return number
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--target", type=share, default=0.94, help="mean test accuracy (default: 0.94)"
-    )
-    parser.add_argument(
-        "--arch",
-        choices=list(EXPERIMENTS),
-        metavar="NAME",
-        default="speed_resnet",
-        help="a preset (default: %(default)s)",
-    )
-    parser.add_argument("--seeds", metavar="N", type=positive, default=3, help="(default: 3)")
-    parser.add_argument("--first-seed", metavar="N", type=int, default=0, help="(default: 0)")
-    parser.add_argument(
-        "--strategy",
-        choices=RAW_STRATEGIES,
-        default="adaptive",
-        help="of prediction (default: adaptive, six views of images that one view is unsure of)",
-    )
-    parser.add_argument(
-        "--beside",
-        metavar="COMMAND",
-        help="run this shell command in alternation; its last line of output is a JSON object "
-        '{"accuracy": ..., "seconds": ...}, with "operations" if known',
-    )
-    parser.add_argument(
-        "--airbench",
-        metavar="FILE",
-        type=Path,
-        help="instead: legacy/airbench94.py of a clone of KellerJordan/cifar10-airbench, with both "
-        "sides warm in this process",
-    )
-    parser.add_argument(
-        "--beside-runs", metavar="N", type=positive, help="of that command (default: --seeds)"
-    )
-    parser.add_argument(
-        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="for run folders"
-    )
-    parser.add_argument(
-        "run_flags", metavar="FLAGS", nargs="*", help="behind --: flags of run.py, for every seed"
-    )
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:

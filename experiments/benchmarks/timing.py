@@ -1,6 +1,5 @@
 """Wall clocks of things that are compared: measured in turns, summed up by medians."""
 
-import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,25 +8,6 @@ from statistics import median
 import torch
 
 from experiments.training.devices import synchronise
-
-
-def positive(text: str) -> int:
-    """A flag's number of images, rounds and the like: an integer of 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
-
-
-def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
-    """Add `--repeats`, the rounds of `alternate`."""
-    parser.add_argument(
-        "--repeats",
-        metavar="N",
-        type=positive,
-        default=default,
-        help="rounds, in each of which every side is timed once (default: %(default)s)",
-    )
 
 
 def alternate(

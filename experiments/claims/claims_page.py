@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 from experiments.claims.claims import ClaimRow, claim_rows
-from experiments.claims.matching import RESULTS, Results, load_results
+from experiments.claims.matching import Results, load_results
 from experiments.claims.seed_statistics import USUAL_SD, mean_of, needed_seeds
-from experiments.claims.suites import Scale, Suite, load_suites
+from experiments.claims.suites import RESULTS, Scale, Suite, load_suites
 from experiments.claims.verdicts import MEANING
 from experiments.records.record import Record, write_atomically
 

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claims.suite_file import SuiteError
-from experiments.claims.suites import Row, Scale
+from experiments.claims.suites import RESULTS, Row, Scale
 from experiments.console import ArgumentParser, UserError
 from experiments.inference.strategies import PLAIN
 from experiments.records.record import Evaluation, Record, read_any
 from experiments.training.cli import SWITCHES
 from experiments.training.configuration import default_config, resolve_config
 from experiments.training.length import steps_of_epochs
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 #: Settings that a training can differ in and still be the same. All others count.
 IRRELEVANT = frozenset(

@@ -20,8 +20,14 @@ from experiments.inference.strategies import PLAIN, STRATEGIES
 from experiments.presets import EXPERIMENTS
 
 SUITES = Path(__file__).resolve().parents[1] / "suites"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 Scale = Literal["full", "mini"]
+#: how every output describes its scale
+SCALES: dict[Scale, str] = {
+    "full": "full scale: as the papers describe it",
+    "mini": "MINI scale: smaller networks and shorter schedules than the papers'",
+}
 Metric = Literal[
     "test accuracy",
     "val accuracy",

@@ -15,12 +15,6 @@ from experiments.console import UserError
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.length import batches_per_epoch
 
-#: what every output says of what it shows
-SCALES: dict[Scale, str] = {
-    "full": "full scale: as the papers describe it",
-    "mini": "MINI scale: smaller networks and shorter schedules than the papers'",
-}
-
 
 @dataclass(frozen=True)
 class Job:

@@ -14,7 +14,7 @@ from experiments import benchmark
 from experiments.benchmarks import data, predict, stock, time_to_accuracy, timing
 from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.benchmarks.step import Step
-from experiments.benchmarks.timing import alternate, positive, ratio
+from experiments.benchmarks.timing import alternate, ratio
 from experiments.presets import EXPERIMENTS
 from experiments.reporting.tables import print_table
 from experiments.training.configuration import resolve_config
@@ -81,14 +81,15 @@ def printed(table, capsys):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", benchmark.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
     record, output = measured(kind, *TOY[kind])
     assert record.kind == kind
     assert record.rows
     assert not any(row.get("error") or row.get("limits_error") for row in record.rows)
     assert record.settings["device"] == "cpu"
-    assert printed(benchmark.KINDS[kind].table(record.rows), capsys) in output
+    module = import_module(f"experiments.benchmarks.{KINDS[kind].module}")
+    assert printed(module.table(record.rows), capsys) in output
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_what_was_measured_is_shown_where_the_disk_is_full_by_then(tmp_path, mon
         assert shown
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(benchmark, "write_benchmark", full)
+    monkeypatch.setattr(benchmark_record, "write_benchmark", full)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "predict", f"--output={tmp_path / 'a.json'}"])
     assert "No space left" in refusal(act=benchmark.main)
 

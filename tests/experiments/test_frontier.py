@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from experiments.benchmarks.benchmark_record import read_benchmark
-from experiments.claims.matching import RESULTS
+from experiments.claims.suites import RESULTS
 from experiments.inference.strategies import STRATEGIES
 from experiments.records.record import Score, read_evaluation, write_record
 from experiments.reporting.frontier import (

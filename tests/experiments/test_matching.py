@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from experiments.claims.matching import RESULTS, Results, load_results, training_of
-from experiments.claims.suites import load_suites
+from experiments.claims.matching import Results, load_results, training_of
+from experiments.claims.suites import RESULTS, load_suites
 from experiments.console import UserError
 from experiments.records.record import read_evaluation, write_record
 from experiments.training.configuration import resolve_config

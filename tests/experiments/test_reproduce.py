@@ -160,7 +160,7 @@ def reproduce(tmp_path, scripts, suite, monkeypatch, capsys):
     def reproduce(*flags, suite="table.yaml"):
         monkeypatch.chdir(tmp_path)
         stand_in = partial(Workplace, scripts=scripts)
-        monkeypatch.setattr(experiments.reproduce, "Workplace", stand_in)
+        monkeypatch.setattr(experiments.reproduction.runner, "Workplace", stand_in)
         argv = ["reproduce.py", suite, "--results=results", *flags]
         monkeypatch.setattr(sys, "argv", [x for x in argv if x])
         with pytest.raises(SystemExit) as end:

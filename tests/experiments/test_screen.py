@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import experiments.screen
-from experiments.claims.matching import RESULTS, load_results
+from experiments.claims.matching import load_results
 from experiments.claims.seed_statistics import welch_difference
-from experiments.claims.suites import load_suite
+from experiments.claims.suites import RESULTS, load_suite
 from experiments.console import UserError
 from experiments.records.record import write_record
 from experiments.reproduction import halving

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import experiments.reproduce
-from experiments.reproduction.runner import Workplace
+from experiments.reproduction import runner
 
-experiments.reproduce.Workplace = partial(Workplace, scripts=Path(__file__).parent)  # type: ignore
+runner.Workplace = partial(runner.Workplace, scripts=Path(__file__).parent)  # type: ignore
 experiments.reproduce.main()

@@ -1,0 +1,66 @@
+"""Every command answers `--help` and mistakes before it imports a slow package."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from experiments.benchmarks.flags import KINDS, PRECISIONS
+from experiments.training.trainer import Precision
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = {path.name for path in (ROOT / "experiments").glob("*.py")}
+COMMANDS -= {"__init__.py", "console.py", "presets.py"}
+SLOW = {
+    "jsonargparse",
+    "lightning",
+    "matplotlib",
+    "numpy",
+    "optuna",
+    "pandas",
+    "rich",
+    "scipy",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "wandb",
+}
+
+
+def run(*arguments: str) -> tuple[int, str, str, set[str]]:
+    """Exit code, output, errors and imported packages of a command in a process of its own."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    imports = [line for line in lines if line.startswith("import time:")]
+    errors = "\n".join(line for line in lines if not line.startswith("import time:"))
+    packages = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
+    return done.returncode, done.stdout, errors, packages
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[name] for name in sorted(COMMANDS)] + [["benchmark.py", kind] for kind in KINDS],
+    ids=" ".join,
+)
+def test_help_imports_no_slow_package(arguments):
+    code, output, errors, packages = run(f"experiments/{arguments[0]}", *arguments[1:], "--help")
+    assert (code, errors) == (0, "")
+    assert output.startswith("usage: ")
+    assert "experiments" in packages
+    assert not packages & SLOW
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_mistake_is_one_line_and_imports_no_slow_package(name):
+    code, output, errors, packages = run(f"experiments/{name}", "--no-such-flag")
+    assert (code, output) == (2, "")
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+    assert not packages & SLOW
+
+
+def test_the_precisions_of_the_flags_are_those_of_the_trainer():
+    assert get_args(Precision) == PRECISIONS
