@@ -1,7 +1,6 @@
 """Runs that differ only in their seed, as one configuration with means over seeds."""
 
 import json
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from experiments.training.configuration import resolve_config
 class Configuration:
     """All runs of one training."""
 
-    settings: str  # the flags that differ from the architecture's preset
+    settings: str  # that differ from the architecture's preset
     entries: list[Entry]  # by seed, then by time; never empty
     folded: bool  # a miniature of a suite, a --quick run, or not trained on CIFAR-10
 
@@ -95,8 +94,9 @@ def configurations(entries: Iterable[Entry]) -> list[Configuration]:
     return sorted(found, key=_merit)
 
 
-def _merit(x: Configuration) -> tuple[bool, float, str]:
-    return (x.folded, -x.val.value if x.val else 0.0, x.names)
+def _merit(x: Configuration) -> tuple[bool, bool, bool, float, str]:
+    quick, synthetic = x.record.quick, x.record.source != "cifar10"
+    return (x.folded, synthetic, quick, -x.val.value if x.val else 0.0, x.names)
 
 
 def _miniatures() -> set[str]:
@@ -115,7 +115,7 @@ def _settings(record: Record, training: str) -> str:
     }
     # The source is in `changed` if the preset leaves it to the machine.
     changed.pop("data.source", None)
-    return " ".join(
-        f"--{name}={shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in changed.items()
     )

@@ -175,7 +175,9 @@ def _marks(axis: Axes, style: str) -> list[Mark]:
             texts[x] = f"{texts.get(x, f'epoch {x:g}')}\n{line.get_label()} {style.format(value)}"
             heights.setdefault(x, float(value))
     epochs = sorted(texts)
-    return [Mark(axis, x, heights[x], texts[x]) for x in epochs[:: len(epochs) // MARKS + 1]]
+    every = -(-len(epochs) // MARKS) or 1
+    shown = epochs[::-every][::-1]  # with the last one
+    return [Mark(axis, x, heights[x], texts[x]) for x in shown]
 
 
 @matplotlib.rc_context(STYLE)

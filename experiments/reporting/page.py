@@ -77,8 +77,8 @@ def scatter(rows: Sequence[Configuration]) -> Chart | None:
             row.parameters,
             row.test.value / 100,
             None if row.test.sd is None else row.test.sd / 100,
-            f"{rank}. {row.record.arch} {row.settings}\n"
-            f"{_estimate(row.test)}% test, n = {row.test.n[0]}\n"
+            f"{rank}. {row.record.arch}\n{row.settings}\n".replace("\n\n", "\n")
+            + f"{_estimate(row.test)}% test, n = {row.test.n[0]}\n"
             f"{row.parameters:,} parameters\n{row.names}\n{row.command}",
         )
         for rank, row in enumerate(rows, 1)
