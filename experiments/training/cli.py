@@ -21,19 +21,21 @@ from callbacks import (
     EMA,
     SWA,
     BestCheckpoint,
+    Divergence,
     LastCheckpoint,
     LastStep,
     Lookahead,
+    OnNaN,
     ParameterBudget,
     RandomState,
 )
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError, near
-from experiments.presets import EXPERIMENTS
+from experiments.presets import CONFIGS, EXPERIMENTS
 from experiments.training.combinations import refuse_combinations
 from experiments.training.devices import check_devices
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
-from experiments.training.launch import CONFIGS, Launch, claim_folder
+from experiments.training.launch import Launch, claim_folder
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.processes import is_first
 from experiments.training.trainer import Trainer
@@ -189,6 +191,12 @@ class ExperimentCLI(LightningCLI):
             "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
         )
         parser.add_argument(
+            "--on_nan",
+            type=OnNaN,
+            default="stop",
+            help="At a loss that is not finite: stop, or rollback to last.ckpt with half the rate.",
+        )
+        parser.add_argument(
             "--wandb", type=WandbMode, default="offline", help="Curves to Weights & Biases."
         )
         parser.add_argument(
@@ -256,6 +264,7 @@ class ExperimentCLI(LightningCLI):
             Timer(self.config_init.trainer.max_time, interval="epoch"),
             LastStep(),
             *([] if self.config.trainer.enable_progress_bar is False else [RichProgressBar()]),
+            Divergence(str(folder), self.config.on_nan),
             *(best if self.config.data.val_fraction else []),
             # Behind the best ones, so that it holds their state.
             LastCheckpoint(str(folder)),
