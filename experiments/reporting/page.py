@@ -77,9 +77,7 @@ def scatter(rows: Sequence[Configuration]) -> Chart | None:
             row.parameters,
             row.test.value / 100,
             None if row.test.sd is None else row.test.sd / 100,
-            f"{rank}. {row.record.arch}\n{row.settings}\n".replace("\n\n", "\n")
-            + f"{_estimate(row.test)}% test, n = {row.test.n[0]}\n"
-            f"{row.parameters:,} parameters\n{row.names}\n{row.command}",
+            _on_hover(rank, row),
         )
         for rank, row in enumerate(rows, 1)
         if not row.folded
@@ -95,6 +93,18 @@ def scatter(rows: Sequence[Configuration]) -> Chart | None:
         f"{best.parameters / BUDGET:.1%} of the budget."
     )
     return chart(draw_results(results), "results", caption)
+
+
+def _on_hover(rank: int, row: Configuration) -> str:
+    lines = [
+        f"{rank}. {row.record.arch}",
+        row.settings,
+        f"{_estimate(row.test)}% test, n = {row.test.n[0]}",
+        f"{row.parameters:,} parameters",
+        row.names,
+        row.command,
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def _by_suite(rows: Iterable[ClaimRow]) -> dict[str, list[ClaimRow]]:
