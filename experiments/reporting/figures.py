@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
@@ -170,10 +171,10 @@ def _marks(axis: Axes, style: str) -> list[Mark]:
     texts: dict[float, str] = {}
     heights: dict[float, float] = {}
     for line in axis.lines:
-        for epoch, value in zip(*line.get_data(), strict=True):
-            x = round(float(epoch), 2)
+        for epoch, value in np.asarray(line.get_xydata()).tolist():
+            x = round(epoch, 2)
             texts[x] = f"{texts.get(x, f'epoch {x:g}')}\n{line.get_label()} {style.format(value)}"
-            heights.setdefault(x, float(value))
+            heights.setdefault(x, value)
     epochs = sorted(texts)
     every = -(-len(epochs) // MARKS) or 1
     shown = epochs[::-every][::-1]  # with the last one

@@ -110,9 +110,9 @@ def show_shift(shift: Shift) -> None:
         title=f"{shift.run} on {SOURCES[shift.source]} with CIFAR-10-C's corruptions ({origin})",
         caption=f"The first {shift.images:,} test images, severities "
         f"{', '.join(map(str, shift.severities))}. A corruption's row is the mean over severities; "
-        "a severity's row is the mean over the benchmark's 15 corruptions. The last four corruptions "
-        "are its extra ones. ECE: with the strategy's own temperature / with the temperature fitted "
-        "on clean validation images."
+        "a severity's row is the mean over the benchmark's 15 corruptions. The last four are its "
+        "extra corruptions. ECE: with the strategy's own temperature / with the temperature "
+        "fitted on clean validation images."
         + (" Frost and spatter differ from the published images." if generated else ""),
     )
     table.add_column("", no_wrap=True)
