@@ -36,7 +36,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--json", action="store_true", help="print the specification for W&B")
-    instead.add_argument("--save", action="store_true", help="save it as a new view of the project on W&B")
+    instead.add_argument(
+        "--save", action="store_true", help="save it as a new view of the project on W&B"
+    )
     parser.add_argument("--entity", default="", help="user or team (default: the account's)")
     parser.add_argument("--project", default="sub5m", help="project of the runs (default: sub5m)")
     flags = parser.parse_args(argv)
@@ -61,7 +63,7 @@ def logged_by(runs: Sequence[Path]) -> set[str] | None:
             raise UserError(str(error)) from None
         if not found:
             raise UserError(
-                f"{run} has no W&B files: name a run that was trained with --wandb offline or online"
+                f"{run} has no W&B files: name a run that was trained with --wandb offline"
             )
         keys |= found
     return keys

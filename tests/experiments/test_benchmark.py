@@ -2,6 +2,7 @@ import argparse
 import errno
 import sys
 from dataclasses import asdict
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,8 +12,16 @@ import datamodules.cifar10
 from datamodules.augmentation import cutout
 from datamodules.normalisation import MEAN, STD, normalise
 from experiments import benchmark
-from experiments.benchmarks import data, predict, stock, time_to_accuracy, timing
+from experiments.benchmarks import (
+    benchmark_record,
+    data,
+    predict,
+    stock,
+    time_to_accuracy,
+    timing,
+)
 from experiments.benchmarks.benchmark_record import read_benchmark
+from experiments.benchmarks.flags import KINDS
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, ratio
 from experiments.presets import EXPERIMENTS
@@ -163,12 +172,6 @@ def test_sides_need_a_round():
 
 def test_a_ratio_is_that_of_medians_and_its_range_that_within_rounds():
     assert asdict(ratio([2, 9, 4], [1, 3, 8])) == {"median": 4 / 3, "low": 0.5, "high": 3}
-
-
-@pytest.mark.parametrize("text", ["0", "-1"])
-def test_a_number_of_rounds_is_positive(text):
-    with pytest.raises(argparse.ArgumentTypeError, match=text):
-        positive(text)
 
 
 def test_presets_with_the_same_augmentation_are_measured_once_and_none_is_left_out(monkeypatch):

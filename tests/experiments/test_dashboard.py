@@ -293,9 +293,9 @@ def test_a_mistake_is_answered_in_one_line(
     refusal: Callable[..., str], tmp_path: Path, with_ema: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = refusal(tmp_path, act=run_main)
-    assert line.startswith(f"{tmp_path} holds no run of W&B")
+    assert line.startswith(f"{tmp_path} has no W&B files")
     assert refusal("--jsno", act=run_main) == "unrecognized arguments: --jsno"
-    assert refusal(tmp_path, "--json", act=run_main).startswith("RUN goes without --json")
+    assert refusal(tmp_path, "--json", act=run_main).endswith("cannot be used with --json")
     damaged = tmp_path / "wandb" / "offline-run-1" / "run-1.wandb"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"something else")

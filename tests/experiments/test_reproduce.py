@@ -23,6 +23,7 @@ import torch
 import yaml
 
 import experiments.reproduce
+import experiments.reproduction.runner
 from experiments.claims.matching import load_results, training_of_row
 from experiments.claims.suites import load_suite
 from experiments.records.provenance import describe_device
