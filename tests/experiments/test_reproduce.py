@@ -36,7 +36,8 @@ from experiments.records.record import (
 )
 from experiments.reproduction.engine import Here, execute
 from experiments.reproduction.plan import begun_runs, make_plan
-from experiments.reproduction.progress import duration, steps_done
+from experiments.console import duration
+from experiments.reproduction.progress import steps_done
 from experiments.reproduction.runner import Workplace, lock, run_row
 from experiments.reproduction.training_cost import (
     Stopwatch,
