@@ -1,6 +1,7 @@
 """What happens around training: one behaviour a file, each usable with any Trainer."""
 
 from callbacks.best_checkpoint import BestCheckpoint
+from callbacks.divergence import DivergedError, Divergence, OnNaN
 from callbacks.ema import EMA
 from callbacks.last_checkpoint import LastCheckpoint, LastStep
 from callbacks.lookahead import Lookahead
@@ -12,9 +13,12 @@ __all__ = [
     "EMA",
     "SWA",
     "BestCheckpoint",
+    "DivergedError",
+    "Divergence",
     "LastCheckpoint",
     "LastStep",
     "Lookahead",
+    "OnNaN",
     "ParameterBudget",
     "RandomState",
 ]

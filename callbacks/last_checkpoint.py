@@ -125,8 +125,13 @@ class LastCheckpoint(Checkpoint):
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         self._unwritten = snapshot(state)
 
+    def _is_sound(self) -> bool:
+        """Whether all weights are finite: a diverged run keeps its last sound checkpoint."""
+        weights = self._unwritten["state_dict"].values()
+        return all(x.isfinite().all() for x in weights if x.is_floating_point())
+
     def _write(self, trainer: Trainer) -> None:
-        if self._unwritten:
+        if self._unwritten and self._is_sound():
             trainer.strategy.save_checkpoint(self._unwritten, self.path)
             self._unwritten = {}
             self._written = monotonic()

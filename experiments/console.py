@@ -26,6 +26,10 @@ LINE_EVERY = 30.0
 class UserError(Exception):
     """A user's mistake: one line that names the flag or file, the value and a correct one."""
 
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser without abbreviated flags, whose errors are UserErrors."""
@@ -61,7 +65,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             if not _is_mistake(error):
                 raise
             full = isinstance(error, OSError) and error.errno in FULL_DISK
-            _end(f"the disk is full: {error}" if full else str(error))
+            line = f"the disk is full: {error}" if full else str(error)
+            _end(line, getattr(error, "exit_code", 2))
 
     return wrapped
 
@@ -123,7 +128,7 @@ def _is_mistake(error: Exception) -> bool:
     return lightning is not None and isinstance(error, lightning.MisconfigurationException)
 
 
-def _end(message: str) -> NoReturn:
+def _end(message: str, exit_code: int) -> NoReturn:
     """Print the line in the first process of a machine; all processes meet the same mistake."""
     if is_first_of_machine():
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -132,4 +137,4 @@ def _end(message: str) -> NoReturn:
         parent, end = os.getppid(), time.monotonic() + PATIENCE
         while os.getppid() == parent and time.monotonic() < end:
             time.sleep(0.05)
-    sys.exit(2)
+    sys.exit(exit_code)

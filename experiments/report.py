@@ -8,7 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-
 from experiments.claims.claims import claim_rows
 from experiments.console import ArgumentParser, UserError, command, track
 from experiments.records.record import write_atomically

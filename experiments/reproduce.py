@@ -82,6 +82,12 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="records are looked for in this folder, and filed in its folder claims",
     )
     parser.add_argument(
+        "--rows-at-once",
+        type=int,
+        default=1,
+        help="trainings at a time, which share the processors and the GPU (default: 1)",
+    )
+    parser.add_argument(
         "--ray", metavar="auto|ADDRESS", help="rows as tasks of a running Ray cluster"
     )
     parser.add_argument("--cpus-per-row", type=float, default=1, help="with --ray (default: 1)")
@@ -93,12 +99,14 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if not flags.suites and not flags.table:
         parser.error("name a SUITE, or --table")
-    for name in ("seeds", "budget_minutes", "cpus_per_row"):
+    for name in ("seeds", "budget_minutes", "rows_at_once", "cpus_per_row"):
         if not getattr(flags, name) > 0:  # nan is not either
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
     if flags.gpus_per_row is not None and not flags.gpus_per_row >= 0:
         parser.error(f"--gpus-per-row must be 0 or more, got {flags.gpus_per_row:g}")
+    if flags.ray and flags.rows_at_once > 1:
+        parser.error("--rows-at-once is for this machine: with --ray use --cpus-per-row")
     if flags.ray and importlib.util.find_spec("ray") is None:
         parser.error(
             "--ray needs the package ray: install it with pip install -r requirements-dev.txt"
@@ -162,7 +170,7 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
 def start_engine(flags: argparse.Namespace, place: Workplace, deadline: float) -> Engine:
     """What calls `run_row`: this machine alone, or a Ray cluster."""
     if flags.ray is None:
-        return Here(place, deadline)
+        return Here(place, deadline, flags.rows_at_once)
     from experiments.reproduction.ray_runner import RayCluster  # noqa: PLC0415  a machine may be without it
 
     return RayCluster(flags.ray, flags.cpus_per_row, flags.gpus_per_row, place, deadline)

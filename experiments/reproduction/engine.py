@@ -1,8 +1,10 @@
 """Execute a plan: `run_row` for each of its jobs, here or wherever an engine calls it."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from threading import Event
 from typing import Any, Protocol
 
@@ -27,15 +29,21 @@ class Engine(Protocol):
 
 
 class Here:
-    """One row after the other on this machine."""
+    """Rows on this machine, so many at once, which share its processors.
 
-    def __init__(self, place: Workplace, deadline: float) -> None:
+    On two cores, two trainings with one thread each reach 591 images/s together, and with two
+    threads each 305.
+    """
+
+    def __init__(self, place: Workplace, deadline: float, rows_at_once: int = 1) -> None:
         self.place, self.deadline = place, deadline
+        if rows_at_once > 1:
+            self.place = replace(place, threads=max(1, processors() // rows_at_once))
         self.stopped = Event()
-        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.threads = ThreadPoolExecutor(max_workers=rows_at_once)
 
     def submit(self, job: Job) -> Future[Outcome]:
-        return self.thread.submit(run_row, job, self.place, self.deadline, self.stopped.is_set)
+        return self.threads.submit(run_row, job, self.place, self.deadline, self.stopped.is_set)
 
     def done(self, calls: Sequence[Future[Outcome]], seconds: float) -> Sequence[Future[Outcome]]:
         return list(wait(calls, seconds, FIRST_COMPLETED).done)
@@ -45,6 +53,13 @@ class Here:
 
     def stop(self) -> None:
         self.stopped.set()
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def execute(

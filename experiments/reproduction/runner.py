@@ -39,6 +39,7 @@ class Workplace:
     results: Path  # where records are filed
     cwd: Path = field(default_factory=Path.cwd)  # of the processes: relative paths are of there
     scripts: Path = ROOT / "experiments"  # of run.py and evaluate.py
+    threads: int | None = None  # CPU threads of a process; None leaves the choice to torch
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def run_row(
                     continue
                 if not go_on():
                     return Outcome(job, "cut off")
-                code = _call(command, folder / "output.txt", place.cwd, held, go_on)
+                code = _call(command, folder / "output.txt", place, held, go_on)
                 if not file.exists():
                     return _unfinished(job, code, folder / "output.txt", go_on())
             if not job.trained:  # else its record is where it was found
@@ -135,14 +136,17 @@ def _evaluation(name: str, place: Workplace) -> list[str]:
     return [script, os.path.relpath(place.runs / name, place.cwd)]
 
 
-def _call(command: list[str], output: Path, cwd: Path, held: int, go_on: Callable[[], bool]) -> int:
+def _call(
+    command: list[str], output: Path, place: Workplace, held: int, go_on: Callable[[], bool]
+) -> int:
     """Run a Python script to its end, or ask it to end once it may not go on; its exit code."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as file:
         print("$ python", *command, file=file, flush=True)
         process = subprocess.Popen(
             [sys.executable, "-c", LEASH, str(os.getpid()), sys.executable, *command],
-            cwd=cwd,
+            cwd=place.cwd,
+            env=os.environ | ({"OMP_NUM_THREADS": str(place.threads)} if place.threads else {}),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

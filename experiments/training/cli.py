@@ -15,9 +15,11 @@ from callbacks import (
     EMA,
     SWA,
     BestCheckpoint,
+    Divergence,
     LastCheckpoint,
     LastStep,
     Lookahead,
+    OnNaN,
     ParameterBudget,
     RandomState,
 )
@@ -45,6 +47,7 @@ SWITCHES: dict[str, tuple[type[Callback], bool]] = {
     "ema": (EMA, False),
     "swa": (SWA, False),
 }
+
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors are one line that names the flag."""
@@ -162,6 +165,12 @@ class ExperimentCLI(LightningCLI):
             "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
         )
         parser.add_argument(
+            "--on_nan",
+            type=OnNaN,
+            default="stop",
+            help="At a loss that is not finite: stop, or rollback to last.ckpt with half the rate.",
+        )
+        parser.add_argument(
             "--wandb", type=WandbMode, default="offline", help="Curves to Weights & Biases."
         )
         parser.add_argument(
@@ -228,7 +237,12 @@ class ExperimentCLI(LightningCLI):
             LearningRateMonitor(logging_interval="step"),
             Timer(self.config_init.trainer.max_time, interval="epoch"),
             LastStep(),
-            *([] if self.config.trainer.enable_progress_bar is False else [Display(self.launch.arch)]),
+            *(
+                []
+                if self.config.trainer.enable_progress_bar is False
+                else [Display(self.launch.arch)]
+            ),
+            Divergence(str(folder), self.config.on_nan),
             *(best if self.config.data.val_fraction else []),
             # Behind the best ones, so that it holds their state.
             LastCheckpoint(str(folder)),

@@ -33,9 +33,8 @@ def seconds_left(at: float, end: float, per_epoch: float, limit: float | None = 
 class Display(ProgressBar):
     """Prints each epoch's results, and shows a bar of the current epoch on a terminal.
 
-    The bar has the training loss and accuracy of the epoch so far (on several devices those of the
-    first one) and the remaining time of the whole run. They are read from the device once a second.
-    Only rank 0 prints.
+    The bar shows the training loss and accuracy of the epoch so far and the remaining time of the
+    whole run. They are read from the device once a second; several devices show those of rank 0.
     """
 
     def __init__(self, arch: str) -> None:
@@ -63,10 +62,13 @@ class Display(ProgressBar):
         self._first: tuple[float, float] | None = None  # time and position after the first step
         self._last = (0.0, 0.0)  # time and position at the end of the latest epoch
         self._steps = 0
+        # The parameters that `--model.lr` is for: Muon's filters and biases have other rates.
+        groups, peak = trainer.optimizers[0].param_groups, pl_module.hparams["lr"]
+        self._group = next((x for x in groups if x.get("initial_lr") == peak), groups[0])
         self._start_bar(trainer, self._epoch_name(trainer, trainer.current_epoch), "first step")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._print_epoch(trainer, pl_module)
+        self._print_epoch(trainer)
         self._epoch_began = monotonic()
 
     def on_train_batch_end(
@@ -110,13 +112,13 @@ class Display(ProgressBar):
         self._ended = trainer.current_epoch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._print_epoch(trainer, pl_module)
+        self._print_epoch(trainer)
         self._stop_bar()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._print_epoch(trainer, pl_module)
+        self._print_epoch(trainer)
         self._stop_bar()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -190,7 +192,7 @@ class Display(ProgressBar):
             faster = "" if self.arch == "champion_cpu" else "--arch champion_cpu, or "
             self._print(f"Faster on a CPU: {faster}--quick, which takes minutes")
 
-    def _print_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _print_epoch(self, trainer: Trainer) -> None:
         """Print the line of the epoch that has ended, if there is one."""
         if self._ended is None or not self._enabled:
             return
@@ -205,7 +207,7 @@ class Display(ProgressBar):
         for key, accuracy in self._validation.items():
             parts.append(f"{key.replace('/acc_', ' ').replace('/acc', '')} {accuracy:.2%}")
         self._validation = {}
-        parts += [f"lr {_rate(trainer, pl_module):.3g}", duration(now - self._epoch_began)]
+        parts += [f"lr {self._group['lr']:.3g}", duration(now - self._epoch_began)]
         left = None if self._first is None else self._left(trainer, now, epoch + 1.0)
         if left:
             parts.append(f"{duration(left)} left")
@@ -214,10 +216,3 @@ class Display(ProgressBar):
     def _print(self, line: str) -> None:
         if self._enabled:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _rate(trainer: Trainer, pl_module: LightningModule) -> float:
-    """The current learning rate of the parameters that `--model.lr` is for."""
-    groups = trainer.optimizers[0].param_groups
-    peak = pl_module.hparams["lr"]
-    return next((x for x in groups if x.get("initial_lr") == peak), groups[0])["lr"]

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from callbacks import DivergedError
 from experiments.console import UserError
 from experiments.inference.evaluation import load_weights, predict, score
 from experiments.records.provenance import describe_device, git_state, versions
@@ -35,6 +36,8 @@ from experiments.training.trainer import Trainer
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.networks import count_parameters
 
+#: exit code of a training whose loss is no longer finite
+DIVERGED = 3
 #: names of the training accuracy, without and with mixing
 TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
 
@@ -79,7 +82,12 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
             print(cli.fitted.in_words(operations_per_image(chosen)))
     if cli.trainer.world_size > 1:
         hand_on(folder)
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint, weights_only=True)
+    try:
+        cli.trainer.fit(
+            cli.model, cli.datamodule, ckpt_path=cli.launch.checkpoint, weights_only=True
+        )
+    except DivergedError as error:
+        raise UserError(f"{error}; try half of --model.lr", exit_code=DIVERGED) from None
     end_processes()
     if not cli.trainer.is_global_zero:
         return None

@@ -25,6 +25,7 @@ import yaml
 import experiments.reproduce
 from experiments.claims.matching import load_results, training_of_row
 from experiments.claims.suites import load_suite
+from experiments.console import duration
 from experiments.records.provenance import describe_device
 from experiments.records.record import (
     Calibration,
@@ -34,9 +35,9 @@ from experiments.records.record import (
     read_evaluation,
     write_record,
 )
+from experiments.reproduction import engine
 from experiments.reproduction.engine import Here, execute
 from experiments.reproduction.plan import begun_runs, make_plan
-from experiments.console import duration
 from experiments.reproduction.progress import steps_done
 from experiments.reproduction.runner import Workplace, lock, run_row
 from experiments.reproduction.training_cost import (
@@ -423,6 +424,26 @@ def test_a_signal_ends_it_as_the_time_does(reproduce, place, scripts, launches):
     assert "2 left" in out
 
 
+def test_rows_at_once_train_together_and_share_the_processors(
+    reproduce, place, scripts, monkeypatch
+):
+    """Each training waits for the other to begin, so one after the other they would never end."""
+    monkeypatch.setattr(engine, "processors", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    meet = """
+import os
+(folder / "threads").write_text(os.environ["OMP_NUM_THREADS"])
+while len(list(folder.parent.glob("*/threads"))) < 2:
+    time.sleep(0.05)
+"""
+    wait = 'if (here / "wait").exists():'
+    (scripts / "run.py").write_text(RUN.replace(wait, meet + wait))
+    code, out, _ = reproduce("--rows=plain,se", "--seeds=1", "--rows-at-once=2")
+    assert code == 0
+    assert "2 finished" in out
+    assert [x.read_text() for x in place.runs.glob("*/threads")] == ["3", "3"]
+
+
 def test_a_row_that_fails_does_not_stop_the_others(reproduce, scripts):
     (scripts / "fail").write_text("no such luck")
     code, out, err = reproduce("--rows=plain,se", "--seeds=1")
@@ -459,6 +480,8 @@ def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, script
         ([], "absent.yaml", "absent.yaml cannot be read"),
         ([], "broken.yaml", "broken.yaml, line 5: rows.a lacks title"),
         ([], "", "name a SUITE, or --table"),
+        (["--rows-at-once=0"], "table.yaml", "--rows-at-once must be above 0, got 0"),
+        (["--ray=auto", "--rows-at-once=2"], "table.yaml", "--rows-at-once is for this machine"),
         (["--seeds=0"], "table.yaml", "--seeds must be above 0, got 0"),
         (["--budget-minutes=-1"], "table.yaml", "--budget-minutes must be above 0, got -1"),
         (["--budget-minutes=nan"], "table.yaml", "--budget-minutes must be above 0, got nan"),

@@ -76,6 +76,17 @@ def test_the_training_loss_is_smoothed_cross_entropy(soft: bool) -> None:
     torch.testing.assert_close(module.training_step((images, targets), 0), expected)
 
 
+@pytest.mark.parametrize("suffix", ["", "_ema"])
+def test_the_validation_loss_has_no_label_smoothing(suffix: str) -> None:
+    module = small("sam_resnet", label_smoothing=0.1).eval()
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    with torch.no_grad():
+        module.evaluate(module.network, (images, labels), suffix)
+        expected = F.cross_entropy(module(images), labels)
+    loss, _ = module.eval_metrics[suffix].compute()
+    torch.testing.assert_close(loss, expected)
+
+
 def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
     module = small("sam_resnet", label_smoothing=0.1, jsd_weight=12.0)
     views, labels = torch.randn(4, 3, 3, 32, 32), torch.tensor([1, 2, 3, 4])

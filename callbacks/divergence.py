@@ -1,0 +1,115 @@
+"""The end of a training whose loss is no longer finite."""
+
+from pathlib import Path
+from typing import Any, Literal, cast, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from callbacks.ema import EMA
+from callbacks.lookahead import Lookahead
+from callbacks.swa import SWA
+
+OnNaN = Literal["stop", "rollback"]
+
+
+class DivergedError(Exception):
+    """The training loss is NaN or infinite."""
+
+
+@final
+class Divergence(Callback):
+    """Ends training when the loss is NaN or infinite, at most 50 steps later.
+
+    With `rollback` it restores weights, averages and the optimizer from the last checkpoint, halves
+    the learning rate and continues, at most twice. The data order and the schedule are not rewound.
+    An infinite gradient, which the fp16 scaler skips, does not count.
+    """
+
+    #: optimizer steps between two looks at the loss
+    EVERY = 25
+    #: how often a run may return to its last checkpoint
+    MOST_ROLLBACKS = 2
+
+    def __init__(self, dirpath: str, on_nan: OnNaN = "stop") -> None:
+        """
+        Args:
+            dirpath: folder of `last.ckpt`.
+            on_nan: end the training, or restore the last checkpoint.
+        """
+        if on_nan not in ("stop", "rollback"):
+            raise ValueError(f"on_nan must be 'stop' or 'rollback', got {on_nan!r}")
+        self.path = Path(dirpath) / "last.ckpt"
+        self.on_nan = on_nan
+        #: optimizer steps after which the run returned to its last checkpoint
+        self.rollbacks: list[int] = []
+        self._sum: Tensor | None = None  # of the losses since the last look
+        self._seen: Tensor | None = None  # an earlier sum, in the host's memory when it has arrived
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
+        self._sum = loss.clone() if self._sum is None else self._sum.add_(loss)
+        if (batch_idx + 1) % self.EVERY == 0:
+            # The copy needs no wait: it is read 25 steps later.
+            if self._seen is not None:
+                self._check(trainer, pl_module, self._seen)
+            if self._sum is not None:
+                self._seen, self._sum = self._sum.to("cpu", non_blocking=True), None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_all(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_all(trainer, pl_module)
+
+    def _check_all(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at all losses so far, which waits for the device."""
+        for value in (self._seen, self._sum):
+            if value is not None:
+                self._check(trainer, pl_module, value.cpu())
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, value: Tensor) -> None:
+        finite = bool(torch.isfinite(value))
+        # All processes of a run do the same.
+        if trainer.strategy.reduce_boolean_decision(finite, all=True):
+            return
+        self._seen = self._sum = None
+        step, rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
+        reason = f"the training loss is not finite at step {step:,}, learning rate {rate:.4g}"
+        exists = trainer.strategy.reduce_boolean_decision(self.path.exists(), all=True)
+        if self.on_nan == "stop" or len(self.rollbacks) == self.MOST_ROLLBACKS or not exists:
+            sound = f"the last sound checkpoint is {self.path}" if exists else "no checkpoint yet"
+            raise DivergedError(f"{reason}; {sound}")
+        self._restore(trainer, pl_module)
+        self.rollbacks.append(step)
+        rank_zero_warn(f"{reason}: restored {self.path} and halved the learning rate")
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.checkpoint_io.teardown()  # the file may still be in the making
+        checkpoint = torch.load(self.path, "cpu", weights_only=True)
+        pl_module.load_state_dict(checkpoint["state_dict"])
+        trainer.optimizers[0].load_state_dict(checkpoint["optimizer_states"][0])
+        scheduler = cast(LambdaLR, trainer.lr_scheduler_configs[0].scheduler)
+        scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
+        rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, (base, factor) in zip(trainer.optimizers[0].param_groups, rates, strict=True):
+            group["initial_lr"], group["lr"] = base, base * factor(scheduler.last_epoch)
+        if "MixedPrecision" in checkpoint:  # the fp16 scaler's state
+            trainer.precision_plugin.load_state_dict(checkpoint["MixedPrecision"])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, EMA | Lookahead | SWA) and state:
+                callback.on_train_end(trainer, pl_module)  # removes its hook
+                callback.load_state_dict(state)
+                callback.on_train_start(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rollbacks": self.rollbacks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rollbacks = list(state_dict["rollbacks"])
