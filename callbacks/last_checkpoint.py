@@ -60,6 +60,9 @@ class LastCheckpoint(Checkpoint):
         self._written = monotonic()
         self._exists = self.path.exists()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._obey()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -85,10 +88,13 @@ class LastCheckpoint(Checkpoint):
         self._copy(trainer)
         if self._late() or not self._exists or self._asked is not None:
             self._write(trainer)
-        self._obey()
+        # Lightning acts on SIGTERM once the epoch is logged; Ctrl-C has to wait for that.
+        if self._asked == signal.SIGTERM:
+            self._obey()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
+        self._obey()
         self._restore_handlers()
 
     def on_exception(

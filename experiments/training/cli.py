@@ -225,6 +225,7 @@ class ExperimentCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         folder = self.launch.folder
+        shown = self.config.trainer.enable_progress_bar is not False
         switched: list[Callback] = []
         for key, (callback, _) in SWITCHES.items():
             value = self.config_init[key]
@@ -237,11 +238,7 @@ class ExperimentCLI(LightningCLI):
             LearningRateMonitor(logging_interval="step"),
             Timer(self.config_init.trainer.max_time, interval="epoch"),
             LastStep(),
-            *(
-                []
-                if self.config.trainer.enable_progress_bar is False
-                else [Display(self.launch.arch)]
-            ),
+            *([Display(self.launch.arch)] if shown else []),
             Divergence(str(folder), self.config.on_nan),
             *(best if self.config.data.val_fraction else []),
             # Behind the best ones, so that it holds their state.

@@ -142,13 +142,13 @@ def test_a_character_that_the_encoding_lacks_is_replaced(encoding):
         "from experiments.console import command, UserError\n"
         "@command\n"
         "def main():\n"
-        "    print('\u2501 caf\u00e9')\n"
-        "    raise UserError('\u2501')\n"
+        r"    print('\u2501 caf\u00e9')" + "\n"
+        r"    raise UserError('\u2501')" + "\n"
         "main()"
     )
     environment = os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONIOENCODING": encoding}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True
+        [sys.executable, "-c", program], check=False, cwd=ROOT, env=environment, capture_output=True
     )
     assert done.returncode == 2
     assert done.stdout == "? caf\u00e9\n".encode(encoding, "replace")
