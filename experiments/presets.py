@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_modules import ARCHITECTURES
@@ -11,6 +12,8 @@ from lightning_modules import ARCHITECTURES
 if TYPE_CHECKING:
     from lightning_modules.classifier import ImageClassifier
 
+#: folder of the presets
+CONFIGS = Path(__file__).with_name("configs")
 #: name -> architecture, where the two differ
 PRESETS = {
     "champion": "wide_resnet",

@@ -25,12 +25,12 @@ from callbacks import (
 )
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError, near
-from experiments.presets import EXPERIMENTS
+from experiments.presets import CONFIGS, EXPERIMENTS
 from experiments.training.combinations import refuse_combinations
 from experiments.training.devices import check_devices
 from experiments.training.display import Display
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
-from experiments.training.launch import CONFIGS, Launch, claim_folder
+from experiments.training.launch import Launch, claim_folder
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.processes import is_first
 from experiments.training.quiet import quiet

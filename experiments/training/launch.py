@@ -18,8 +18,8 @@ from experiments.training.processes import (
     is_first,
 )
 from experiments.training.run_folder import is_locked, lock_folder, make_folder
+from experiments.training.short_help import short_help
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IN_USE = "{} is in use: choose another --name, or wait until the process that works on it has ended"
 
 
@@ -84,12 +84,17 @@ def read_launch(argv: list[str]) -> Launch:
     if flags.arch is None:
         if {"-h", "--help"} & set(argv):
             print(f"usage: run.py --arch NAME [flags]\n\nNAME: {', '.join(known)}")
-            print("Every flag of one architecture: run.py --arch NAME --help")
+            print("The flags of one architecture: run.py --arch NAME --help")
             sys.exit(0)
         raise UserError(f"--arch is missing: name one of {', '.join(known)}")
     if flags.arch not in known:
         hint = near(flags.arch, known)
         raise UserError(f"--arch {flags.arch} is unknown{hint}: name one of {', '.join(known)}")
+    for flag in {"-h", "--help"} & set(argv):
+        if argv[argv.index(flag) + 1 :][:1] != ["all"]:
+            print(short_help(flags.arch))
+            sys.exit(0)
+        argv = ["--help"]
     if flags.name and (Path(flags.name).name != flags.name or flags.name == ".."):
         raise UserError(
             f"--name must be a folder name without a path, such as first_try, got {flags.name}"

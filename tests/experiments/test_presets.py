@@ -3,10 +3,10 @@ import yaml
 from lightning.pytorch.callbacks import DeviceStatsMonitor
 
 from callbacks import EMA, SWA, Lookahead, ParameterBudget
-from experiments.presets import EXPERIMENTS
+from experiments.presets import CONFIGS, EXPERIMENTS
 from experiments.training.cli import ExperimentCLI
 from experiments.training.configuration import resolve_config
-from experiments.training.launch import CONFIGS, read_launch
+from experiments.training.launch import read_launch
 from lightning_modules.networks import count_parameters
 
 
@@ -296,7 +296,7 @@ def test_what_a_run_writes_is_a_config_that_changes_nothing(resolve, tmp_path):
 )
 def test_help_lists_an_architectures_flags_with_their_meaning(arch, flags, resolve, capsys):
     with pytest.raises(SystemExit) as end:
-        resolve(f"--arch={arch}", "--help")
+        resolve(f"--arch={arch}", "--help", "all")
     assert end.value.code in (None, 0)
     text = capsys.readouterr().out
     for flag in [*flags, "--trainer.max_epochs", "--ema", "--quick", "--ckpt_path"]:
