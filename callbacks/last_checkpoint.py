@@ -56,7 +56,8 @@ class LastCheckpoint(Checkpoint):
         # Several processes: Lightning agrees on SIGTERM, and Ctrl-C ends each of them at once.
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._ask)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as of a shell's background jobs
+                    self._handlers[number] = signal.signal(number, self._ask)
         self._written = monotonic()
         self._exists = self.path.exists()
 
