@@ -24,7 +24,7 @@ from experiments.console import ArgumentParser, UserError, command
 from experiments.records.provenance import describe_device, git_state
 from experiments.reporting.tables import print_table
 from experiments.training.allocator import keep_freed_memory
-from experiments.training.cli import quiet
+from experiments.training.quiet import quiet
 
 KINDS: dict[str, ModuleType] = {
     "data": data,

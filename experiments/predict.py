@@ -24,7 +24,7 @@ from datamodules.submission import (
     submission_csv,
 )
 from datamodules.synthetic import SYNTHETIC_CLASSES
-from experiments.console import ArgumentParser, UserError, command, near
+from experiments.console import ArgumentParser, UserError, command, near, track
 from experiments.inference.finished import FinishedRun, open_run
 from experiments.inference.strategies import PLAIN, STRATEGIES, Strategy
 from experiments.records.record import write_atomically
@@ -95,7 +95,10 @@ def probabilities(run: FinishedRun, strategy: Strategy, images: Tensor) -> Tenso
     network = strategy.build(networks, mean, std)
     batches = images.split(BATCH)
     with torch.inference_mode():
-        answers = [network(normalise(batch.to(device), mean, std)).cpu() for batch in batches]
+        answers = [
+            network(normalise(batch.to(device), mean, std)).cpu()
+            for batch in track(batches, "batches of images", len(batches))
+        ]
     return torch.cat(answers).exp()
 
 

@@ -8,11 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from experiments.claims.claims import claim_rows
-from experiments.console import ArgumentParser, UserError, command
+from experiments.console import ArgumentParser, UserError, command, track
 from experiments.records.record import write_atomically
 from experiments.reporting.collect import collect
 from experiments.reporting.page import render
@@ -51,13 +48,7 @@ def main() -> None:
     entries = found.entries
     images = ImageSource(flags.root)
     with_folders = [entry for entry in entries if entry.run]
-    steps = track(
-        enumerate(with_folders, 1),
-        "Describing runs",
-        total=len(with_folders),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    steps = track(enumerate(with_folders, 1), "Describing runs", len(with_folders))
     claims = claim_rows(found.records, found.evaluations) if found.records else []
     details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
     page = render(entries, details, claims, unread=len(found.unread))

@@ -34,12 +34,12 @@ from experiments.claims.claims import claim_rows
 from experiments.claims.claims_page import write_claims
 from experiments.claims.matching import RESULTS, load_results
 from experiments.claims.suites import SUITES, Scale, Suite, read_rows, read_suites
-from experiments.console import ArgumentParser, UserError, command
+from experiments.console import ArgumentParser, UserError, command, duration
 from experiments.reporting.frontier import write_frontier
 from experiments.reporting.tables import print_table
 from experiments.reproduction.engine import Engine, Here, execute
 from experiments.reproduction.plan import SCALES, Job, make_plan
-from experiments.reproduction.progress import Display, duration, share_done
+from experiments.reproduction.progress import Display, share_done
 from experiments.reproduction.runner import Outcome, Workplace
 from experiments.reproduction.training_cost import Stopwatch
 

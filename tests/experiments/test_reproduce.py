@@ -25,6 +25,7 @@ import yaml
 import experiments.reproduce
 from experiments.claims.matching import load_results, training_of_row
 from experiments.claims.suites import load_suite
+from experiments.console import duration
 from experiments.records.provenance import describe_device
 from experiments.records.record import (
     Calibration,
@@ -37,7 +38,7 @@ from experiments.records.record import (
 from experiments.reproduction import engine
 from experiments.reproduction.engine import Here, execute
 from experiments.reproduction.plan import begun_runs, make_plan
-from experiments.reproduction.progress import duration, steps_done
+from experiments.reproduction.progress import steps_done
 from experiments.reproduction.runner import Workplace, lock, run_row
 from experiments.reproduction.training_cost import (
     Stopwatch,
