@@ -1,4 +1,4 @@
-"""One page of everything that was trained: self-contained HTML, made from records and runs.
+"""Make one self-contained HTML page from records and finished runs.
 
 python experiments/report.py
 python experiments/report.py runs/NAME runs/OTHER experiments/results --out report
@@ -8,17 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.claims.claims import claim_rows
 from experiments.console import ArgumentParser, UserError, command, track
-from experiments.records.record import write_atomically
-from experiments.reporting.collect import collect
-from experiments.reporting.page import render
-from experiments.reporting.run_details import ImageSource, describe_run
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags; a mistake in them ends the process."""
-    parser = ArgumentParser("Make one self-contained HTML page of records and finished runs.")
+    """The flags; UserError for a mistake."""
+    parser = ArgumentParser("Make one self-contained HTML page from records and finished runs.")
     parser.add_argument(
         "runs",
         metavar="RUN",
@@ -28,36 +23,50 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         "experiments/results)",
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("report"),
-        help="folder that index.html is written into (default: %(default)s)",
+        "--out", type=Path, default=Path("report"), help="folder for index.html (default: report)"
     )
-    parser.add_argument("--root", help="folder of CIFAR-10 (default: that of each run)")
+    parser.add_argument("--root", help="folder of CIFAR-10 (default: the folder of each run)")
     flags = parser.parse_args(argv)
     for folder in (flags.out, *flags.out.parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {flags.out} must be a folder: {folder} is a file")
+    for path in flags.runs:
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name a run, a record or a folder")
     return flags
+
+
+def make_page(flags: argparse.Namespace) -> None:
+    """Collect runs and records, and write the page."""
+    # Verdicts and run folders need torch and Lightning, whose import takes seconds.
+    from experiments.claims.claims import claim_rows  # noqa: PLC0415
+    from experiments.records.record import write_atomically  # noqa: PLC0415
+    from experiments.reporting.collect import collect  # noqa: PLC0415
+    from experiments.reporting.configurations import configurations  # noqa: PLC0415
+    from experiments.reporting.page import render  # noqa: PLC0415
+
+    found = collect(flags.runs)
+    rows = configurations(found.entries)
+    claims = claim_rows(found.records, found.evaluations) if found.records else []
+    with_folders = [entry for row in rows for entry in row.entries if entry.run]
+    details = []
+    if with_folders:
+        from experiments.reporting.run_details import ImageSource, describe_run  # noqa: PLC0415
+
+        images = ImageSource(flags.root)
+        steps = track(enumerate(with_folders, 1), "Describing runs", len(with_folders))
+        details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
+    page = render(rows, details, claims, unread=len(found.unread))
+    flags.out.mkdir(parents=True, exist_ok=True)
+    path = flags.out / "index.html"
+    write_atomically(path, page)
+    runs = f"{len(found.entries)} records, {len(details)} runs"
+    print(f"Written: {path} ({runs}, {len(page) / 1e6:.1f} MB)")
 
 
 @command
 def main() -> None:
-    flags = read_arguments(sys.argv[1:])
-    found = collect(flags.runs)
-    entries = found.entries
-    images = ImageSource(flags.root)
-    with_folders = [entry for entry in entries if entry.run]
-    steps = track(enumerate(with_folders, 1), "Describing runs", len(with_folders))
-    claims = claim_rows(found.records, found.evaluations) if found.records else []
-    details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
-    page = render(entries, details, claims, unread=len(found.unread))
-    flags.out.mkdir(parents=True, exist_ok=True)
-    path = flags.out / "index.html"
-    write_atomically(path, page)
-    print(
-        f"Written: {path} ({len(entries)} records, {len(details)} runs, {len(page) / 1e6:.1f} MB)"
-    )
+    make_page(read_arguments(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What attention looks at: the weights that a network's attention modules give to images."""
+"""The weights that a network's attention modules give to channels and positions of images."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def _of_coordinates(logits: Sequence[Tensor]) -> dict[Kind, Tensor]:
     return {"channel": weights.mean((2, 3)), "spatial": weights.mean(1)}
 
 
-#: attention module -> its layers whose outputs are logits, and what gives the weights, by kind
+#: attention module -> its layers that output logits, and the function from logits to weights
 LAYERS: dict[
     type[nn.Module], tuple[Sequence[str], Callable[[Sequence[Tensor]], dict[Kind, Tensor]]]
 ] = {
@@ -49,8 +49,8 @@ LAYERS: dict[
 class Attention:
     """The weights of one attention module, in (0, 1).
 
-    One that weighs each channel at each position is there twice: by channel, with the mean over
-    positions, and by position, with the mean over channels.
+    A module with a weight for each channel at each position gives two objects: its means over
+    positions and its means over channels.
     """
 
     module: str  # its name in the network
@@ -59,7 +59,7 @@ class Attention:
 
     @property
     def place(self) -> str:
-        """Stage and block, counted from 1, or the part of the network that the module is in."""
+        """Stage and block, counted from 1, or the part of the network that contains the module."""
         block = re.match(r"stages\.(\d+)\.(\d+)\.", self.module)
         if block:
             return f"stage {int(block[1]) + 1}, block {int(block[2]) + 1}"
@@ -68,9 +68,9 @@ class Attention:
 
 @torch.inference_mode()
 def attend(network: nn.Module, images: Tensor) -> list[Attention]:
-    """The weights of every attention module in the network, in the order in which they are used.
+    """The weights of every attention module in the network, in the order of the forward pass.
 
-    `images` are normalised, float32 (N, 3, H, W); the network is left in evaluation mode.
+    `images` are normalised, float32 (N, 3, H, W). Puts the network into evaluation mode.
     """
     logits: dict[str, list[Tensor]] = {}
     modules = dict(network.named_modules())
@@ -106,6 +106,6 @@ def upsample(weights: Tensor, size: int) -> Tensor:
 
 
 def stretch(weights: Tensor) -> Tensor:
-    """Each map (N, H, W) moved and scaled to reach from 0 to 1; one without contrast is 0."""
+    """Maps (N, H, W), each scaled to the range from 0 to 1. A constant map becomes 0."""
     low, high = weights.amin((1, 2), keepdim=True), weights.amax((1, 2), keepdim=True)
     return (weights - low) / (high - low).clamp(min=1e-12)

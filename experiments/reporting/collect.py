@@ -1,4 +1,4 @@
-"""Every record and every finished run under some paths, each once, the best first."""
+"""Find every record and every finished run under some paths, each once."""
 
 import os
 import sys
@@ -14,20 +14,20 @@ from experiments.records.record import Evaluation, Record, Score, read_any, read
 
 T = TypeVar("T")
 
-#: where runs and records lie unless paths are given
+#: the default folders of runs and records
 RUNS, RECORDS = Path("runs"), Path("experiments/results")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A record, and the run that it is of where its folder is there too."""
+    """A record, and its run if the run's folder was found."""
 
     record: Record
     run: FinishedRun | None
 
     @property
     def weights(self) -> str:
-        """Those that were best on validation, else the raw ones."""
+        """The weights with the best validation accuracy; raw weights without validation."""
         return self.record.selected or "raw"
 
     @property
@@ -38,32 +38,27 @@ class Entry:
     def val(self) -> Score | None:
         return self.record.scores.get("val", {}).get(self.weights)
 
-    @property
-    def comparable(self) -> bool:
-        """Whether its accuracy says something of its network: not where synthetic or quick."""
-        return self.record.source == "cifar10" and not self.record.quick
-
 
 @dataclass(frozen=True)
 class Collection:
-    """What a report is made of."""
+    """The records and runs of a report."""
 
-    entries: list[Entry]  # the best on validation first, those that do not compare last
-    unread: list[Record]  # that left the test set unread, as of runs that were to be chosen among
+    entries: list[Entry]  # runs with a test accuracy
+    unread: list[Record]  # of runs with `--test false`
     evaluations: list[Evaluation]  # of single runs
 
     @property
     def records(self) -> list[Record]:
-        """All of them."""
+        """All records, also of runs without a test accuracy."""
         return [entry.record for entry in self.entries] + self.unread
 
 
 def collect(paths: list[Path]) -> Collection:
-    """What lies in run folders, record files and folders of these, at any depth.
+    """The content of run folders, record files and folders of these, at any depth.
 
-    A record that also lies in its run's folder counts once. UserError, in one line,
-    where a path holds neither or a file of it cannot be read. Without paths, every run under `RUNS`
-    that can be read, the others with a line on stderr, and every record under `RECORDS`.
+    A copy of a run's record counts once. UserError if a path contains neither, or if a file cannot
+    be read. Without paths, collects the runs under `RUNS` and the records under `RECORDS`; a line
+    on stderr names each unreadable run.
     """
     found: list[FinishedRun | Record | Evaluation] = []
     for path in paths:
@@ -78,17 +73,17 @@ def collect(paths: list[Path]) -> Collection:
     runs = [x for x in found if isinstance(x, FinishedRun)]
     of_runs = [run.evaluation() if paths else _or_pass_over(run.evaluation) for run in runs]
     evaluations = [x for x in [*found, *of_runs] if isinstance(x, Evaluation) and len(x.runs) == 1]
-    # Runs behind, so that they take the places of their records.
+    # Runs come last, so that they replace their own records.
     entries = [Entry(x, None) for x in found if isinstance(x, Record)]
     entries += [Entry(run.record, run) for run in runs]
     unique = {(e.record.name, e.record.arch, e.record.finished): e for e in entries}.values()
     tested = [entry for entry in unique if "test" in entry.record.scores]
     unread = [entry.record for entry in unique if "test" not in entry.record.scores]
-    return Collection(sorted(tested, key=_merit), unread, evaluations)
+    return Collection(tested, unread, evaluations)
 
 
 def _or_pass_over(opened: Callable[[], T | None]) -> T | None:
-    """What is opened; None, with a line on stderr, where it is refused."""
+    """The opened object; None, with a line on stderr, if it cannot be opened."""
     try:
         return opened()
     except UserError as error:
@@ -96,13 +91,7 @@ def _or_pass_over(opened: Callable[[], T | None]) -> T | None:
         return None
 
 
-def _merit(entry: Entry) -> tuple[bool, float, str]:
-    return (not entry.comparable, -entry.val.accuracy if entry.val else 0.0, entry.record.name)
-
-
 def _look(path: Path) -> Iterator[FinishedRun | Record | Evaluation]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name a run, a record or a folder")
     if path.is_file():
         yield read(read_record, path)
         return
@@ -114,15 +103,15 @@ def _look(path: Path) -> Iterator[FinishedRun | Record | Evaluation]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The folders of finished runs under a folder, and JSON files that are in no run's folder.
+    """The folders of finished runs under a folder, and the JSON files outside of runs.
 
-    What else is in a run's folder, such as W&B's files, may be half written.
+    Other files in a run's folder, such as W&B's, may be incomplete.
     """
     for name, below, files in os.walk(path):
         folder = Path(name)
         if "result.json" in files:
             yield folder
-        if {"result.json", "config.yaml"} & set(files):  # a run, the latter before it has finished
+        if {"result.json", "config.yaml"} & set(files):  # a finished or an unfinished run
             below.clear()
         else:
             yield from (folder / file for file in sorted(files) if file.endswith(".json"))

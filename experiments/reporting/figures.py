@@ -1,24 +1,31 @@
-"""The report's charts as matplotlib figures: records, curves and calibration."""
+"""The report's charts as matplotlib figures: accuracy against parameters, curves, reliability."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
-import torch
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from experiments.inference.analysis import Reliability, wilson_interval
-from experiments.reporting.inline import COLOURS, SERIES, STYLE
+from experiments.reporting.inline import COLOURS, SERIES, STYLE, Drawing, Mark
 
-#: trainable parameters that the project allows itself
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from experiments.inference.analysis import Reliability
+
+#: the project's limit of trainable parameters
 BUDGET = 5_000_000
-#: in inches of 96 pixels: two charts stand side by side on a screen, and one fills a phone
+#: in inches of 96 pixels: two charts fit next to each other on a screen, and one on a phone
 SIZE = (4.4, 3.0)
 MARKERS = "os^Dvp*X"
+#: the most marks of a chart
+MARKS = 200
 
 #: column of metrics.csv -> label, colour and dashes
 LINES = {
@@ -38,28 +45,29 @@ Points = list[tuple[int, float]]  # (optimizer step, value)
 
 @dataclass(frozen=True)
 class Result:
-    """One run as a point among others."""
+    """One configuration as a point."""
 
     rank: int
     arch: str
     parameters: int
-    accuracy: float  # share of the images, in [0, 1]
-    images: int
+    accuracy: float  # mean over seeds, in [0, 1]
+    sd: float | None  # of one run; None for a single seed
+    text: str  # shown on hover
 
 
 @matplotlib.rc_context(STYLE)
-def draw_results(results: Sequence[Result]) -> Figure:
-    """Accuracy against parameters with the 95% interval of so many images, and the budget."""
+def draw_results(results: Sequence[Result]) -> Drawing:
+    """Accuracy against parameters with the standard deviation over seeds, and the budget."""
     figure = Figure(figsize=(5.4, 4.0), layout="constrained")
     axis = figure.subplots()
     for i, arch in enumerate(dict.fromkeys(result.arch for result in results)):
         points = [result for result in results if result.arch == arch]
         x = [result.parameters for result in points]
-        y = torch.tensor([result.accuracy for result in points])
-        low, high = wilson_interval(y, torch.tensor([result.images for result in points]))
-        colour = COLOURS[f"series-{i % SERIES}"]
-        axis.vlines(x, low.numpy(), high.numpy(), color=colour, alpha=0.5, linewidth=1.2)
-        axis.scatter(x, y.numpy(), color=colour, marker=MARKERS[i % len(MARKERS)], s=34, label=arch)
+        y = [result.accuracy for result in points]
+        sds = [result.sd or 0 for result in points]
+        colour, marker = COLOURS[f"series-{i % SERIES}"], MARKERS[i % len(MARKERS)]
+        axis.errorbar(x, y, sds, fmt="none", ecolor=colour, alpha=0.5, elinewidth=1.2)
+        axis.scatter(x, y, color=colour, marker=marker, s=34, label=arch)
     axis.axvline(BUDGET, color=COLOURS["budget"], linestyle="--", linewidth=1.2)
     axis.annotate(
         "budget 5M",
@@ -82,11 +90,12 @@ def draw_results(results: Sequence[Result]) -> Figure:
     axis.set_ylabel("test accuracy")
     _legend(figure)
     _label(figure, axis, results)
-    return figure
+    in_order = sorted(results, key=lambda x: (x.parameters, x.accuracy))
+    return Drawing(figure, [Mark(axis, x.parameters, x.accuracy, x.text) for x in in_order])
 
 
 def _label(figure: Figure, axis: Axes, results: Sequence[Result]) -> None:
-    """Write ranks beside points, the best first, on a side where there is room for them."""
+    """Write each rank next to its point, on a side that is free; the best rank comes first."""
     figure.draw_without_rendering()
     taken: list[tuple[float, float]] = []
     for result in results:
@@ -109,7 +118,7 @@ def _label(figure: Figure, axis: Axes, results: Sequence[Result]) -> None:
 
 
 def read_metrics(path: Path) -> dict[str, Points]:
-    """Every column with values of a run's metrics.csv; ValueError where there is none."""
+    """Every column with values of a run's metrics.csv; ValueError if there is none."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns: dict[str, Points] = {}
@@ -123,7 +132,7 @@ def read_metrics(path: Path) -> dict[str, Points]:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_curves(metrics: Mapping[str, Points], measure: str, steps_per_epoch: float) -> Figure:
+def draw_curves(metrics: Mapping[str, Points], measure: str, steps_per_epoch: float) -> Drawing:
     """Training and validation "acc" or "loss" over epochs."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axis = figure.subplots()
@@ -137,11 +146,11 @@ def draw_curves(metrics: Mapping[str, Points], measure: str, steps_per_epoch: fl
     axis.set_ylabel("accuracy" if measure == "acc" else "cross-entropy, nats")
     _epochs(axis)
     _legend(figure)
-    return figure
+    return Drawing(figure, _marks(axis, "{:.2%}" if measure == "acc" else "{:.4f}"))
 
 
 @matplotlib.rc_context(STYLE)
-def draw_learning_rate(metrics: Mapping[str, Points], steps_per_epoch: float) -> Figure:
+def draw_learning_rate(metrics: Mapping[str, Points], steps_per_epoch: float) -> Drawing:
     """The learning rate of every optimizer over epochs."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axis = figure.subplots()
@@ -154,19 +163,34 @@ def draw_learning_rate(metrics: Mapping[str, Points], steps_per_epoch: float) ->
     axis.set_ylabel("learning rate")
     _epochs(axis)
     _legend(figure)
-    return figure
+    return Drawing(figure, _marks(axis, "{:.4g}"))
+
+
+def _marks(axis: Axes, style: str) -> list[Mark]:
+    """One mark per epoch with the values of all lines, at the first line; at most MARKS marks."""
+    texts: dict[float, str] = {}
+    heights: dict[float, float] = {}
+    for line in axis.lines:
+        for epoch, value in np.asarray(line.get_xydata()).tolist():
+            x = round(epoch, 2)
+            texts[x] = f"{texts.get(x, f'epoch {x:g}')}\n{line.get_label()} {style.format(value)}"
+            heights.setdefault(x, value)
+    epochs = sorted(texts)
+    every = -(-len(epochs) // MARKS) or 1
+    shown = epochs[::-every][::-1]  # with the last one
+    return [Mark(axis, x, heights[x], texts[x]) for x in shown]
 
 
 @matplotlib.rc_context(STYLE)
-def draw_reliability(bins: Reliability) -> Figure:
-    """Accuracy over confidence with 95% intervals, above the share of predictions in each bin."""
+def draw_reliability(bins: "Reliability", interval: "tuple[Tensor, Tensor]") -> Drawing:
+    """Accuracy over confidence with its interval, above the share of predictions in each bin."""
     figure = Figure(figsize=(SIZE[0], 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     filled = bins.counts > 0
-    x, y = bins.confidence[filled].numpy(), bins.accuracy[filled].numpy()
-    low, high = wilson_interval(bins.accuracy[filled], bins.counts[filled])
+    x, y = bins.confidence[filled].tolist(), bins.accuracy[filled].tolist()
+    low, high = (end[filled].tolist() for end in interval)
     above.plot([0, 1], [0, 1], "--", color=COLOURS["muted"], linewidth=1)
-    above.vlines(x, low.numpy(), high.numpy(), color=COLOURS["raw"], alpha=0.6)
+    above.vlines(x, low, high, color=COLOURS["raw"], alpha=0.6)
     above.plot(x, y, "o", color=COLOURS["raw"], markersize=4, clip_on=False)
     above.set_ylim(0, 1)
     above.set_ylabel("accuracy")
@@ -183,11 +207,18 @@ def draw_reliability(bins: Reliability) -> Figure:
     below.set_xlim(0, 1)
     below.set_xlabel("confidence")
     below.xaxis.set_major_formatter(PercentFormatter(1))
-    return figure
+    values: Iterable[tuple[float, float, int]] = zip(
+        x, y, bins.counts[filled].tolist(), strict=True
+    )
+    marks = [
+        Mark(above, a, b, f"confidence {a:.1%}\naccuracy {b:.1%}\n{count:,} predictions")
+        for a, b, count in values
+    ]
+    return Drawing(figure, marks)
 
 
 def _over_epochs(points: Points, steps_per_epoch: float) -> tuple[list[float], list[float]]:
-    # A step is numbered from 0 and logged when it has been done.
+    # Steps count from 0 and are logged after the optimizer step.
     return [(step + 1) / steps_per_epoch for step, _ in points], [value for _, value in points]
 
 
@@ -198,6 +229,6 @@ def _epochs(axis: Axes) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """Above the axes, where it covers nothing."""
+    """Draw the legend above the axes, so that it covers nothing."""
     if figure.axes[0].get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper left", ncols=4, borderaxespad=0)

@@ -1,4 +1,4 @@
-"""Accuracy against parameters and against the operations of training: ours among what is known."""
+"""Accuracy against parameters and training operations: this project's runs and known results."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ PAGE, PICTURE = "FRONTIER.md", "frontier.png"
 # In the picture's own metadata.
 DRAWN_WITH = "SHA-256 of FRONTIER.md"
 KNOWN = Path(__file__).with_name("known_points.yaml")
-#: the speed benchmark, whose runs have no records of their own
+#: the speed benchmark, whose runs have no own records
 SPEED = Path("benchmarks", "time_to_94.json")
-#: in percent: what is below it is a miniature
+#: in percent; runs below it are miniatures
 FLOOR = 92.0
-#: who reports a point -> marker and colour
+#: origin of a point -> marker and colour
 GROUPS = {
     "this project": ("o", "#0b62b5"),
     "the papers' claims": ("X", "#b42318"),
@@ -38,15 +38,19 @@ GROUPS = {
 
 HEAD = f"""# Past the papers
 
-Written by `python experiments/reproduce.py --table` from the records in this folder and from
-[what others report](../reporting/{KNOWN.name}); a test renders it again. Accuracies are in percent,
-ours the mean of *n* runs that differ in their seed with its 95% interval, of the standard test set
-and one view of each image where nothing else is said. *Several views* are ours where validation
-chose a strategy that has them, or it was chosen beforehand for a run without validation, and
-others' where they report nothing else; they are hollow in the picture. Of our runs those stand here
-that reach {FLOOR:.0f}%. PFLOP are those of training, forward and backward, a multiply-add
-counted as two: counted where this project can describe the training, else as reported. What has
-neither count is in the table alone.
+`python experiments/reproduce.py --table` writes this page from the records in this folder and from
+[published results](../reporting/{KNOWN.name}). Accuracies are in percent, on the standard test set,
+with one view of each image unless stated otherwise. For this project they are means of *n* runs
+with different seeds, with their 95% interval.
+
+*Several views*: this project's runs have a value here if validation selected such a strategy, or if
+the strategy was fixed before a run without validation. Published results have it if they report
+nothing else. The picture shows several views as hollow points. This project's runs are
+listed from {FLOOR:.0f}%.
+
+PFLOP counts the operations of training, forward and backward; a multiply-add counts as two. This
+project counts them if it can describe the training; otherwise the reported value is listed. Points
+without parameters or PFLOP are missing in that half of the picture.
 
 ![Accuracy against parameters, and against the operations of training]({PICTURE})
 
@@ -55,22 +59,22 @@ neither count is in the table alone.
 
 @dataclass(frozen=True)
 class Point:
-    """One training, or several that differ in their seed."""
+    """One training: a published result, or the mean of runs with different seeds."""
 
     group: str  # of GROUPS
     name: str
     accuracy: Estimate  # in percent, of one view of each image unless `several_views`
-    views: Estimate | None = None  # the same with several views, ...
-    strategy: str = ""  # ... in this way
+    views: Estimate | None = None  # the same with several views
+    strategy: str = ""  # that gave `views`
     parameters: float | None = None
     operations: float | None = None  # of one training
     note: str = ""
     source: str = ""
-    several_views: bool = False  # of others, who report nothing else
+    several_views: bool = False  # whether `accuracy` is of several views
 
 
 def find_points(folder: Path) -> list[Point]:
-    """Those of the records under a folder and those that are known, the most accurate first."""
+    """The points of the records under a folder and of known results, by falling accuracy."""
     results = load_results(folder)
     found = [*_recorded(results), *_raced(folder / SPEED), *_known()]
     return sorted(found, key=lambda point: (-point.accuracy.value, point.name))
@@ -91,7 +95,7 @@ def _recorded(results: Results) -> Iterator[Point]:
         if len(chosen) == len(records) and all(len(x.strategy["views"]) > 1 for x in chosen):
             views = mean_of([100 * x.scores["test"].accuracy for x in chosen])
         first = records[0]
-        what = f"{first.epochs} epochs, {_longest(records)}"
+        length = f"{first.epochs} epochs, {_longest(records)}"
         yield Point(
             "this project",
             first.arch,
@@ -100,7 +104,7 @@ def _recorded(results: Results) -> Iterator[Point]:
             ", ".join(dict.fromkeys(names)),
             first.parameters,
             operations_of_training(first.config),
-            "; ".join([f"{_images(first.config)}, {what}", *reservations(records)]),
+            "; ".join([f"{_images(first.config)}, {length}", *reservations(records)]),
             ", ".join(x.name for x in records),
         )
 
@@ -125,7 +129,7 @@ def _counts(record: Record) -> bool:
 
 
 def _raced(path: Path) -> Iterator[Point]:
-    """Of the speed benchmark."""
+    """The point of the speed benchmark."""
     if not path.exists():
         return
     benchmark = read_benchmark(path)
@@ -168,7 +172,7 @@ def _known() -> Iterator[Point]:
 
 
 def in_words(estimate: Estimate) -> str:
-    """`95.31 ± 0.08 (n = 3)`, and of one run or of others' reports as much as there is."""
+    """`95.31 ± 0.08, n = 3`, without the interval or n if they are unknown."""
     text = f"{estimate.value:.2f}"
     if estimate.interval:
         low, high = estimate.interval
@@ -177,7 +181,7 @@ def in_words(estimate: Estimate) -> str:
 
 
 def render(points: Sequence[Point]) -> str:
-    """The page: the points by number, as they stand in the picture."""
+    """The page, with the points numbered as in the picture."""
     header = ["point", "network", "accuracy", "several views", "parameters", "PFLOP"]
     header += ["training", "source"]
     lines = [header, ["---"] * len(header)]
@@ -193,11 +197,12 @@ def render(points: Sequence[Point]) -> str:
         elif x.views:
             views = f"{in_words(x.views)} ({x.strategy})"
         lines.append([str(number), name, accuracy, views, *counts, x.note, x.source])
-    return HEAD + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return HEAD + "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """Both pictures side by side: points with the page's numbers, hollow with several views."""
+    """Both charts next to each other: points with the page's numbers, hollow for several views."""
     figure = Figure(figsize=(10, 4.4), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2, sharey=True)
     _scatter(left, points, [x.parameters and x.parameters / 1e6 for x in points])
@@ -246,5 +251,5 @@ def write_frontier(folder: Path) -> Path:
 
 
 def fingerprint(page: str) -> str:
-    """What a picture says of the page that it was drawn with."""
+    """The hash of a page, which its picture contains."""
     return sha256(page.encode()).hexdigest()

@@ -1,31 +1,29 @@
-"""Pictures as parts of a page: matplotlib's as SVG in the page's own colours, pixels as PNG."""
+"""Matplotlib's figures as SVG inside a page, in the page's colours, with values on hover."""
 
-import base64
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import torch
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
-# Colours that stand for a variable of the page's style sheet, which decides between light and dark.
-# Their values only have to differ from each other and from what else is drawn.
+# Each colour is replaced by a variable of the page's style sheet, which has light and dark values.
+# The values here only need to differ from each other and from all other colours of a figure.
 NAMES = ("ink", "muted", "grid", "raw", "ema", "swa", "train", "budget")
 SERIES = 8
 COLOURS = {name: f"#0a0b{i:02x}" for i, name in enumerate(NAMES)} | {
     f"series-{i}": f"#0a0c{i:02x}" for i in range(SERIES)
 }
-#: matplotlib's settings under which the pictures of a page are drawn
+#: matplotlib's settings for the figures of a page
 STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: found, selected and set in the page's font
-    "svg.hashsalt": "report",  # the same picture is the same text
-    "text.parse_math": False,  # a name with $ in it is a name
-    "font.sans-serif": ["DejaVu Sans"],  # which decides how much room is left for text
+    "svg.fonttype": "none",  # text stays text: readers can search and select it
+    "svg.hashsalt": "report",  # equal figures give equal text
+    "text.parse_math": False,  # a $ in a name is no formula
+    "font.sans-serif": ["DejaVu Sans"],  # decides the space for text
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelpad": 7,
@@ -50,34 +48,72 @@ STYLE: Any = {
 }
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A point of a figure, and the text that the page shows at it."""
+
+    axis: Axes
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and its marks, from left to right."""
+
+    figure: Figure
+    marks: Sequence[Mark]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure as it is in the page."""
+
+    svg: Markup
+    caption: str
+    marks: list[tuple[float, float, str]]  # shares of width and height from the upper left; text
+    note: str  # shown below the text of every mark
+
+
+def chart(
+    drawing: Drawing, name: str, caption: str, description: str = "", note: str = ""
+) -> Chart:
+    """The chart of a drawing. `name` is unique in the page; a description is for screen readers."""
+    figure = drawing.figure
+    text = svg(figure, name, description or caption)
+    to_shares = figure.transFigure.inverted()  # the axes have their final places after svg()
+    marks = []
+    for mark in drawing.marks:
+        x, y = to_shares.transform(mark.axis.transData.transform((mark.x, mark.y)))
+        marks.append((round(float(x), 4), round(1 - float(y), 4), mark.text))
+    return Chart(text, caption, marks, note)
+
+
 def svg(figure: Figure, name: str, description: str) -> Markup:
     """A figure as an `<svg>` with a size and a description.
 
-    `name` is unique in the page: matplotlib's identifiers, of which a page must hold each once,
-    begin with it.
+    Every identifier in it begins with `name`, so that identifiers are unique in the page.
     """
     file = io.StringIO()
     with matplotlib.rc_context(STYLE):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = _shorten(text)
+    text = _shorten(text[text.index("<svg") :])
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     for token, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{token})")
     width, height = (round(inches * 96) for inches in figure.get_size_inches())
     size = f'width="{width}" height="{height}" role="img" aria-label="{escape(description)}"'
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: size, text, count=1)
-    # matplotlib escapes what it writes.
-    return Markup(text)
+    return Markup(text)  # matplotlib has escaped the texts
 
 
 def _shorten(text: str) -> str:
-    """The same drawing in half of the characters.
+    """The same drawing in half the characters, with coordinates in hundredths of a point.
 
-    Without its style sheet, which would be the whole page's, without the names of groups, and to
-    hundredths of a point.
+    It drops the style sheet, which would apply to the whole page, and the names of groups.
     """
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
@@ -88,34 +124,3 @@ def _shorten(text: str) -> str:
     )
     text = re.sub(r"<g\s*/>", "", text)
     return re.sub(r">\s+<", "><", text.replace("\n", " "))
-
-
-def png(pixels: Tensor) -> str:
-    """Pixels uint8 (3, H, W) as a `data:` address of a PNG."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def colour(values: Tensor, name: str) -> Tensor:
-    """Values (H, W) in [0, 1] in the colours of one of matplotlib's maps, uint8 (3, H, W)."""
-    rgba = matplotlib.colormaps[name](values.numpy(), bytes=True)
-    return torch.from_numpy(rgba[..., :3]).permute(2, 0, 1)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Pixels, with the size that they are shown at and what is said of them."""
-
-    src: str  # a `data:` address
-    width: int
-    height: int
-    alt: str
-    caption: str = ""
-
-
-def picture(pixels: Tensor, alt: str, caption: str = "", scale: int = 1) -> Picture:
-    """Pixels uint8 (3, H, W), shown so many times larger than they are."""
-    height, width = pixels.shape[1:]
-    return Picture(png(pixels), scale * width, scale * height, alt, caption)

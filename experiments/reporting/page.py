@@ -1,41 +1,40 @@
-"""The report as one HTML file, from what was found and described."""
+"""The report as one HTML file."""
 
 import base64
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from statistics import fmean
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from datamodules.corruptions import BENCHMARK
 from experiments.claims.claims import ClaimRow
+from experiments.claims.seed_statistics import Estimate
 from experiments.claims.verdicts import MEANING
-from experiments.records.record import Shift, ShiftResult
-from experiments.reporting.collect import Entry
+from experiments.reporting.configurations import Configuration
 from experiments.reporting.figures import BUDGET, Result, draw_results
-from experiments.reporting.inline import svg
-from experiments.reporting.pictures import colour_scale
-from experiments.reporting.run_details import Chart, RunDetails
+from experiments.reporting.inline import Chart, chart
+
+if TYPE_CHECKING:
+    from experiments.reporting.run_details import RunDetails
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def render(
-    entries: Sequence[Entry],
-    details: Sequence[RunDetails],
+    rows: Sequence[Configuration],
+    details: "Sequence[RunDetails]",
     claims: Sequence[ClaimRow],
     unread: int = 0,
 ) -> str:
-    """The page, which needs nothing but itself.
+    """The page, which needs no other file and no network.
 
-    `details` are of some entries, in their order; `unread` runs are no entries, because they left
-    the test set unread.
+    `details` describe some of the runs in `rows`. `unread` is the number of runs without a test
+    accuracy, which are in no row.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -44,30 +43,24 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "code": _code,
-        "corruption_rows": corruption_rows,
-        "duration": duration,
-    }
+    environment.filters |= {"code": _code, "duration": duration, "estimate": _estimate}
     counts = Counter(row.verdict for row in claims if row.suite.paper)
     script = (TEMPLATES / "report.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    described = [run.entry for run in details]
-    anchors = [
-        f"run-{described.index(entry) + 1}" if entry in described else None for entry in entries
-    ]
     return environment.get_template("report.html.j2").render(
-        anchors=anchors,
+        anchors={id(run.entry): f"run-{i}" for i, run in enumerate(details, 1)},
         budget=BUDGET,
         claims_by_suite=_by_suite(row for row in claims if row.estimate),
         open_claims=_by_suite(row for row in claims if not row.estimate),
         verdicts={verdict: counts[verdict] for verdict in MEANING if counts[verdict]},
         details=details,
-        entries=entries,
+        folded=[row for row in rows if row.folded],
+        id=id,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        scale=colour_scale(),
-        scatter=scatter(entries),
-        # Both are files of ours, and what is in them must not be escaped.
+        rows=[row for row in rows if not row.folded],
+        runs=sum(len(row.entries) for row in rows),
+        scatter=scatter(rows),
+        # Both files are this project's own, so they are not escaped.
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),
         style=Markup((TEMPLATES / "report.css").read_text()),
@@ -75,73 +68,43 @@ def render(
     )
 
 
-def scatter(entries: Sequence[Entry]) -> Chart | None:
-    """Test accuracy against parameters of the runs that can be compared; None where none can."""
+def scatter(rows: Sequence[Configuration]) -> Chart | None:
+    """Test accuracy against parameters of the rows that are not folded; None without such rows."""
     results = [
-        Result(rank, e.record.arch, e.record.parameters, e.test.accuracy, e.test.images)
-        for rank, e in enumerate(entries, 1)
-        if e.comparable
+        Result(
+            rank,
+            row.record.arch,
+            row.parameters,
+            row.test.value / 100,
+            None if row.test.sd is None else row.test.sd / 100,
+            _on_hover(rank, row),
+        )
+        for rank, row in enumerate(rows, 1)
+        if not row.folded
     ]
     if not results:
         return None
     best = results[0]
     caption = (
         f"Test accuracy against parameters of {len(results)} "
-        f"run{'s' if len(results) > 1 else ''}, by rank in the leaderboard. Lines are 95% "
-        f"intervals of sampling {best.images:,} test images, not of training again. Rank "
-        f"{best.rank}: "
-        f"{best.accuracy:.2%} with {best.parameters:,} parameters, "
+        f"configuration{'s' if len(results) > 1 else ''}. Numbers are ranks in the leaderboard, "
+        "lines are one standard deviation over seeds. "
+        f"Rank 1: {best.accuracy:.2%} with {best.parameters:,} parameters, "
         f"{best.parameters / BUDGET:.1%} of the budget."
     )
-    return Chart(svg(draw_results(results), "results", caption), caption)
+    return chart(draw_results(results), "results", caption)
 
 
-@dataclass(frozen=True)
-class CorruptionRow:
-    """One line of the table of corruptions: a value for each strategy."""
-
-    name: str
-    values: list[str]
-    mean: bool = False
-
-
-def corruption_rows(shift: Shift) -> list[list[CorruptionRow]]:
-    """Errors in percent: clean, the benchmark's corruptions, the others, and calibration."""
-    results = shift.strategies.values()
-
-    def row(name: str, errors: list[float], mean: bool = False) -> CorruptionRow:
-        return CorruptionRow(name, [f"{100 * error:.2f}" for error in errors], mean)
-
-    def of(name: str) -> CorruptionRow:
-        return row(name.replace("_", " "), [corruption_error(x, name) for x in results])
-
-    names = list(next(iter(results)).corrupted)
-    others = [name for name in names if name not in BENCHMARK]
-    return [
-        [row("none (clean)", [1 - x.clean.accuracy for x in results])],
-        [
-            *(of(name) for name in names if name in BENCHMARK),
-            row("mCE of these 15", [x.mean_15.mce for x in results], mean=True),
-        ],
-        [
-            *(of(name) for name in others),
-            row("mCE of all 19", [x.mean_19.mce for x in results], mean=True),
-        ],
-        [
-            CorruptionRow(
-                "ECE, mean of all 19", [f"{x.mean_19.as_it_is.ece:.4f}" for x in results]
-            ),
-            CorruptionRow(
-                "the same at the fitted temperature",
-                [f"{x.mean_19.fitted.ece:.4f}" if x.mean_19.fitted else "" for x in results],
-            ),
-        ],
+def _on_hover(rank: int, row: Configuration) -> str:
+    lines = [
+        f"{rank}. {row.record.arch}",
+        row.settings,
+        f"{_estimate(row.test)}% test, n = {row.test.n[0]}",
+        f"{row.parameters:,} parameters",
+        row.names,
+        row.command,
     ]
-
-
-def corruption_error(result: ShiftResult, corruption: str) -> float:
-    """Share of images misclassified under a corruption, the mean over severities."""
-    return 1 - fmean(score.accuracy for score in result.corrupted[corruption])
+    return "\n".join(filter(None, lines))
 
 
 def _by_suite(rows: Iterable[ClaimRow]) -> dict[str, list[ClaimRow]]:
@@ -156,6 +119,12 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def _estimate(estimate: Estimate) -> str:
+    """`95.31 ± 0.08` with the standard deviation, or `95.31` for a single run."""
+    sd = "" if estimate.sd is None else f" ± {estimate.sd:.2f}"
+    return f"{estimate.value:.2f}{sd}"
+
+
 def _code(text: str) -> Markup:
-    """A sentence, escaped, with what stands between backticks as code."""
+    """An escaped sentence; text in backticks becomes code."""
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text))))

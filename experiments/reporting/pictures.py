@@ -1,9 +1,12 @@
-"""The report's pictures: the hardest images, where attention lies, how data is augmented."""
+"""The report's images: hardest test images, attention weights, augmented training images."""
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -13,23 +16,49 @@ from datamodules.augmentation import normalise
 from datamodules.cifar10 import MEAN, STD
 from experiments.inference.analysis import hardest
 from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
-from experiments.reporting.inline import Picture, colour, picture
 from lightning_modules.prediction import log_probabilities
 
-#: hardest images that are shown
+#: number of hardest images
 HARDEST = 12
-#: images whose attention is shown, each of another class
+#: number of images with attention weights, of different classes
 EXAMPLES = 3
 #: columns and rows of the grid of augmented images
 GRID = (8, 2)
-#: how much of an overlay is the map and not the image under it
+#: opacity of a map that covers its image
 OPACITY = 0.6
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as it is in the page."""
+
+    src: str  # a `data:` address
+    width: int  # in the page's pixels
+    height: int
+    alt: str
+    caption: str = ""
+
+
+def picture(pixels: Tensor, alt: str, caption: str = "", scale: int = 1) -> Picture:
+    """The picture of pixels uint8 (3, H, W), enlarged by an integer."""
+    height, width = pixels.shape[1:]
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    address = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return Picture(address, scale * width, scale * height, alt, caption)
+
+
+def colour(values: Tensor, name: str) -> Tensor:
+    """Values (H, W) in [0, 1] as pixels uint8 (3, H, W) of one of matplotlib's colour maps."""
+    rgba = matplotlib.colormaps[name](values.numpy(), bytes=True)
+    return torch.from_numpy(rgba[..., :3]).permute(2, 0, 1)
 
 
 def hardest_images(
     images: Tensor, labels: Tensor, logits: Tensor, classes: Sequence[str]
 ) -> list[Picture]:
-    """The images whose own class got the least probability, and what they were taken for.
+    """The images whose labelled class has the lowest probability.
 
     `images` uint8 (N, 3, H, W), `labels` int64 (N,), `logits` (N, C).
     """
@@ -52,7 +81,7 @@ def hardest_images(
 
 @dataclass(frozen=True)
 class ChannelStrip:
-    """The weights that one module gives to channels, a line of pixels for each example."""
+    """The channel weights of one module: one line of pixels per example image."""
 
     place: str
     channels: int
@@ -64,7 +93,7 @@ class ChannelStrip:
 
 @dataclass(frozen=True)
 class SpatialMap:
-    """The weights that one module gives to the positions of one example, over that image."""
+    """The spatial weights of one module, drawn over one example image."""
 
     place: str
     overlay: Picture
@@ -74,19 +103,20 @@ class SpatialMap:
 
 @dataclass(frozen=True)
 class AttentionPictures:
-    """What a network's attention does with the example images."""
+    """The attention weights of a network for a few example images."""
 
     examples: list[Picture]
     strips: list[ChannelStrip]
-    maps: list[list[SpatialMap]]  # an example each, then a module each
+    maps: list[list[SpatialMap]]  # example -> module -> map
+    scale: Picture  # the colours of weights from 0 to 1
 
 
 def attention_pictures(
     network: nn.Module, images: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> AttentionPictures | None:
-    """Of the first image of each class that comes up in images uint8 (N, 3, H, W).
+    """Attention weights for the first images of different classes among images uint8 (N, 3, H, W).
 
-    None where the network has no attention.
+    None if the network has no attention.
     """
     first: dict[int, int] = {}
     for i, label in enumerate(labels.tolist()):
@@ -105,12 +135,13 @@ def attention_pictures(
         examples,
         [_strip(x) for x in attention if x.kind == "channel"],
         [list(of_example) for of_example in zip(*maps, strict=True)],
+        picture(colour(torch.linspace(0, 1, 64)[None], "viridis"), "Colours from 0 to 1"),
     )
 
 
 def _strip(attention: Attention) -> ChannelStrip:
     weights = attention.weights
-    # By their mean, so that a step in a line is that example's own.
+    # Sorted by the mean over examples, so that differences between examples are visible.
     order = weights.mean(dim=0).argsort(descending=True)
     low, mean, high = weights.min().item(), weights.mean().item(), weights.max().item()
     strip = picture(
@@ -128,19 +159,14 @@ def _overlay(attention: Attention, images: Tensor, names: Sequence[str]) -> list
         low, high = weights.min().item(), weights.max().item()
         grey = image.float().mean(dim=0, keepdim=True)
         mixed = OPACITY * colour(values, "inferno") + (1 - OPACITY) * grey
-        alt = f"Where {attention.place} looks in the {name}: weights {low:.2f} to {high:.2f}"
+        alt = f"Attention of {attention.place} in the {name}: weights {low:.2f} to {high:.2f}"
         overlay = picture(mixed.round().to(torch.uint8), alt, scale=3)
         found.append(SpatialMap(attention.place, overlay, low, high))
     return found
 
 
-def colour_scale() -> Picture:
-    """The colours of the channels' weights from 0 to 1."""
-    return picture(colour(torch.linspace(0, 1, 64)[None], "viridis"), "Colours from 0 to 1")
-
-
 def augmented_images(path: Path) -> Picture:
-    """The first images of the grid that a run wrote of its training images, 34 pixels apart."""
+    """The first images of a run's grid of training images, which are 34 pixels apart."""
     with Image.open(path) as grid:
         columns, rows = (min(x, y // 34) for x, y in zip(GRID, grid.size, strict=True))
         part = grid.convert("RGB").crop((0, 0, 34 * columns + 2, 34 * rows + 2))

@@ -1,25 +1,26 @@
-"""What the report says of one run: its curves, how sure it is, where it errs, where it looks."""
+"""One run in the report: curves, calibration, mistakes, attention, strategies and shift."""
 
 import shlex
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from markupsafe import Markup
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import CIFAR10_CLASSES
+from datamodules.corruptions import BENCHMARK
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
-from experiments.inference.analysis import confusion, reliability
+from experiments.inference.analysis import confusion, reliability, wilson_interval
 from experiments.inference.finished import FinishedRun
-from experiments.records.record import Evaluation, Shift
+from experiments.records.record import Evaluation, Shift, ShiftResult
 from experiments.reporting.collect import Entry
 from experiments.reporting.figures import (
     draw_curves,
@@ -27,9 +28,10 @@ from experiments.reporting.figures import (
     draw_reliability,
     read_metrics,
 )
-from experiments.reporting.inline import Picture, svg
+from experiments.reporting.inline import Chart, chart
 from experiments.reporting.pictures import (
     AttentionPictures,
+    Picture,
     attention_pictures,
     augmented_images,
     hardest_images,
@@ -40,24 +42,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A drawing and what it shows."""
-
-    drawing: Markup
-    caption: str
-
-
-@dataclass(frozen=True)
 class Confusion:
-    """How many images of each class (rows) were taken for each class (columns)."""
+    """The number of images of each class (rows) that got each prediction (columns)."""
 
     classes: Sequence[str]
     counts: list[list[int]]
 
 
 @dataclass(frozen=True)
+class CorruptionRow:
+    """One line of the table of corruptions: a value for each strategy."""
+
+    name: str
+    values: list[str]
+    mean: bool = False
+
+
+@dataclass(frozen=True)
 class RunDetails:
-    """The parts of one run's section; a text says why one is not there, or what makes it."""
+    """The parts of one run's section; a missing part is a sentence with the reason."""
 
     entry: Entry
     curves: list[Chart] | str
@@ -69,20 +72,23 @@ class RunDetails:
     evaluation: Evaluation | str
     shift: Shift | str
 
+    @property
+    def corruptions(self) -> list[list[CorruptionRow]]:
+        """Errors in percent: clean, the benchmark's corruptions, the others, and calibration."""
+        assert isinstance(self.shift, Shift)
+        return corruption_rows(self.shift)
+
 
 class ImageSource:
-    """The test images of runs, each set decoded once; none are fetched."""
+    """The test images of runs. Each set is decoded once and never downloaded."""
 
     def __init__(self, root: str | None) -> None:
-        """`root` is the folder of CIFAR-10, by default that of each run."""
+        """`root` is the folder of CIFAR-10, by default the folder in each run's configuration."""
         self.root = root
         self._sets: dict[tuple[str | None, str], tuple[Tensor, Tensor]] = {}
 
     def test(self, run: FinishedRun) -> tuple[Tensor, Tensor]:
-        """Images uint8 (N, 3, 32, 32) and labels int64 (N,).
-
-        UserError, in one line, where they are not to be had.
-        """
+        """Images uint8 (N, 3, 32, 32) and labels int64 (N,); UserError if they are missing."""
         root, source = self.root or run.record.config["data"]["root"], run.record.source
         if (root, source) not in self._sets:
             data = CIFAR10DataModule(root=root, source=source, download=False)
@@ -94,7 +100,7 @@ class ImageSource:
 
 
 def describe_run(entry: Entry, name: str, images: ImageSource) -> RunDetails:
-    """Everything that the folder of a run gives; `name` is unique in the page."""
+    """All parts of a run with a folder; `name` is unique in the page."""
     parts = _Parts(entry, name, images)
     return RunDetails(
         entry,
@@ -110,7 +116,7 @@ def describe_run(entry: Entry, name: str, images: ImageSource) -> RunDetails:
 
 
 def _or_why(part: Callable[[], T]) -> T | str:
-    """A part, or in a sentence why it is not there: one run of fifty must not stop the others."""
+    """A part, or a sentence with the reason for its absence: one run must not stop the report."""
     try:
         return part()
     except FileNotFoundError as error:
@@ -119,16 +125,17 @@ def _or_why(part: Callable[[], T]) -> T | str:
         return f"Not shown: {str(error).rstrip('.')}."
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = f"{type(error).__name__}: {error}"
-        return f"Not shown: what it is made from cannot be read ({reason.rstrip('.')})."
+        return f"Not shown: a file cannot be read ({reason.rstrip('.')})."
 
 
 class _Parts:
-    """What a run left, each file read when a part first needs it."""
+    """The files of a run, each read when a part first needs it."""
 
     def __init__(self, entry: Entry, name: str, images: ImageSource) -> None:
         assert entry.run is not None
         self.run, self.record, self.weights = entry.run, entry.record, entry.weights
         self.name, self.images = name, images
+        self.note = "\n".join([self.record.name, *self.record.command])
         self.place = shlex.quote(str(self.run.folder))
         synthetic = self.record.source == "synthetic"
         self.classes = SYNTHETIC_CLASSES if synthetic else CIFAR10_CLASSES
@@ -140,7 +147,7 @@ class _Parts:
             return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
     def on(self, split: str) -> tuple[Tensor, Tensor]:
-        """Logits, of the weights that validation selected, and labels."""
+        """Logits of the selected weights, and labels."""
         return self.predictions[f"{split}_{self.weights}"], self.predictions[f"{split}_labels"]
 
     def curves(self) -> list[Chart]:
@@ -148,11 +155,11 @@ class _Parts:
         record = self.record
         steps = record.steps_per_epoch
         val = record.scores.get("val", {}).get("raw")
-        where = "on its training batches"
-        where += f" and {val.images:,} validation images" if val else ""
+        images = "on its training batches"
+        images += f" and {val.images:,} validation images" if val else ""
         drawn = [
-            (f"Accuracy of {record.name} {where}.", "/acc", draw_curves(metrics, "acc", steps)),
-            (f"Loss of {record.name} {where}.", "/loss", draw_curves(metrics, "loss", steps)),
+            (f"Accuracy of {record.name} {images}.", "/acc", draw_curves(metrics, "acc", steps)),
+            (f"Loss of {record.name} {images}.", "/loss", draw_curves(metrics, "loss", steps)),
             (
                 f"Learning rate of {record.name} over {record.steps:,} steps.",
                 "lr",
@@ -160,11 +167,11 @@ class _Parts:
             ),
         ]
         charts: list[Chart] = []
-        for caption, part, figure in drawn:
+        for caption, part, drawing in drawn:
             ends = [f"{name} {x[-1][1]:.4g}" for name, x in metrics.items() if part in name]
             description = f"{caption} At the end: {', '.join(ends)}."
-            drawing = svg(figure, f"{self.name}-curve-{len(charts)}", description)
-            charts.append(Chart(drawing, caption))
+            name = f"{self.name}-curve-{len(charts)}"
+            charts.append(chart(drawing, name, caption, description, self.note))
         return charts
 
     def reliability(self) -> list[Chart]:
@@ -180,8 +187,9 @@ class _Parts:
                 f"{title}: {self.record.name}, {self.weights} weights, {len(labels):,} test "
                 f"images, ECE {bins.ece:.4f}."
             )
-            drawing = svg(draw_reliability(bins), f"{self.name}-reliability-{len(charts)}", caption)
-            charts.append(Chart(drawing, caption))
+            drawing = draw_reliability(bins, wilson_interval(bins.accuracy, bins.counts))
+            name = f"{self.name}-reliability-{len(charts)}"
+            charts.append(chart(drawing, name, caption, note=self.note))
         return charts
 
     def confusion(self) -> Confusion:
@@ -191,7 +199,7 @@ class _Parts:
         logits, labels = self.on("test")
         images, labels_here = self.images.test(self.run)
         if not torch.equal(labels, labels_here):
-            raise UserError("the test images here are not those of the run")
+            raise UserError("these test images are not the images of the run")
         return hardest_images(images, labels, logits, self.classes)
 
     def attention(self) -> AttentionPictures:
@@ -207,11 +215,54 @@ class _Parts:
     def evaluation(self) -> Evaluation:
         found = self.run.evaluation()
         if found is None:
-            raise UserError(f"`python experiments/evaluate.py {self.place}` measures them")
+            raise UserError(
+                f"`python experiments/evaluate.py {self.place}` measures the strategies"
+            )
         return found
 
     def shift(self) -> Shift:
         found = self.run.shift()
         if found is None:
-            raise UserError(f"`python experiments/evaluate.py {self.place} --shift` measures it")
+            raise UserError(
+                f"`python experiments/evaluate.py {self.place} --shift` measures the shift"
+            )
         return found
+
+
+def corruption_rows(shift: Shift) -> list[list[CorruptionRow]]:
+    """Errors in percent: clean, the benchmark's corruptions, the others, and calibration."""
+    results = shift.strategies.values()
+
+    def row(name: str, errors: list[float], mean: bool = False) -> CorruptionRow:
+        return CorruptionRow(name, [f"{100 * error:.2f}" for error in errors], mean)
+
+    def of(name: str) -> CorruptionRow:
+        return row(name.replace("_", " "), [_corruption_error(x, name) for x in results])
+
+    names = list(next(iter(results)).corrupted)
+    others = [name for name in names if name not in BENCHMARK]
+    return [
+        [row("none (clean)", [1 - x.clean.accuracy for x in results])],
+        [
+            *(of(name) for name in names if name in BENCHMARK),
+            row("mCE of these 15", [x.mean_15.mce for x in results], mean=True),
+        ],
+        [
+            *(of(name) for name in others),
+            row("mCE of all 19", [x.mean_19.mce for x in results], mean=True),
+        ],
+        [
+            CorruptionRow(
+                "ECE, mean of all 19", [f"{x.mean_19.as_it_is.ece:.4f}" for x in results]
+            ),
+            CorruptionRow(
+                "the same at the fitted temperature",
+                [f"{x.mean_19.fitted.ece:.4f}" if x.mean_19.fitted else "" for x in results],
+            ),
+        ],
+    ]
+
+
+def _corruption_error(result: ShiftResult, corruption: str) -> float:
+    """Share of images misclassified under a corruption, the mean over severities."""
+    return 1 - fmean(score.accuracy for score in result.corrupted[corruption])

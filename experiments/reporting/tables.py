@@ -1,4 +1,4 @@
-"""What commands print in a terminal, from records alone."""
+"""Tables for the terminal, made from records."""
 
 import sys
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     table = Table(
         title=f"{' + '.join(evaluation.runs)} on {SOURCES[evaluation.source]}",
         caption=f"* chosen {how}. Gain: over {evaluation.baseline}, in points, with its 95% "
-        "interval (paired bootstrap). T: the strategy's temperature; below it what it becomes when "
+        "interval (paired bootstrap). T: the strategy's temperature; below it the temperature "
         f"fitted on validation. s: seconds for 1,000 images on {evaluation.device}, "
         f"{evaluation.precision}.",
     )
@@ -62,14 +62,14 @@ def gain(score: StrategyScore, between: str = " ") -> str:
 
 
 def print_table(table: Table) -> None:
-    """Print as wide as the terminal; where there is none, in at most 120 columns."""
+    """Print in the width of the terminal, or in 120 columns without a terminal."""
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def calibration_cells(
     result: StrategyResult | ShiftResult, x: StrategyScore | ShiftScore | ShiftMean
 ) -> list[str]:
-    """A strategy's temperature and its measures; below them those with the fitted temperature."""
+    """A strategy's temperature and measures; below them the same with the fitted temperature."""
     own = result.strategy["temperature"]
     temperatures = [own] + ([own * result.temperature] if result.temperature else [])
     blocks = [x.as_it_is] + ([x.fitted] if x.fitted else [])
@@ -80,10 +80,10 @@ def calibration_cells(
 
 
 def show_figure_1(evaluation: Evaluation) -> None:
-    """Print SAMResNet's Figure 1, its five bars beside ours."""
+    """Print the five bars of SAMResNet's Figure 1 and our values."""
     table = Table(
         title=f"SAMResNet, Figure 1: claimed, and measured with {evaluation.runs[0]}",
-        caption="Claims are of Kaggle's hidden test set, ours of the standard test set: the "
+        caption="The claims are for Kaggle's hidden test set, ours for the standard test set: the "
         "accuracies are not comparable.",
     )
     table.add_column("strategy")
@@ -109,11 +109,11 @@ def show_shift(shift: Shift) -> None:
     table = Table(
         title=f"{shift.run} on {SOURCES[shift.source]} with CIFAR-10-C's corruptions ({origin})",
         caption=f"The first {shift.images:,} test images, severities "
-        f"{', '.join(map(str, shift.severities))}. A corruption's row is the mean over severities, "
-        "a severity's the mean over the benchmark's 15 corruptions; the last four are those that "
-        "it sets apart. ECE: with the strategy's own temperature, and with the one fitted on clean "
-        "validation images."
-        + (" Frost and spatter are drawn otherwise than published." if generated else ""),
+        f"{', '.join(map(str, shift.severities))}. A corruption's row is the mean over severities; "
+        "a severity's row is the mean over the benchmark's 15 corruptions. The last four are its "
+        "extra corruptions. ECE: with the strategy's own temperature / with the temperature "
+        "fitted on clean validation images."
+        + (" Frost and spatter differ from the published images." if generated else ""),
     )
     table.add_column("", no_wrap=True)
     for measure in ("accuracy", "ECE"):
@@ -148,11 +148,11 @@ def shift_cells(scores: Sequence[Sequence[ShiftScore]]) -> list[str]:
 
 
 def show_shift_means(shift: Shift) -> None:
-    """Print mean corruption errors beside the clean error, with calibration."""
+    """Print the clean error, the mean corruption errors and calibration."""
     table = Table(
         title=f"{shift.run}: errors and calibration, clean and shifted",
         caption="mCE: mean corruption error, not divided by another network's, and the same mean "
-        "of each measure. T: the strategy's temperature; below it what it becomes when fitted on "
+        "of each measure. T: the strategy's temperature; below it the temperature fitted on "
         f"clean validation images. On {shift.device}, {shift.precision}.",
     )
     table.add_column("strategy", no_wrap=True)
@@ -167,7 +167,7 @@ def show_shift_means(shift: Shift) -> None:
 
 
 def shift_sets(shift: Shift) -> dict[str, dict[str, tuple[float, ShiftScore | ShiftMean]]]:
-    """Each strategy's error and calibration, on what is shifted and on what is not."""
+    """Each strategy's error and calibration, on clean and on shifted images."""
     results = shift.strategies.items()
     sets: dict[str, dict[str, tuple[float, ShiftScore | ShiftMean]]] = {
         "clean": {name: (1 - x.clean.accuracy, x.clean) for name, x in results},

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -66,7 +67,7 @@ def record(run: Path) -> Record:
 
 
 def scored(record: Record, number: int) -> Record:
-    """Another record, of CIFAR-10, with accuracies, parameters and a name of its own."""
+    """Another record, of CIFAR-10, with its own configuration, accuracies and name."""
     weights = record.selected or "raw"
     scores = {
         split: {weights: replace(by_weights[weights], accuracy=accuracy)}
@@ -78,6 +79,7 @@ def scored(record: Record, number: int) -> Record:
         record,
         name=f"run-{number:02}",
         source="cifar10",
+        config=record.config | {"model": record.config["model"] | {"lr": (number + 1) / 1000}},
         # So that their order as text is another one than as numbers.
         parameters=(number + 1) * 99_000,
         scores=scores,
@@ -86,7 +88,7 @@ def scored(record: Record, number: int) -> Record:
 
 @pytest.fixture(scope="module")
 def fifty(record: Record, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of fifty records, the best on validation being the worst on test."""
+    """A folder of fifty configurations; the best on validation is the worst on test."""
     folder = tmp_path_factory.mktemp("records")
     for number in range(50):
         write_record(scored(record, number), folder / f"{number}.json")
@@ -94,9 +96,10 @@ def fifty(record: Record, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(html: str) -> list[str]:
-    """The names in the leaderboard, in their order."""
-    board = html[html.index('<table class="sortable">') : html.index("</table>")]
-    names = re.findall(r'<th scope="row">(?:<a [^>]*>)?([^<]*)', board)
+    """The names of the runs in the leaderboards, in their order."""
+    names = re.findall(
+        r'<tr class="run">\s*<td></td>\s*<th scope="row">(?:<a [^>]*>)?([^<]*)', html
+    )
     return [name.strip() for name in names]
 
 
@@ -174,12 +177,12 @@ def test_a_run_that_left_the_test_set_unread_counts_for_claims_and_is_not_listed
         write_record(chosen, tmp_path / f"{name}.json")
     html = report(tmp_path)
     assert "No runs yet" not in html
-    assert "Not listed: 2 runs that left the test set unread" in without_tags(html)
+    assert "Not listed: 2 runs without a test accuracy" in without_tags(html)
     assert f" {claim.text} " in without_tags(html).partition("claims without a record")[0]
     write_record(scored(record, 0), tmp_path / "tested.json")
     html = report(tmp_path)
     assert rows(html) == ["run-00"]
-    assert "Not listed: 2 runs that left" in without_tags(html)
+    assert "Not listed: 2 runs without" in without_tags(html)
     assert "Not listed" not in report(tmp_path / "tested.json")
 
 
@@ -197,7 +200,7 @@ def test_a_run_shows_everything_that_its_folder_holds(
         f"{record.scores['test'][weights].ece:.4f}.",
         "fitted on validation",
         f"{run.name}, {weights} weights, 300 images.",
-        "The 12 test images whose own class got the least probability",
+        "The 12 test images with the lowest probability of their labelled class",
         f"Spatial attention of {run.name}",
         f"Channel attention of {run.name}",
         "stage 3, block 1",
@@ -205,8 +208,8 @@ def test_a_run_shows_everything_that_its_folder_holds(
         "SAMResNet has 5.02M parameters",
     ):
         assert part in text, part
-    assert f"evaluate.py {run}</code> measures them" in html
-    assert f"evaluate.py {run} --shift</code> measures it" in html
+    assert f"evaluate.py {run}</code> measures the strategies" in html
+    assert f"evaluate.py {run} --shift</code> measures the shift" in html
 
 
 def test_the_best_on_validation_is_first_and_what_does_not_compare_is_last(
@@ -256,7 +259,7 @@ def test_images_of_another_test_set_are_not_shown_as_the_runs(
         images, labels = few_images(split)
         return images, labels.roll(1)
 
-    assert "the test images here are not those of the run" in report(run, images=relabelled)
+    assert "these test images are not the images of the run" in report(run, images=relabelled)
 
 
 def test_corruption_errors_are_means_over_severities(
@@ -360,7 +363,7 @@ def test_an_unknown_flag_is_one_line(refusal: Callable[..., str], report: Report
 
 def test_curves_count_epochs_from_the_steps_that_are_done() -> None:
     metrics = {"val/acc": [(4, 0.5), (9, 0.6)], "val/acc_ema": [(4, 0.4), (9, 0.7)]}
-    [axis] = draw_curves(metrics, "acc", steps_per_epoch=5).axes
+    [axis] = draw_curves(metrics, "acc", steps_per_epoch=5).figure.axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert drawn == {"raw": [[1, 0.5], [2, 0.6]], "EMA": [[1, 0.4], [2, 0.7]]}
 
@@ -384,16 +387,16 @@ def test_an_epoch_that_was_cut_short_stretches_no_curve(
 
 
 def test_the_budget_is_a_line_at_five_million_parameters() -> None:
-    [axis] = draw_results([Result(1, "resnet", 298_290, 0.8, 10_000)]).axes
-    assert [line.get_xdata() for line in axis.lines] == [[BUDGET, BUDGET]]
+    [axis] = draw_results([Result(1, "resnet", 298_290, 0.8, None, "text")]).figure.axes
+    assert [BUDGET, BUDGET] in [list(line.get_xdata()) for line in axis.lines]
     assert BUDGET == 5_000_000
     low, high = axis.get_xlim()
     assert low < 298_290 < BUDGET < high
 
 
 def test_a_drawing_leaves_its_colours_to_the_page_and_text_as_it_is() -> None:
-    result = Result(1, HOSTILE, 298_290, 0.8, 10_000)
-    drawing = str(svg(draw_results([result]), "name", HOSTILE))
+    result = Result(1, HOSTILE, 298_290, 0.8, 0.01, HOSTILE)
+    drawing = str(svg(draw_results([result]).figure, "name", HOSTILE))
     assert "var(--series-0)" in drawing
     assert not [colour for colour in COLOURS.values() if colour in drawing]
     assert "<script" not in drawing
@@ -452,17 +455,18 @@ def page(browser: Browser, full: Path) -> Iterator[Page]:
 
 def column(page: Page, title: str) -> tuple[Locator, Callable[[], list[str]]]:
     """A column's button, and what the column reads."""
-    titles = page.locator("table.sortable thead th").all_inner_texts()
+    table = page.locator("table.sortable").first
+    titles = table.locator("thead th").all_inner_texts()
     number = next(i for i, text in enumerate(titles, 1) if text.split()[0] == title)
-    cells = page.locator(f"table.sortable tbody tr > :nth-child({number})")
-    button = page.locator(f"table.sortable thead th:nth-child({number}) button")
+    cells = table.locator(f"tbody > tr:first-child > :nth-child({number})")
+    button = table.locator(f"thead th:nth-child({number}) button")
     return button, cells.all_inner_texts
 
 
 def test_a_click_sorts_numbers_as_numbers_and_another_one_turns_them_round(page: Page) -> None:
     button, read = column(page, "Parameters")
     numbers = sorted((int(x.replace(",", "")) for x in read()), reverse=True)
-    assert len(numbers) == 52
+    assert len(numbers) == 50
     button.click()
     assert [int(x.replace(",", "")) for x in read()] == numbers
     button.click()
@@ -470,19 +474,19 @@ def test_a_click_sorts_numbers_as_numbers_and_another_one_turns_them_round(page:
 
 
 def test_enter_sorts_and_the_heading_says_which_way(page: Page) -> None:
-    button, read = column(page, "Run")
-    sorted_columns = page.locator("th[aria-sort]")
+    button, read = column(page, "Configuration")
+    sorted_columns = page.locator("table.sortable").first.locator("th[aria-sort]")
     assert sorted_columns.all_inner_texts()[0].split()[0] == "#"
     button.focus()
     page.keyboard.press("Enter")
-    names = [x for x in read() if x.startswith("run-")]
+    names = read()
     assert names == sorted(names)
     assert sorted_columns.count() == 1
     assert sorted_columns.get_attribute("aria-sort") == "ascending"
     page.keyboard.press("Space")
-    assert [x for x in read() if x.startswith("run-")] == names[::-1]
+    assert read() == names[::-1]
     assert sorted_columns.get_attribute("aria-sort") == "descending"
-    assert sorted_columns.inner_text().split()[0] == "Run"
+    assert sorted_columns.inner_text().split()[0] == "Configuration"
 
 
 def test_a_hostile_name_is_text_and_nothing_of_it_runs(page: Page) -> None:
@@ -533,6 +537,10 @@ def test_the_first_tab_stop_leads_to_the_content(page: Page) -> None:
 def test_a_link_opens_the_run_that_it_leads_to(page: Page) -> None:
     closed = page.locator("details:not([open]):has(h3)")
     assert closed.count() == 1
+    page.evaluate(
+        "document.querySelectorAll('#miniatures ~ details, details:has(pre)')"
+        ".forEach((x) => (x.open ||= !x.querySelector('h3')))"
+    )
     page.locator("table.sortable a").last.click()
     # `expect` polls without `eval`, which the page's security policy forbids.
     expect(page.locator("details[open]:has(h3)")).to_have_count(2)
@@ -540,7 +548,7 @@ def test_a_link_opens_the_run_that_it_leads_to(page: Page) -> None:
 
 def test_the_page_never_scrolls_sideways(page: Page) -> None:
     page.evaluate("document.querySelectorAll('details').forEach((x) => (x.open = true))")
-    for width in (375, 768, 1280):
+    for width in (375, 400, 768, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
@@ -587,3 +595,95 @@ def test_a_page_without_runs_is_as_wide_as_a_phone(
     page.goto((tmp_path / "out" / "index.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     page.close()
+
+
+@pytest.fixture(scope="module")
+def seeds(record: Record, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with three seeds and a repeated seed of one configuration, and with a miniature."""
+    folder = tmp_path_factory.mktemp("seeds")
+    accuracies = {"s0": (0, 0.90), "s1": (1, 0.91), "s2": (2, 0.95), "repeated": (2, 0.10)}
+    for day, (name, (seed, accuracy)) in enumerate(accuracies.items(), 1):
+        made = scored(record, 0)
+        [(weights, score)] = made.scores["test"].items()
+        scores = made.scores | {"test": {weights: replace(score, accuracy=accuracy)}}
+        finished = f"2026-01-0{day}T00:00:00+00:00"
+        made = replace(made, name=name, seed=seed, scores=scores, finished=finished)
+        write_record(replace(made, config=made.config | {"seed": seed}), folder / f"{name}.json")
+    return folder
+
+
+@pytest.fixture
+def seeds_page(
+    browser: Browser,
+    report: Report,
+    seeds: Path,
+    record_of: Callable[..., Record],
+    tmp_path: Path,
+) -> Iterator[Page]:
+    flags = load_suites()["sam_resnet_table1"].rows["se"].flags("mini", 0)
+    write_record(record_of(flags, name="miniature"), tmp_path / "miniature.json")
+    report(seeds, tmp_path / "miniature.json", out=tmp_path / "out")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((tmp_path / "out" / "index.html").as_uri())
+    yield page
+    page.close()
+
+
+def test_a_configuration_is_one_row_with_mean_sd_and_seeds(seeds_page: Page) -> None:
+    """A repeated seed counts once, by its earliest run."""
+    assert column(seeds_page, "Test")[1]() == ["92.00 ± 2.65"]
+    assert column(seeds_page, "n")[1]() == ["3"]
+    runs = seeds_page.locator("table.sortable").first.locator("tr.run")
+    expect(runs).to_have_count(4)
+    expect(runs.first).to_be_hidden()
+    summary = seeds_page.locator("table.sortable summary").first
+    summary.focus()
+    seeds_page.keyboard.press("Enter")
+    expect(runs.first).to_be_visible()
+    assert [x.split()[0] for x in runs.locator("th").all_inner_texts()] == [
+        "s0", "s1", "s2", "repeated",
+    ]  # fmt: skip
+    seeds_page.keyboard.press("Enter")
+    expect(runs.first).to_be_hidden()
+
+
+def test_miniatures_are_in_a_closed_section_at_the_end(seeds_page: Page) -> None:
+    row = seeds_page.locator("section", has=seeds_page.locator("#miniatures")).locator("table")
+    expect(row).to_be_hidden()
+    seeds_page.locator("nav a", has_text="Miniatures").click()
+    expect(row).to_be_visible()
+    assert "trainer.max_epochs=6" in row.inner_text()
+    assert seeds_page.locator("section h2").last.inner_text() == "Miniatures and quick runs"
+
+
+def test_a_chart_shows_values_run_and_command_at_the_mouse_and_at_the_slider(page: Page) -> None:
+    tip = page.locator("#tip")
+    expect(tip).to_be_hidden()
+    curve = page.locator(".charts .chart").first
+    curve.scroll_into_view_if_needed()
+    curve.hover()
+    expect(tip).to_contain_text("epoch ")
+    expect(tip).to_contain_text("experiments/run.py")
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+    slider = curve.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("End")
+    expect(tip).to_contain_text("epoch 2\n")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^epoch 2\ntraining"))
+    box, width = tip.bounding_box(), page.viewport_size["width"]
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    slider.blur()
+    expect(tip).to_be_hidden()
+
+
+def test_help_and_mistakes_import_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    for flags in (["--help"], [str(tmp_path / "nowhere")]):
+        code = (
+            "import sys\nfrom experiments.report import main\n"
+            f"sys.argv = ['report.py', *{flags!r}]\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass\n"
+            "assert not {'torch', 'lightning', 'matplotlib'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

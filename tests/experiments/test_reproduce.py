@@ -46,6 +46,7 @@ from experiments.reproduction.training_cost import (
 )
 from experiments.training.configuration import resolve_config
 from experiments.training.length import batches_per_epoch
+from experiments.training.trainer import resolve_precision
 
 FOUR = {"trainer.max_epochs": 4}
 ROWS = {
@@ -533,7 +534,8 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
 ):
     # A larger network was trained for 1,000 steps, in two hours; SAM takes two gradients a step.
     flags = ["--arch=resnet", "--model.base_width=128", "--trainer.max_steps=1000"]
-    here = {"device": describe_device(torch.device("cpu")), "precision": "32-true"}
+    precision = resolve_precision("auto", "cpu")
+    here = {"device": describe_device(torch.device("cpu")), "precision": precision}
     record = record_of([*flags, *sam], **here, name="known", training_seconds=7200.0)
     (tmp_path / "results").mkdir()
     write_record(record, tmp_path / "results" / "known.json")
