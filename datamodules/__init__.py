@@ -1,5 +1,17 @@
-"""What networks are trained on: CIFAR-10 and its stand-in, as batches of augmented tensors."""
+"""CIFAR-10 and its synthetic stand-in, as batches of augmented tensors."""
 
-from datamodules.cifar10 import CIFAR10DataModule
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.cifar10 import CIFAR10DataModule
 
 __all__ = ["CIFAR10DataModule"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imports Lightning, which prediction and `--help` do not need.
+    if name not in __all__:
+        raise AttributeError(name)
+    from datamodules.cifar10 import CIFAR10DataModule  # noqa: PLC0415
+
+    return CIFAR10DataModule

@@ -11,21 +11,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from datamodules.augmentation import Augmentation, normalise
+from datamodules.augmentation import Augmentation
 from datamodules.cifar10_files import MissingDataError, find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
+from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, normalise
 from datamodules.policies import make_policy
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
 
 Source = Literal["cifar10", "synthetic", "auto"]
-
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
-# Per channel over all pixels of the 50,000 training images, in [0, 1]; a test measures them again.
-MEAN = (0.49140, 0.48216, 0.44653)
-STD = (0.24703, 0.24349, 0.26159)
 
 
 class CIFAR10DataModule(LightningDataModule):

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.augmentation import Augmentation, normalise
+from datamodules.augmentation import Augmentation
 from datamodules.mixing import Mixing
+from datamodules.normalisation import normalise
 
 Batch = tuple[Tensor, Tensor]
 

@@ -1,4 +1,4 @@
-"""Predict with finished runs in every way there is, choose one on validation, and record it.
+"""Score finished runs with every strategy of prediction, choose one on validation, record it.
 
 python experiments/evaluate.py runs/NAME
 python experiments/evaluate.py runs/NAME --strategies
@@ -12,84 +12,82 @@ python experiments/evaluate.py runs/NAME --shift --cifar10c CIFAR-10-C --cifar10
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
-from datamodules.corruptions import SEVERITIES
 from experiments.console import ArgumentParser, UserError, command, near
-from experiments.inference.evaluating import check_alike, evaluate_run, evaluate_together
-from experiments.inference.finished import SHIFT_FILES, FinishedRun, open_run
-from experiments.inference.shift import evaluate_shift
 from experiments.inference.strategies import STRATEGIES
-from experiments.records.record import Evaluation, write_record
-from experiments.reporting.tables import show_evaluation, show_figure_1, show_shift
-from experiments.tracking.wandb_media import log_evaluation
-from experiments.training.allocator import keep_freed_memory
-from experiments.training.loggers import resumed_wandb_logger
-from experiments.training.trainer import Precision
+
+if TYPE_CHECKING:
+    from experiments.inference.finished import FinishedRun
+    from experiments.records.record import Evaluation
+
+# Functions import torch and Lightning, which `--help` does not need.
+
+#: `experiments.training.trainer.Precision`; a test compares them
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags; a mistake in them ends the process."""
+    """Read the flags; UserError for a mistake."""
     parser = ArgumentParser(
-        "Predict with finished runs in every way there is; choose on validation. Or see what "
-        "distribution shift does to them."
+        "Score finished runs with every strategy of prediction, and choose one on validation. Or "
+        "measure their accuracy under distribution shift."
     )
     parser.add_argument(
         "runs",
         metavar="RUN",
         type=Path,
         nargs="+",
-        help="folder of a finished run; of several, their networks are evaluated together as well",
+        help="folder of a finished run; several runs are also evaluated as an ensemble",
     )
     parser.add_argument(
         "--strategies",
         action="store_true",
-        help="SAMResNet's Figure 1 beside ours, from the record where the run has been evaluated",
+        help="compare with SAMResNet's Figure 1; reads the record of an earlier evaluation",
     )
     parser.add_argument(
         "--only",
         metavar="NAME,NAME",
-        help="some strategies of one run, which are shown and not recorded: "
-        + ", ".join(STRATEGIES),
+        help="show some strategies of one run without recording them: " + ", ".join(STRATEGIES),
     )
     parser.add_argument(
         "--chosen",
         metavar="NAME",
-        help="the strategy that was chosen beforehand for a run without validation images: it "
-        "alone answers the test set, beside plain, and is recorded as the chosen one",
+        help="strategy for a run without validation images, chosen before: only it and plain "
+        "predict the test set, and the record names it as chosen",
     )
     parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
     parser.add_argument(
-        "--precision", choices=get_args(Precision), help="number format (default: that of training)"
+        "--precision", choices=PRECISIONS, help="of computations (default: that of training)"
     )
     shift = parser.add_argument_group("distribution shift")
     shift.add_argument(
         "--shift",
         action="store_true",
-        help="CIFAR-10-C's 19 corruptions of the test set, generated here, instead",
+        help="score CIFAR-10-C's 19 corruptions of the test set, generated here, instead",
     )
     shift.add_argument(
         "--cifar10c",
         metavar="FOLDER",
         type=Path,
-        help="the published CIFAR-10-C, read instead of generated: labels.npy, fog.npy and so on",
+        help="read the published CIFAR-10-C instead of generating it: labels.npy, fog.npy, ...",
     )
     shift.add_argument(
         "--cifar101",
         metavar="FOLDER",
         type=Path,
-        help="CIFAR-10.1 as well: cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy",
+        help="also score CIFAR-10.1: cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy",
     )
     shift.add_argument(
         "--severities",
         metavar="N,N",
-        help="some of the severities 1 to 5, which are shown and not recorded (default: all)",
+        help="show some of the severities 1 to 5 without recording them (default: all)",
     )
     shift.add_argument(
         "--images",
         metavar="N",
         type=int,
-        help="the first N test images, which are shown and not recorded (default: all)",
+        help="show scores of the first N test images without recording them (default: all)",
     )
     flags = parser.parse_args(argv)
     check_shift(flags)
@@ -110,17 +108,19 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def check_shift(flags: argparse.Namespace) -> None:
-    """Read the flags of distribution shift; a mistake in them ends the process."""
+    """Check the flags of distribution shift; UserError for a mistake."""
     if not flags.shift:
         for name in ("cifar10c", "cifar101", "severities", "images"):
             if getattr(flags, name) is not None:
-                raise UserError(f"--{name} is of --shift, which is not there")
+                raise UserError(f"--{name} needs --shift")
         return
     for name in ("strategies", "only", "chosen"):
         if getattr(flags, name):
             raise UserError(f"--shift takes no --{name}")
     if flags.images is not None and flags.images < 1:
         raise UserError(f"--images must be 1 or more, got {flags.images}")
+    from datamodules.corruptions import SEVERITIES  # noqa: PLC0415
+
     known = {str(severity): severity for severity in SEVERITIES}
     wanted = flags.severities.split(",") if flags.severities is not None else known
     for severity in wanted:
@@ -129,8 +129,14 @@ def check_shift(flags: argparse.Namespace) -> None:
     flags.severities = [severity for name, severity in known.items() if name in wanted]
 
 
-def shift(run: FinishedRun, flags: argparse.Namespace) -> None:
-    """Evaluate a run under distribution shift, show it, and record it where it is whole."""
+def shift(run: "FinishedRun", flags: argparse.Namespace) -> None:
+    """Evaluate a run under distribution shift, and show the scores; record them if complete."""
+    from datamodules.corruptions import SEVERITIES  # noqa: PLC0415
+    from experiments.inference.finished import SHIFT_FILES  # noqa: PLC0415
+    from experiments.inference.shift import evaluate_shift  # noqa: PLC0415
+    from experiments.records.record import write_record  # noqa: PLC0415
+    from experiments.reporting.tables import show_shift  # noqa: PLC0415
+
     found = evaluate_shift(
         run,
         flags.severities,
@@ -145,8 +151,11 @@ def shift(run: FinishedRun, flags: argparse.Namespace) -> None:
     show_shift(found)
 
 
-def send(run: FinishedRun, evaluation: Evaluation) -> None:
-    """Add what was found to the W&B run that the training began, where there is one."""
+def send(run: "FinishedRun", evaluation: "Evaluation") -> None:
+    """Add an evaluation to the training's W&B run, if there is one."""
+    from experiments.tracking.wandb_media import log_evaluation  # noqa: PLC0415
+    from experiments.training.loggers import resumed_wandb_logger  # noqa: PLC0415
+
     try:
         logger = resumed_wandb_logger(run.folder, run.record.config)
     except UserError as error:
@@ -159,6 +168,16 @@ def send(run: FinishedRun, evaluation: Evaluation) -> None:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
+    from experiments.inference.evaluating import (  # noqa: PLC0415
+        check_alike,
+        evaluate_run,
+        evaluate_together,
+    )
+    from experiments.inference.finished import open_run  # noqa: PLC0415
+    from experiments.records.record import write_record  # noqa: PLC0415
+    from experiments.reporting.tables import show_evaluation, show_figure_1  # noqa: PLC0415
+    from experiments.training.allocator import keep_freed_memory  # noqa: PLC0415
+
     keep_freed_memory()
     runs = [open_run(folder) for folder in flags.runs]
     if flags.shift:
@@ -169,7 +188,7 @@ def main() -> None:
     recorded = {run.folder: run.evaluation() for run in runs} if flags.strategies else {}
     if any(recorded.values()) and (flags.root or flags.precision):
         given = "--root" if flags.root else "--precision"
-        raise UserError(f"--strategies shows what is recorded, of which {given} changes nothing")
+        raise UserError(f"--strategies shows the recorded evaluation, which {given} cannot change")
     for run in runs:
         evaluation = recorded.get(run.folder)
         if evaluation is None:

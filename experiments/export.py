@@ -1,4 +1,4 @@
-"""Take a finished run's network to where there is no training: safetensors, torch.export, ONNX.
+"""Export a finished run's network: safetensors, torch.export, ONNX.
 
 python experiments/export.py runs/NAME --verify
 python experiments/export.py runs/NAME --weights ema --dtype float16 --output exported
@@ -16,7 +16,7 @@ PACKAGES = ("huggingface_hub", "safetensors", "onnx", "onnxruntime", "onnxscript
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags; a mistake in them, or a package that is missing, ends the process."""
+    """Read the flags; UserError for a mistake or a missing package."""
     parser = ArgumentParser(
         "Export a finished run's network: model.safetensors with config.json, model.pt2 "
         "(torch.export), model.onnx, and a model card."
@@ -26,23 +26,22 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weights",
         choices=("raw", "ema", "swa"),
-        help="which weights; by default those that were best on validation",
+        help="which weights; by default the best on validation",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="type of the weights, in which the network then computes; ONNX computes with the "
-        "same weights in 32 bits (default: %(default)s)",
+        help="of the weights and of computations; ONNX computes in 32 bits (default: %(default)s)",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
         help="load each file back and compare its logits on test images with the run's",
     )
-    parser.add_argument("--root", help="where CIFAR-10 lies, for --verify; by default as trained")
+    parser.add_argument("--root", help="folder of CIFAR-10 for --verify (default: the run's)")
     parser.add_argument(
-        "--push", metavar="USER/NAME", help="repository on Hugging Face's Hub to upload it to"
+        "--push", metavar="USER/NAME", help="upload to this repository on Hugging Face's Hub"
     )
     flags = parser.parse_args(argv)
     flags.output = flags.output or flags.run / "export"
@@ -57,7 +56,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    # Afterwards, because these packages are optional.
+    # After the flags, because these packages are optional and slow to import.
     from experiments.exports.exporting import export  # noqa: PLC0415
 
     export(

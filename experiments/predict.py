@@ -8,35 +8,22 @@ python experiments/predict.py runs/NAME holidays/ --probabilities --strategy tta
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from torch import Tensor
+from experiments.console import ArgumentParser, UserError, command, near
+from experiments.inference.strategies import STRATEGIES
 
-from datamodules.augmentation import normalise
-from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
-from datamodules.submission import (
-    UnlabelledImages,
-    probabilities_csv,
-    read_unlabelled,
-    submission_csv,
-)
-from datamodules.synthetic import SYNTHETIC_CLASSES
-from experiments.console import ArgumentParser, UserError, command, near, track
-from experiments.inference.finished import FinishedRun, open_run
-from experiments.inference.strategies import PLAIN, STRATEGIES, Strategy
-from experiments.records.record import write_atomically
+if TYPE_CHECKING:
+    from torch import Tensor
 
-#: images that the terminal shows
+    from experiments.inference.unlabelled import UnlabelledImages
+
+#: number of images that the terminal shows
 SHOWN = 20
-#: images that a network sees at once
-BATCH = 250
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags; a mistake in them ends the process."""
+    """Read the flags; UserError for a mistake."""
     parser = ArgumentParser("Classify images with a finished run.")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument(
@@ -48,8 +35,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--strategy",
-        help="which weights see which views; by default what evaluate.py chose on validation, else "
-        "one view, seen by the weights that were best there. One of: " + ", ".join(STRATEGIES),
+        help="weights and views; by default the choice of evaluate.py, else one view and the best "
+        "weights on validation. One of: " + ", ".join(STRATEGIES),
     )
     parser.add_argument(
         "--output",
@@ -65,6 +52,11 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--top", type=int, default=3, help="classes shown for each image (default: %(default)s)"
     )
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="exit with code 0, not 1, if some pictures are unreadable",
+    )
     flags = parser.parse_args(argv)
     if flags.strategy not in (None, *STRATEGIES):
         names = list(STRATEGIES)
@@ -79,33 +71,14 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     return flags
 
 
-def default_strategy(run: FinishedRun) -> str:
-    """What is known to be best on validation."""
-    evaluation = run.evaluation()
-    if evaluation and evaluation.chosen:
-        return evaluation.chosen
-    return PLAIN if run.record.selected in ("raw", None) else run.record.selected
-
-
-def probabilities(run: FinishedRun, strategy: Strategy, images: Tensor) -> Tensor:
-    """Probabilities float32 (N, 10), on the CPU, of images uint8 (N, 3, 32, 32)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-    networks = {name: run.module(name) for name in strategy.networks}
-    network = strategy.build(networks, mean, std)
-    batches = images.split(BATCH)
-    with torch.inference_mode():
-        answers = [
-            network(normalise(batch.to(device), mean, std)).cpu()
-            for batch in track(batches, "batches of images", len(batches))
-        ]
-    return torch.cat(answers).exp()
-
-
 def show(
-    found: UnlabelledImages, answers: Tensor, classes: tuple[str, ...], top: int, title: str
+    found: "UnlabelledImages", answers: "Tensor", classes: tuple[str, ...], top: int, title: str
 ) -> None:
     """Print the likeliest classes of the first images."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(title=escape(title))
     table.add_column("ID", overflow="fold")
     for rank in range(1, top + 1):
@@ -128,18 +101,31 @@ def show(
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
+    # After the flags, because `--help` needs no torch.
+    from datamodules.normalisation import CIFAR10_CLASSES  # noqa: PLC0415
+    from datamodules.synthetic import SYNTHETIC_CLASSES  # noqa: PLC0415
+    from experiments.inference import unlabelled  # noqa: PLC0415
+    from experiments.inference.finished import open_run  # noqa: PLC0415
+    from experiments.inference.predicting import default_strategy, probabilities  # noqa: PLC0415
+    from experiments.records.record import write_atomically  # noqa: PLC0415
+
     run = open_run(flags.run)
     name = flags.strategy or default_strategy(run)
-    found = read_unlabelled(flags.inputs)
+    found = unlabelled.read_unlabelled(flags.inputs)
     answers = probabilities(run, STRATEGIES[name], found.images)
     classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
     show(found, answers, classes, flags.top, f"{run.record.name}, {name}")
     if flags.probabilities:
-        text = probabilities_csv(found.ids, answers, classes)
+        text = unlabelled.probabilities_csv(found.ids, answers, classes)
     else:
-        text = submission_csv(found.ids, answers.argmax(dim=1).tolist())
+        text = unlabelled.submission_csv(found.ids, answers.argmax(dim=1).tolist())
     write_atomically(flags.output, text)
     print(f"Written: {flags.output}")
+    if found.unreadable:
+        print(f"Unreadable pictures: {len(found.unreadable):,}", file=sys.stderr)
+        for reason in found.unreadable:
+            print(f"  {reason}", file=sys.stderr)
+        sys.exit(0 if flags.skip_unreadable else 1)
 
 
 if __name__ == "__main__":

@@ -15,32 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.views import BRIGHTNESS, FLIP, SHIFTS, STEPS
+
 Average = Literal["logits", "probabilities"]
-
-# A view is one of these steps, or several in their order, joined by "+". Shifts are (down, right)
-# in pixels; brightness is a factor.
-SHIFTS = {
-    "up1": (-1, 0), "down1": (1, 0), "left1": (0, -1), "right1": (0, 1),
-    "up2": (-2, 0), "down2": (2, 0), "left2": (0, -2), "right2": (0, 2),
-}  # fmt: skip
-BRIGHTNESS = {"brighter": 1.05, "darker": 0.95}
-STEPS = ("identity", "flip", *SHIFTS, *BRIGHTNESS)
-
-# Views and their weights.
-IDENTITY = {"identity": 1.0}
-FLIP = {"identity": 1.0, "flip": 1.0}
-# SAMResNet's. Its code means "left1" but pads the side that it cut, so that the picture stays where
-# it is, and it changes brightness after normalisation, where clamping to [0, 1] cuts off half of
-# the values.
-SAM_VIEWS = {
-    "identity": 1.5, "flip": 1.0, "up1": 1.0, "left1": 1.0, "brighter": 1.0, "darker": 1.0,
-}  # fmt: skip
-# Those of airbench94 (Jordan 2024): two diagonal shifts, each mirrored too, together weigh as much
-# as the picture in its place.
-SIX_VIEWS = {
-    "identity": 2.0, "up1+left1": 1.0, "down1+right1": 1.0,
-    "flip": 2.0, "up1+left1+flip": 1.0, "down1+right1+flip": 1.0,
-}  # fmt: skip
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A trained network as Hugging Face's Hub knows it; needs the extra `export`."""
+"""A trained network as a model of Hugging Face's Hub; needs the extra `export`."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from lightning_modules import ARCHITECTURES
+from lightning_modules.networks import build_network
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -17,10 +17,10 @@ class PretrainedClassifier(
 ):
     """Pixels float (N, 3, 32, 32) in [0, 1], not normalised, to logits float32 (N, 10).
 
-    What it is made of are the fields of `config.json`: an architecture with its classifier's
-    hyper-parameters, the normalisation that it was trained with, the names of its classes, and the
-    type that its weights have and that it computes in. `from_pretrained(FOLDER, strict=True)` gives
-    back what `save_pretrained(FOLDER)` wrote, with neither network nor Lightning's checkpoint.
+    The arguments are the fields of `config.json`: an architecture with its hyper-parameters, the
+    normalisation of its training, the names of its classes, and the dtype of its weights and
+    computations. `from_pretrained(FOLDER, strict=True)` loads the files of
+    `save_pretrained(FOLDER)`, without a connection.
     """
 
     mean: Tensor
@@ -36,12 +36,11 @@ class PretrainedClassifier(
         dtype: Dtype = "float32",
     ) -> None:
         super().__init__()
-        # How fast it trains on some machine is no property of a network.
-        arguments = hyper_parameters | {"compile": False, "channels_last": False}
-        self.network = ARCHITECTURES[arch](**arguments).network
+        # The memory format depends on the machine, not on the network.
+        self.network = build_network(arch, hyper_parameters | {"channels_last": False})
         self.classes = tuple(classes)
         self.to(getattr(torch, dtype))
-        # In config.json already, and in 32 bits whatever the weights have.
+        # Not saved, because config.json has them; in 32 bits for weights of any dtype.
         for name, values in (("mean", mean), ("std", std)):
             value = torch.tensor(values)[:, None, None]
             self.register_buffer(name, value, persistent=False)
@@ -49,7 +48,7 @@ class PretrainedClassifier(
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights, in which the network computes."""
+        """The dtype of the weights and of the network's computations."""
         return next(self.network.parameters()).dtype
 
     def forward(self, images: Tensor) -> Tensor:

@@ -16,14 +16,15 @@ from lightning.fabric import Fabric
 from rich.table import Table
 from torch import Tensor, nn
 
-from datamodules.cifar10 import MEAN, STD
+from datamodules.normalisation import MEAN, STD
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks.timing import Ratio, add_repeats, alternate, positive, ratio
 from experiments.inference.finished import FinishedRun, open_run
 from experiments.inference.strategies import PLAIN, STRATEGIES
-from experiments.presets import EXPERIMENTS
+from experiments.presets import EXPERIMENTS, PRESETS
 from experiments.training.configuration import resolve_config
 from experiments.training.trainer import Precision, resolve_precision
+from lightning_modules.networks import build_network
 from lightning_modules.prediction import is_unsure
 
 SUMMARY = "Images per second in evaluation, with and without test-time augmentation."
@@ -71,12 +72,12 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """
     if flags.run:
         run = open_run(flags.run)
-        module, precision = run.module(), run.record.precision
+        module, precision = run.network(), run.record.precision
         loader, split = images_of(run, flags.root)
         subject, names = run.record.name, TRAINED
     else:
         config = resolve_config(["--arch", flags.arch])
-        module = EXPERIMENTS[flags.arch](**config["model"] | {"compile": False}).eval()
+        module = build_network(PRESETS.get(flags.arch, flags.arch), config["model"]).eval()
         precision, subject, names = config["trainer"]["precision"], flags.arch, UNTRAINED
         loader, split = noise(flags.images, config["data"]["eval_batch_size"] or 250), None
     number_format: Any = flags.precision or precision

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 from torchvision.transforms import InterpolationMode, v2
 
-from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
+from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD
 from datamodules.tensor_loader import Batch, TrainLoader
 from experiments.console import UserError
 

@@ -47,7 +47,8 @@ from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.operations import FILE, CountOperations
 from experiments.benchmarks.timing import positive
 from experiments.console import UserError
-from experiments.inference.finished import open_images, open_networks, open_run
+from experiments.inference.evaluation import open_images, open_networks
+from experiments.inference.finished import open_run
 from experiments.inference.strategies import RAW, STRATEGIES, Strategy
 from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import ROOT, git_state

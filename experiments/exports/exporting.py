@@ -1,4 +1,4 @@
-"""What an export consists of: files written, loaded back and compared, uploaded."""
+"""Export a network: write its files, load them back, compare them, upload them."""
 
 import logging
 import sys
@@ -13,22 +13,20 @@ import torch
 from huggingface_hub import HfApi, get_token
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from datamodules.augmentation import normalise
-from datamodules.cifar10 import CIFAR10_CLASSES, MEAN, STD
+from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, normalise
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.exports.model_card import model_card
 from experiments.inference.finished import FinishedRun, open_run
-from lightning_modules.classifier import ImageClassifier
 from lightning_modules.pretrained import Dtype, PretrainedClassifier
 
 Network = Callable[[Tensor], Tensor]
 
 #: test images that are compared
 IMAGES = 100
-#: how far a logit may lie from that of what was exported
+#: largest difference of a logit from the exported network's
 TOLERANCE = 1e-4
 
 
@@ -41,7 +39,7 @@ def export(
     root: str | None,
     repository: str | None,
 ) -> None:
-    """Write an export of a run whole or not at all; a user's mistake ends the process."""
+    """Write a run's export, whole or not at all; UserError for a user's mistake."""
     if repository and get_token() is None:
         raise UserError("--push needs a login on Hugging Face's Hub: `hf auth login`, or $HF_TOKEN")
     try:
@@ -54,7 +52,7 @@ def export(
             draft = Path(beside) / output.name
             write(model, draft, model_card(run.record, name, model))
             if images is not None:
-                show(compare(draft, model, images, run.module(name)), len(images))
+                show(compare(draft, model, images, run.network(name)), len(images))
             draft.rename(output)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None
@@ -64,18 +62,18 @@ def export(
 
 
 def pretrained(run: FinishedRun, weights: str, dtype: Dtype) -> PretrainedClassifier:
-    """A run's network with its "raw", "ema" or "swa" weights, as the Hub knows it."""
+    """A run's network with its "raw", "ema" or "swa" weights, as the Hub's class."""
     classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
     arguments = run.record.config["model"]
     model = PretrainedClassifier(
-        arch=run.record.arch,
+        arch=run.architecture,
         hyper_parameters=arguments,
         mean=list(MEAN),
         std=list(STD),
         classes=list(classes),
         dtype=dtype,
     )
-    model.network.load_state_dict(run.module(weights).network.state_dict())
+    model.network.load_state_dict(run.network(weights).state_dict())
     return model
 
 
@@ -90,10 +88,10 @@ def test_images(run: FinishedRun, root: str | None) -> Tensor:
 def write(model: PretrainedClassifier, folder: Path, card: str) -> None:
     """Write model.safetensors, config.json, model.pt2, model.onnx and README.md."""
     folder.mkdir()
-    # First, because otherwise a card of the library's own is written.
+    # First, or the library would write a card of its own.
     (folder / "README.md").write_text(card)
     model.save_pretrained(folder)
-    # Two images, because torch.export takes a batch of one for a constant.
+    # Two images, because torch.export would treat a batch of one as a constant.
     example = (torch.rand(2, 3, 32, 32),)
     batch = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(model, example, dynamic_shapes=batch)
@@ -113,26 +111,26 @@ def write(model: PretrainedClassifier, folder: Path, card: str) -> None:
 
 
 def in_32_bits(model: PretrainedClassifier) -> PretrainedClassifier:
-    """The same weights, computing in 32 bits: onnxruntime has no others on a CPU."""
+    """Copy a model to 32 bits, onnxruntime's only precision on a CPU."""
     return deepcopy(model).float()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one file, loaded back, answers the same images."""
+    """How far the logits of one file, loaded back, differ."""
 
     file: str
-    difference: float  # largest of a logit, from what was exported
-    from_run: float  # largest of a logit, from the run's network in 32 bits
-    agreement: float  # share of images that get the class that the run gives them
+    difference: float  # of a logit at most, from the exported network
+    from_run: float  # of a logit at most, from the run's network in 32 bits
+    agreement: float  # share of images with the run's class
 
 
 def compare(
-    folder: Path, model: PretrainedClassifier, images: Tensor, original: ImageClassifier
+    folder: Path, model: PretrainedClassifier, images: Tensor, original: nn.Module
 ) -> list[Comparison]:
-    """Load every file of an export back and compare its answers to images uint8 (N, 3, 32, 32).
+    """Load every file of an export back and compare its logits of images uint8 (N, 3, 32, 32).
 
-    Ends the process where one lies further than `TOLERANCE` from what was exported.
+    Ends the process if a logit differs by more than `TOLERANCE`.
     """
     session = onnxruntime.InferenceSession(
         folder / "model.onnx", providers=["CPUExecutionProvider"]
@@ -157,19 +155,19 @@ def compare(
                 from_run=(logits - from_run).abs().max().item(),
                 agreement=(logits.argmax(1) == from_run.argmax(1)).float().mean().item(),
             )
-            if not comparison.difference <= TOLERANCE:  # nor where it is no number
+            if not comparison.difference <= TOLERANCE:  # true for NaN too
                 sys.exit(f"error: {file} differs from what was exported: {comparison}")
             comparisons.append(comparison)
     return comparisons
 
 
 def answers(network: Network, images: Tensor) -> Tensor:
-    """Logits (N, 10), the last batch being of another size than the others."""
+    """Compute logits (N, 10) in batches of two sizes."""
     return torch.cat([network(batch) for batch in images.split(IMAGES // 2 - 1)])
 
 
 def show(comparisons: list[Comparison], images: int) -> None:
-    """Print what the comparison found."""
+    """Print the comparisons."""
     table = Table(title=f"Loaded back, on {images} test images")
     for column in ("file", "difference", "from the run", "same class"):
         table.add_column(column, justify="left" if column == "file" else "right")
@@ -179,11 +177,11 @@ def show(comparisons: list[Comparison], images: int) -> None:
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload an export to the Hub, into a repository that is made where there is none."""
+    """Upload an export to the Hub; a missing repository is created."""
     try:
         api = HfApi()
         url = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder)
-    except Exception as error:  # the network's, the Hub's and the library's own
+    except Exception as error:  # of the connection, the Hub or the library
         raise UserError(f"{folder} is not on the Hub: {error}") from None
     print(f"Pushed: {url}")

@@ -9,8 +9,14 @@ from datetime import UTC, datetime
 from torch import Tensor
 
 from experiments.console import UserError
-from experiments.inference.evaluation import look, score_strategy, seconds_per_1000
-from experiments.inference.finished import FinishedRun, open_images, open_networks
+from experiments.inference.evaluation import (
+    look,
+    open_images,
+    open_networks,
+    score_strategy,
+    seconds_per_1000,
+)
+from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import (
     PLAIN,
     STRATEGIES,

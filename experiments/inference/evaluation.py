@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,49 +19,16 @@ from torchmetrics.functional.classification import (
 
 from datamodules.tensor_loader import EvalLoader
 from experiments.console import track
+from experiments.inference.finished import FinishedRun, Weights
 from experiments.records.record import Calibration, Score, StrategyScore
 from experiments.training.devices import synchronise
+from experiments.training.trainer import Precision, resolve_precision
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.prediction import log_probabilities, see
 
 CLASSES = 10
 #: images on which the time of a strategy is measured
 TIMED = 1_000
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One set of a network's weights, and where it comes from."""
-
-    name: str
-    state: dict[str, Any]
-    checkpoint: str
-    epoch: int
-
-
-def load_weights(folder: Path, name: str) -> Weights | None:
-    """The raw, "ema" or "swa" weights of a run: the best on validation, else the last.
-
-    None where the run has none of them, as when averaging never began.
-    """
-    best = folder / ("best.ckpt" if name == "raw" else f"best_{name}.ckpt")
-    path = best if best.exists() else folder / "last.ckpt"
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    # A best file holds its average as the module's weights, a whole one as a callback's state.
-    if name == "raw" or "callbacks" not in checkpoint:
-        prefix = "network."
-        state = {
-            key.removeprefix(prefix): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith(prefix)
-        }
-    else:
-        callback = checkpoint["callbacks"].get(name.upper())
-        if not callback or not callback["updates"]:
-            return None
-        state = callback["average"]
-    # Checkpoints are of an epoch that has not been counted yet.
-    return Weights(name, state, path.name, checkpoint["epoch"] + 1)
 
 
 def predict(
@@ -87,6 +53,36 @@ def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
         checkpoint=weights.checkpoint,
         epoch=weights.epoch,
     )
+
+
+def open_networks(
+    wanted: Mapping[str, tuple[FinishedRun, str]], precision: Precision | None
+) -> tuple[dict[str, nn.Module], torch.device, str]:
+    """Open networks by name, each with the wanted run and weights; also device and precision.
+
+    By default a network computes in the precision of its training.
+    """
+    fabrics: dict[Any, Fabric] = {}
+    networks: dict[str, nn.Module] = {}
+    for name, (run, weights) in wanted.items():
+        wanted_precision: Any = precision or run.record.precision
+        if wanted_precision not in fabrics:
+            chosen = resolve_precision(wanted_precision, "auto")
+            fabrics[wanted_precision] = Fabric(devices=1, precision=chosen)
+        networks[name] = fabrics[wanted_precision].setup_module(run.network(weights))
+    # A CPU may take another precision than the wanted one: fp16 needs a GPU.
+    taken = {fabric.strategy.precision.precision for fabric in fabrics.values()}
+    return networks, fabrics.popitem()[1].device, ", ".join(sorted(taken))
+
+
+def open_images(run: FinishedRun, root: str | None) -> dict[str, EvalLoader]:
+    """Loaders of the run's validation images, if it has any, and test images: "val" and "test"."""
+    data = run.data(root)
+    data.prepare_data()
+    data.setup("validate")
+    data.setup("test")
+    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    return {split: loader for split, loader in loaders.items() if loader}
 
 
 @torch.inference_mode()

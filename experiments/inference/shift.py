@@ -18,13 +18,14 @@ from datamodules.corruptions import BENCHMARK, CORRUPTIONS, corrupt
 from datamodules.shifted import CIFAR10C, read_cifar10_1
 from datamodules.tensor_loader import EvalLoader
 from experiments.console import UserError, track
-from experiments.inference.evaluation import calibration, look
-from experiments.inference.finished import FinishedRun, open_images, open_networks
+from experiments.inference.evaluation import calibration, look, open_images, open_networks
+from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import BOTH, PLAIN, Strategy
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Calibration, Shift, ShiftMean, ShiftResult, ShiftScore
 from experiments.training.trainer import Precision
-from lightning_modules.prediction import IDENTITY, fit_temperature
+from lightning_modules.prediction import fit_temperature
+from lightning_modules.views import IDENTITY
 
 #: of the corruptions that are generated
 SEED = 0
@@ -80,7 +81,8 @@ def evaluate_shift(
     temperatures: dict[str, float] = {}
 
     def predict(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        loader = EvalLoader(images.to(device), labels, test.batch_size, mean, std)
+        # Published images are channels last, which changes the rounding of convolutions.
+        loader = EvalLoader(images.to(device).contiguous(), labels, test.batch_size, mean, std)
         seen = look(networks, IDENTITY, loader, device)
         return {name: strategy.predict(seen) for name, strategy in strategies.items()}
 

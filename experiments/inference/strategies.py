@@ -1,42 +1,37 @@
-"""The ways of predicting with a finished run, by name: which weights see which views."""
+"""Strategies of prediction by name: which weights see which views. Importing it needs no torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from lightning_modules.views import FLIP, IDENTITY, SAM_VIEWS, SIX_VIEWS
 
-from lightning_modules.prediction import (
-    FLIP,
-    IDENTITY,
-    SAM_VIEWS,
-    SIX_VIEWS,
-    TTA,
-    Average,
-    Ensemble,
-    TemperatureScaled,
-    average_predictions,
-    is_unsure,
-    log_probabilities,
-)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lightning_modules.prediction import Average
 
 #: network -> view -> log-probabilities float32 (N, 10)
-Seen = Mapping[str, Mapping[str, Tensor]]
+Seen = Mapping[str, Mapping[str, "Tensor"]]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way of predicting: data that `build` makes a module of."""
+    """One way of predicting."""
 
-    networks: Mapping[str, float]  # a run's weights ("raw", "ema", "swa"), and how much they count
-    views: Mapping[str, float]  # what each of them sees, and how much that counts
-    average: Average = "logits"  # what is averaged, over views and over networks
+    networks: Mapping[str, float]  # a run's weights ("raw", "ema", "swa"), and their shares
+    views: Mapping[str, float]  # that each network sees, and their shares
+    average: "Average" = "logits"  # over views and over networks
     temperature: float = 1.0  # divides the averaged logits
-    threshold: float | None = None  # from which share of the two likeliest a view stands alone
+    threshold: float | None = None  # of `lightning_modules.prediction.TTA`
     claim: float | None = None  # accuracy in SAMResNet's Figure 1
 
-    def build(self, networks: Mapping[str, nn.Module], mean: Tensor, std: Tensor) -> nn.Module:
-        """Normalised images to log-probabilities, around networks with the names that it needs."""
+    def build(
+        self, networks: Mapping[str, "nn.Module"], mean: "Tensor", std: "Tensor"
+    ) -> "nn.Module":
+        """Build a module from normalised images to log-probabilities, around named networks."""
+        from lightning_modules.prediction import TTA, Ensemble, TemperatureScaled  # noqa: PLC0415
+
         members = [
             TTA(networks[name], self.views, mean, std, self.average, self.threshold)
             for name in self.networks
@@ -44,35 +39,43 @@ class Strategy:
         ensemble = Ensemble(members, list(self.networks.values()), self.average)
         return TemperatureScaled(ensemble, self.temperature).to(mean.device)
 
-    def predict(self, seen: Seen) -> Tensor:
-        """What the built module would answer, from its networks' answers to every view.
+    def predict(self, seen: Seen) -> "Tensor":
+        """Compute the built module's output from each network's predictions for each view.
 
-        Strategies share most of what they look at: looked at once, it serves all of them.
+        Strategies share views: a view that was predicted once serves all strategies.
         """
-        members = torch.stack([self._average_views(seen[name]) for name in self.networks])
-        weights = torch.tensor(list(self.networks.values()))
-        return log_probabilities(
-            average_predictions(members, weights, self.average), self.temperature
-        )
+        from lightning_modules.prediction import log_probabilities  # noqa: PLC0415
 
-    def _average_views(self, seen: Mapping[str, Tensor]) -> Tensor:
-        predictions = torch.stack([seen[view] for view in self.views])
-        weights = torch.tensor(list(self.views.values()))
-        averaged = average_predictions(predictions, weights, self.average)
+        members = [self._average_views(seen[name]) for name in self.networks]
+        averaged = self._average(members, self.networks)
+        return log_probabilities(averaged, self.temperature)
+
+    def _average_views(self, seen: Mapping[str, "Tensor"]) -> "Tensor":
+        from lightning_modules.prediction import is_unsure  # noqa: PLC0415
+
+        predictions = [seen[view] for view in self.views]
+        averaged, first = self._average(predictions, self.views), predictions[0]
         if self.threshold is None:
             return averaged
-        first = predictions[0]
-        return torch.where(is_unsure(first, self.threshold)[:, None], averaged, first)
+        return averaged.where(is_unsure(first, self.threshold)[:, None], first)
+
+    def _average(self, predictions: Sequence["Tensor"], weights: Mapping[str, float]) -> "Tensor":
+        import torch  # noqa: PLC0415
+
+        from lightning_modules.prediction import average_predictions  # noqa: PLC0415
+
+        shares = torch.tensor(list(weights.values()))
+        return average_predictions(torch.stack(list(predictions)), shares, self.average)
 
 
 RAW, EMA, SWA = {"raw": 1.0}, {"ema": 1.0}, {"swa": 1.0}
 BOTH = {"raw": 0.4, "ema": 0.6}  # SAMResNet's shares
 
-#: what gains are measured against
+#: the baseline of gains
 PLAIN = "plain"
 
-# The five with a claim are SAMResNet's Figure 1, as its code has them: logits are averaged, and TTA
-# comes with a temperature of 1.2, which therefore decides no class.
+# The five strategies with a claim are SAMResNet's Figure 1, as in its code: logits are averaged.
+# TTA has a temperature of 1.2, which changes no predicted class.
 STRATEGIES: dict[str, Strategy] = {
     PLAIN: Strategy(RAW, IDENTITY, claim=0.9256),
     "flip": Strategy(RAW, FLIP),
@@ -96,13 +99,13 @@ FIGURE_1 = (PLAIN, "tta", "ensemble", "tta+ensemble", "ema+tta")
 
 
 def strategies_for(weights: Iterable[str]) -> dict[str, Strategy]:
-    """Every strategy that the weights of a run allow."""
+    """The strategies that need only these weights."""
     weights = set(weights)
     return {name: s for name, s in STRATEGIES.items() if set(s.networks) <= weights}
 
 
 def joint_strategies(networks: Iterable[str]) -> dict[str, Strategy]:
-    """Each of several runs' networks by itself, and all of them together."""
+    """Strategies for the networks of several runs: each network alone, and all of them together."""
     together = dict.fromkeys(networks, 1.0)
     return {name: Strategy({name: 1.0}, IDENTITY) for name in together} | {
         "ensemble": Strategy(together, IDENTITY, average="probabilities"),

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.augmentation import normalise
-from datamodules.cifar10 import MEAN, STD
+from datamodules.normalisation import MEAN, STD, normalise
 from experiments.inference.analysis import hardest
 from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
 from lightning_modules.prediction import log_probabilities

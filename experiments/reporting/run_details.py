@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import CIFAR10_CLASSES
 from datamodules.corruptions import BENCHMARK
+from datamodules.normalisation import CIFAR10_CLASSES
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.inference.analysis import confusion, reliability, wilson_interval
@@ -203,7 +203,7 @@ class _Parts:
         return hardest_images(images, labels, logits, self.classes)
 
     def attention(self) -> AttentionPictures:
-        network = self.run.module(self.weights).network
+        network = self.run.network(self.weights)
         pictures = attention_pictures(network, *self.images.test(self.run), self.classes)
         if pictures is None:
             raise UserError(f"{self.record.arch} has no attention")

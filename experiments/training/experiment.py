@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks import DivergedError
 from experiments.console import UserError
-from experiments.inference.evaluation import load_weights, predict, score
+from experiments.inference.evaluation import predict, score
+from experiments.inference.finished import load_weights
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores

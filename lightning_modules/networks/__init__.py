@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from inspect import signature
+from typing import Any
 
+import torch
 from torch import nn
 
 _CLASSES = {
@@ -31,6 +34,16 @@ class _Networks(Mapping[str, type[nn.Module]]):
 
 
 NETWORKS: Mapping[str, type[nn.Module]] = _Networks()
+
+
+def build_network(name: str, hyper_parameters: Mapping[str, Any]) -> nn.Module:
+    """Build a network from a classifier's hyper-parameters; those of its training are left out."""
+    cls = NETWORKS[name]
+    wanted = signature(cls).parameters
+    network = cls(**{key: value for key, value in hyper_parameters.items() if key in wanted})
+    if hyper_parameters.get("channels_last"):
+        network = network.to(memory_format=torch.channels_last)
+    return network
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import pil_to_tensor
 
 from datamodules import cifar10
-from datamodules.augmentation import Augmentation, normalise
+from datamodules.augmentation import Augmentation
 from datamodules.cifar10 import (
     CIFAR10_CLASSES,
     MEAN,
@@ -30,6 +30,7 @@ from datamodules.cifar10 import (
 )
 from datamodules.cifar10_files import find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
+from datamodules.normalisation import normalise
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader
 

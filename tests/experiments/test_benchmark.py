@@ -8,8 +8,8 @@ import torch
 from torchvision.transforms import v2
 
 import datamodules.cifar10
-from datamodules.augmentation import cutout, normalise
-from datamodules.cifar10 import MEAN, STD
+from datamodules.augmentation import cutout
+from datamodules.normalisation import MEAN, STD, normalise
 from experiments import benchmark
 from experiments.benchmarks import data, predict, stock, time_to_accuracy, timing
 from experiments.benchmarks.benchmark_record import read_benchmark

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from experiments.inference.evaluation import Weights, load_weights, score
+from experiments.inference.evaluation import score
+from experiments.inference.finished import Weights, load_weights
 
 WEIGHTS = Weights("ema", {}, "best_ema.ckpt", 7)
 

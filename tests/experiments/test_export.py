@@ -84,7 +84,7 @@ def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
 ) -> None:
     half, full = exported(str(dtype).removeprefix("torch.")), exported("float32")
     halved = PretrainedClassifier.from_pretrained(half, strict=True)
-    for name, weight in run.module("ema").network.state_dict().items():
+    for name, weight in run.network("ema").state_dict().items():
         found = halved.network.state_dict()[name]
         assert torch.equal(found, weight.to(dtype) if weight.is_floating_point() else weight)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, half)]
@@ -146,7 +146,7 @@ def test_files_of_other_weights_do_not_pass(
     images = (255 * pixels[:10]).byte()
     other = pretrained(run, "raw", "float32")
     with pytest.raises(SystemExit, match=r"model\.safetensors differs from what was exported"):
-        compare(exported("float32"), other, images, run.module("raw"))
+        compare(exported("float32"), other, images, run.network("raw"))
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
+import ast
 import csv
 import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +145,7 @@ def empty() -> list[str]:
     ("flags", "message"),
     [
         (hostile, "hostile.pkl is neither .+: it asks for posix.mkdir"),
-        (corrupt, "corrupt.png is not a whole picture"),
+        (corrupt, "corrupt.png is not a picture"),
         (wrong_shape, r"wrong.pkl holds uint8 \(4, 3071\), not"),
         (empty, "empty holds no pictures"),
         (lambda: ["none.pkl"], "none.pkl does not exist"),
@@ -176,6 +178,62 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     before = sorted(Path().iterdir())
     assert re.search(message, refusal(*given, act=predict))
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_folders_unreadable_pictures_are_listed_and_the_others_classified(
+    predict: Predict, pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder").mkdir()
+    for i in range(3):
+        Image.fromarray(pixels[i]).save(f"folder/{i}.png")
+    Path("folder/1.png").write_bytes(b"\x89PNG")
+    with pytest.raises(SystemExit) as end:
+        predict("folder")
+    assert end.value.code == 1
+    assert [row.partition(",")[0] for row in Path("submission.csv").read_text().splitlines()] == [
+        "ID", "folder/0.png", "folder/2.png",
+    ]  # fmt: skip
+    title, line = capsys.readouterr().err.splitlines()
+    assert title == "Unreadable pictures: 1"
+    assert line.startswith("  folder/1.png is not a picture")
+    with pytest.raises(SystemExit) as end:
+        predict("folder", "--skip-unreadable")
+    assert end.value.code == 0
+
+
+IMPORTED = """
+import sys
+from experiments.{command} import main
+sys.argv = ["experiments/{command}.py", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(sorted({{name.partition(".")[0] for name in sys.modules}}), file=sys.stderr)
+"""
+
+
+def imported(command: str, *arguments: str) -> set[str]:
+    """The packages that a command has imported when it ends with exit code 0."""
+    program = [sys.executable, "-c", IMPORTED.format(command=command), *arguments]
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=True, env=os.environ | path
+    )
+    return set(ast.literal_eval(done.stderr))
+
+
+def test_prediction_imports_torch_and_no_lightning(predict: Predict, run: Path) -> None:
+    Image.new("RGB", (100, 90), "red").save("a.webp")
+    packages = imported("predict", str(run), "a.webp", "--strategy=tta+ensemble")
+    assert len(Path("submission.csv").read_text().splitlines()) == 2
+    assert packages >= {"torch", "PIL"}
+    heavy = {"lightning", "wandb", "torchmetrics", "torchvision", "matplotlib", "scipy"}
+    assert not packages & heavy
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_help_imports_no_torch(command: str) -> None:
+    assert not imported(command, "--help") & {"torch", "lightning", "rich", "PIL"}
 
 
 def test_a_folder_without_a_finished_run_is_named(

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from datamodules.augmentation import normalise
-from experiments.inference.evaluation import load_weights
+from datamodules.normalisation import normalise
+from experiments.inference.finished import load_weights
 from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import datamodules.cifar10
-import experiments.evaluate
+import datamodules.corruptions
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import MEAN, STD
 from datamodules.corruptions import CORRUPTIONS, corrupt
+from datamodules.normalisation import MEAN, STD
 from datamodules.synthetic import synthetic_cifar10
 from experiments.console import UserError
 from experiments.evaluate import main
@@ -54,7 +54,7 @@ def evaluate(*arguments: Any, severities: Sequence[int] = (1, 2, 3, 4, 5)) -> st
     """What `evaluate.py` prints, where CIFAR-10-C has these severities."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(experiments.evaluate, "SEVERITIES", severities)
+        patch.setattr(datamodules.corruptions, "SEVERITIES", severities)
         patch.setattr(sys, "argv", ["experiments/evaluate.py", *map(str, arguments)])
         patch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
         main()
@@ -92,7 +92,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 def log_probabilities(folder: Path, weights: str, images: Tensor) -> np.ndarray:
     mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
     with torch.no_grad():
-        logits = open_run(folder).module(weights)((images / 255 - mean) / std).double().numpy()
+        logits = open_run(folder).network(weights)((images / 255 - mean) / std).double().numpy()
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
@@ -296,8 +296,8 @@ def test_an_average_is_joined_with_the_raw_weights_whichever_it_is() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--images", "5"], "--images is of --shift"),
-        (["--cifar10c", "x"], "--cifar10c is of --shift"),
+        (["--images", "5"], "--images needs --shift"),
+        (["--cifar10c", "x"], "--cifar10c needs --shift"),
         (["--shift", "--strategies"], "--shift takes no --strategies"),
         (["--shift", "--only", "flip"], "--shift takes no --only"),
         (["--shift", "--severities", "1,6"], "--severities must be some of 1,2,3,4,5, got '6'"),

@@ -12,7 +12,8 @@ from experiments.inference.strategies import (
     joint_strategies,
     strategies_for,
 )
-from lightning_modules.prediction import IDENTITY, log_probabilities, see
+from lightning_modules.prediction import log_probabilities, see
+from lightning_modules.views import IDENTITY
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.25, 0.2, 0.3])
 JOINT = joint_strategies(["a:raw", "b:ema", "c:swa"])

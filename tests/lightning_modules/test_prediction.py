@@ -12,18 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from lightning_modules.prediction import (
-    FLIP,
-    SAM_VIEWS,
-    SHIFTS,
-    SIX_VIEWS,
-    STEPS,
-    TTA,
-    Ensemble,
-    TemperatureScaled,
-    fit_temperature,
-    see,
-)
+from lightning_modules.prediction import TTA, Ensemble, TemperatureScaled, fit_temperature, see
+from lightning_modules.views import FLIP, SAM_VIEWS, SHIFTS, SIX_VIEWS, STEPS
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.25, 0.2, 0.3])
 BOTH_AVERAGES = pytest.mark.parametrize("average", ["logits", "probabilities"])

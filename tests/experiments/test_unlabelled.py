@@ -2,24 +2,29 @@ import csv
 import io
 import os
 import pickle
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from datamodules.array_pickles import unpickle_arrays
-from datamodules.submission import (
+from experiments.console import UserError
+from experiments.inference.array_pickles import unpickle_arrays
+from experiments.inference.pictures import read_picture
+from experiments.inference.unlabelled import (
     probabilities_csv,
-    read_picture,
     read_test_set,
     read_unlabelled,
     submission_csv,
 )
 
+ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(0).integers(256, size=(5, 32, 32, 3), dtype=np.uint8)
 CHANNELS_FIRST = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
 
@@ -101,7 +106,7 @@ def test_a_key_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
 def test_nothing_in_a_hostile_pickle_runs(tmp_path: Path, protocol: int) -> None:
     trace = tmp_path / "trace"
     hostile = write(tmp_path / "set.pkl", {"data": Payload(os.mkdir, str(trace))}, protocol)
-    with pytest.raises(MisconfigurationException, match=r"it asks for \w+\.mkdir"):
+    with pytest.raises(UserError, match=r"it asks for \w+\.mkdir"):
         unpickle_arrays(hostile)
     assert not trace.exists()
     # The same bytes, read without restriction, do act.
@@ -129,7 +134,7 @@ def test_every_road_to_code_is_closed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("set.pkl").write_bytes(content)
-    with pytest.raises(MisconfigurationException, match=r"^set\.pkl is neither .+ containers: \S"):
+    with pytest.raises(UserError, match=r"^set\.pkl is neither .+ containers: \S"):
         unpickle_arrays(Path("set.pkl"))
     assert [path.name for path in tmp_path.iterdir()] == ["set.pkl"]
     # Nor has the file changed how the next one is read.
@@ -146,10 +151,10 @@ def test_every_road_to_code_is_closed(
         ({"data": np.array([None])}, "it has an array of type 'O8'"),
         ({"images": PIXELS}, r"no array under the key data; its keys are \['images'\]"),
         ({"data": PIXELS, "ids": [1, 2]}, "has 5 images, but 2 ids"),
-        ({"data": PIXELS, "ids": None}, "has ids that are no list, but None"),
-        ({"data": PIXELS, "ids": 7}, "has ids that are no list, but 7"),
-        ({"data": PIXELS, "ids": "01234"}, "has ids that are no list, but '01234'"),
-        ({"data": PIXELS, "ids": np.array(7)}, "has ids that are no list"),
+        ({"data": PIXELS, "ids": None}, "has ids that are not a list, but None"),
+        ({"data": PIXELS, "ids": 7}, "has ids that are not a list, but 7"),
+        ({"data": PIXELS, "ids": "01234"}, "has ids that are not a list, but '01234'"),
+        ({"data": PIXELS, "ids": np.array(7)}, "has ids that are not a list"),
         ({"data": PIXELS, "ids": [b"\xff", 1, 2, 3, 4]}, "has an id that is not UTF-8: .*0xff"),
         ({"data": np.array(7, np.uint8)}, r"holds uint8 \(\), not uint8 \(N, 3072\)"),
         ({b"\xff": PIXELS}, r"no array under the key data; its keys are \['\ufffd'\]"),
@@ -157,14 +162,14 @@ def test_every_road_to_code_is_closed(
     ],
 )
 def test_a_pickle_of_something_else_is_named(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(MisconfigurationException, match=message):
+    with pytest.raises(UserError, match=message):
         read_test_set(write(tmp_path / "set.pkl", content))
 
 
 def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
     whole = write(tmp_path / "set.pkl", {"data": PIXELS})
     whole.write_bytes(whole.read_bytes()[:-500])
-    with pytest.raises(MisconfigurationException, match=r"set\.pkl is neither a picture nor"):
+    with pytest.raises(UserError, match=r"set\.pkl is neither a picture nor"):
         read_unlabelled([whole])
 
 
@@ -227,27 +232,215 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert torch.equal(found.images[0], CHANNELS_FIRST[0].rot90(-1, (1, 2)))
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_a_picture_of_more_than_8_bits_is_refused(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "deep.tiff"
-    Image.new(mode, (32, 32)).save(path)
-    with pytest.raises(MisconfigurationException, match=rf"deep.tiff has greys of .* {mode}\)$"):
-        read_picture(path)
+@pytest.mark.parametrize(
+    ("mode", "pixels", "expected"),
+    [
+        ("I;16", [0, 257, 32768, 65535], [0, 1, 128, 255]),
+        ("I", [0, 257, 32768, 65535], [0, 1, 128, 255]),
+        ("F", [0, 0.25, 0.5, 1], [0, 64, 128, 255]),
+        ("F", [0, 1, 100.4, 255], [0, 1, 100, 255]),
+        ("F", [0, 257, 32768, 65535], [0, 1, 128, 255]),
+    ],
+)
+@pytest.mark.parametrize("side", [32, 1056])
+def test_greys_of_more_than_8_bits_are_scaled(
+    tmp_path: Path, mode: str, pixels: list[float], expected: list[int], side: int
+) -> None:
+    path, quarters = tmp_path / "deep.tiff", np.arange(side) * 4 // side
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    rows = np.array(pixels)[quarters].astype(dtype)
+    Image.fromarray(np.repeat(rows[:, None], side, axis=1)).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    found, resized = read_picture(path)
+    assert resized == (side != 32)
+    # Off the borders of the quarters, which the filter blurs.
+    assert found[:, [3, 12, 20, 28]].flatten(2).unique(dim=2)[0].T.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((32, 32), -1, np.int32), "greys from -1 to -1, outside 0 to 65535"),
+        (np.full((32, 32), 65536, np.int32), "outside 0 to 65535"),
+        (np.full((32, 32), 1e9, np.float32), "outside 0 to 65535"),
+        (np.eye(32, dtype=np.float32) * np.float32(np.nan), "greys"),
+    ],
+)
+def test_greys_of_an_unknown_range_are_refused(
+    tmp_path: Path, pixels: np.ndarray, message: str
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "deep.tiff")
+    with pytest.raises(UserError, match=rf"deep\.tiff has .*{message}"):
+        read_picture(tmp_path / "deep.tiff")
+
+
+def test_a_16_bit_pixel_that_is_transparent_becomes_white(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32), np.uint16)
+    pixels[:16] = 257 * 7
+    Image.fromarray(pixels).save(tmp_path / "deep.png", transparency=0)
+    found, _ = read_picture(tmp_path / "deep.png")
+    assert found[0].unique().tolist() == [7, 255]
+    assert found[0, 20].unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.apng"])
+def test_an_animation_gives_its_first_frame(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(
+        tmp_path / name,
+        format="PNG" if name.endswith("apng") else None,
+        save_all=True,
+        append_images=frames[1:],
+        **({"lossless": True} if name.endswith("webp") else {}),
+    )
+    with Image.open(tmp_path / name) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    found = read_unlabelled([tmp_path])
+    assert found.images[0].flatten(1).unique(dim=1).T.tolist() == [[255, 0, 0]]
+
+
+def layers(mode: str) -> Image.Image:
+    """A large picture whose middle square is red above and transparent or blue below."""
+    size = (1301, 1100)
+    image = Image.new("RGBA", size, "lime")
+    clear = (0, 0, 0, 0) if mode in ("RGBA", "LA", "P") else "blue"
+    image.paste("red", (100, 0, 1200, 550))
+    image.paste(clear, (100, 550, 1200, 1100))
+    return image if mode in ("RGBA", "P") else image.convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("RGB", "a.png"), ("RGB", "a.jpg"), ("CMYK", "a.jpg"), ("RGBA", "a.png"), ("P", "a.gif")],
+)
+def test_a_large_picture_has_the_colours_of_a_small_one(
+    tmp_path: Path, mode: str, name: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by a half
+    layers(mode).save(tmp_path / name, **({} if name.endswith("gif") else {"exif": exif}))
+    found, _ = read_picture(tmp_path / name)
+    above, below = (7, 25) if name.endswith("gif") else (25, 7)
+    lower = [255, 255, 255] if mode in ("RGBA", "P") else [0, 0, 255]
+    for row, colour in ((above, [255, 0, 0]), (below, lower)):
+        pixels = found[:, row, 3:-3].int()
+        assert (pixels - torch.tensor(colour)[:, None]).abs().max() <= 3
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from experiments.inference.pictures import read_picture
+torch.zeros(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(read_picture(Path(sys.argv[1]))[0].unique().tolist())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mode", "mebibytes"),
+    [("a.jpg", "RGB", 100), ("a.png", "RGB", 1000), ("a.png", "RGBA", 1000), ("a.gif", "P", 500)],
+)
+def test_a_picture_of_13_000_pixels_needs_no_gigabytes_and_no_warning(
+    tmp_path: Path, name: str, mode: str, mebibytes: int
+) -> None:
+    colour = {"P": 0, "RGB": (9, 9, 9), "RGBA": (9, 9, 9, 255)}[mode]
+    image = Image.new(mode, (13_000, 13_000), colour)
+    if mode == "P":
+        image.putpalette([9] * 768)
+    image.save(tmp_path / name)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / name)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    colours, peak = done.stdout.splitlines()
+    assert colours == "[9]"
+    assert int(peak) < mebibytes
+
+
+def test_a_picture_of_13_000_pixels_gives_no_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    Image.new("1", (13_000, 13_000), 1).save(tmp_path / "a.png")
+    found, resized = read_picture(tmp_path / "a.png")
+    assert resized
+    assert found.unique().tolist() == [255]
+    assert len(recwarn) == 0
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    # A header without pixels: decoding would fail with another reason.
+    header = struct.pack(">4s2I5B", b"IHDR", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    chunk += struct.pack(">I4s", 10, b"IDAT")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(UserError, match=r"bomb\.png has more than 178,956,970 pixels$"):
+        read_picture(tmp_path / "bomb.png")
+
+
+def test_a_picture_of_a_format_that_runs_programs_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png", format="EPS")
+    with pytest.raises(UserError, match=r"a\.png is EPS, not JPEG, "):
+        read_picture(tmp_path / "a.png")
+
+
+def test_unreadable_pictures_of_a_folder_are_listed_and_the_others_read(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.fromarray(PIXELS[i]).save(tmp_path / f"{i}.png")
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[:1500])
+    (tmp_path / "text.jpg").write_text("a letter")
+    (tmp_path / "empty.gif").touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    found = read_unlabelled([tmp_path])
+    assert torch.equal(found.images, CHANNELS_FIRST[[0, 2]])
+    reasons = {Path(line.partition(" ")[0]).name: line for line in found.unreadable}
+    assert reasons.keys() == {"1.png", "text.jpg", "empty.gif", "gone.png"}
+    assert "is not a whole picture: image file is truncated" in reasons["1.png"]
+    assert "text.jpg is not a picture (JPEG, MPO, " in reasons["text.jpg"]
+    assert reasons["gone.png"].endswith("No such file or directory")
+
+
+def test_no_damage_to_a_picture_ends_the_command(tmp_path: Path) -> None:
+    """Random bytes in place of others, in every format."""
+    generator = np.random.default_rng(0)
+    source = Image.fromarray(PIXELS[0]).resize((50, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("png", "jpg", "gif", "webp", "bmp", "tiff", "ppm"):
+        file = io.BytesIO()
+        kind = {"jpg": "JPEG"}.get(suffix, suffix.upper())
+        options = {"exif": exif} if suffix in ("png", "jpg", "webp", "tiff") else {}
+        source.save(file, kind, **options)
+        for i in range(40):
+            content = bytearray(file.getvalue())
+            for position in generator.integers(min(len(content), 300), size=4):
+                content[position] = generator.integers(256)
+            (tmp_path / f"{suffix}{i}.{suffix}").write_bytes(content)
+    Image.fromarray(PIXELS[0]).save(tmp_path / "whole.png")
+    found = read_unlabelled([tmp_path])
+    assert len(found.images) + len(found.unreadable) == 7 * 40 + 1
+    assert found.unreadable
+    assert all("\n" not in line for line in found.unreadable)
 
 
 def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no pictures"):
         read_unlabelled([tmp_path])
-    with pytest.raises(MisconfigurationException, match=r"none\.png is missing"):
+    with pytest.raises(UserError, match=r"none\.png does not exist"):
         read_unlabelled([tmp_path / "none.png"])
-    with pytest.raises(MisconfigurationException, match=r"none\.pkl does not exist"):
+    with pytest.raises(UserError, match=r"none\.pkl does not exist"):
         read_unlabelled([tmp_path / "none.pkl"])
     picture = tmp_path / "cut.png"
     Image.fromarray(PIXELS[0]).save(picture)
-    with pytest.raises(MisconfigurationException, match=r"2 images have the id .+cut\.png"):
+    with pytest.raises(UserError, match=r"2 images have the id .+cut\.png"):
         read_unlabelled([picture, tmp_path])
     picture.write_bytes(picture.read_bytes()[:1500])
-    with pytest.raises(MisconfigurationException, match=r"cut\.png is not a whole picture"):
+    with pytest.raises(UserError, match=r"cut\.png is not a whole picture"):
         read_unlabelled([picture])
 
 

@@ -1,4 +1,4 @@
-"""Pickles of strangers: arrays and plain containers come out, and nothing that they name runs."""
+"""Read pickles safely: arrays and plain containers, without running anything they name."""
 
 import pickle
 import re
@@ -6,31 +6,31 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from experiments.console import UserError
 
 
 def unpickle_arrays(path: Path) -> Any:
-    """What a pickle of arrays, dictionaries, lists, tuples, strings and numbers holds.
+    """Read a pickle of arrays, dictionaries, lists, tuples, strings and numbers.
 
-    Nothing that the file names is ever imported or called: the few names that NumPy 1 and 2 write
-    for an array, in any protocol and from Python 2 as well, lead to stand-ins that only read, and
-    any other is refused. MisconfigurationException, in one line, where the file asks for more or is
-    no pickle.
+    Nothing that the file names is imported or called. The few names that NumPy 1 and 2 write for an
+    array, in any protocol and also from Python 2, become stand-ins that only read. UserError for
+    any other name, and for a file that is not a pickle.
     """
     try:
         with path.open("rb") as file:
             return _resolve(_ArrayUnpickler(file, encoding="bytes").load())
     except FileNotFoundError:
-        raise MisconfigurationException(f"{path} does not exist") from None
-    except Exception as error:  # unpickling raises anything, by the bytes that it meets
+        raise UserError(f"{path} does not exist") from None
+    except Exception as error:  # its class depends on the file's bytes
         reason = str(error) or type(error).__name__
-        raise MisconfigurationException(
+        raise UserError(
             f"{path} is neither a picture nor a pickle of arrays and plain containers: {reason}"
         ) from None
 
 
 def _resolve(value: Any) -> Any:
-    """The arrays that stand-ins in a container describe."""
+    """Replace the stand-ins in a container by their arrays."""
     if isinstance(value, _Array):
         return value.array
     if isinstance(value, dict):
@@ -41,7 +41,7 @@ def _resolve(value: Any) -> Any:
 
 
 class _StandIn:
-    """What a pickle gets in place of something of NumPy's."""
+    """Takes the place of a NumPy object."""
 
     def __setstate__(self, state: Any) -> None:
         # Without this method, a file could set attributes of the classes below.
@@ -49,14 +49,14 @@ class _StandIn:
 
 
 class _Bytes(_StandIn):
-    """`_codecs.encode(text, "latin1")`, which is how protocols below 3 write bytes."""
+    """`_codecs.encode(text, "latin1")`, as protocols below 3 write bytes."""
 
     def __new__(cls, text: str, encoding: str) -> Any:
         return text.encode("latin1")
 
 
 class _Dtype(_StandIn):
-    """`numpy.dtype`: numbers and fixed-size strings, nothing that points anywhere."""
+    """`numpy.dtype`: numbers and fixed-size strings, no pointers."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code
@@ -73,7 +73,7 @@ class _Dtype(_StandIn):
 
 
 class _Array(_StandIn):
-    """`_reconstruct(ndarray, (0,), "b")`, which gets its content as a state."""
+    """`_reconstruct(ndarray, (0,), "b")`, whose content follows as a state."""
 
     def __init__(self, *_: Any) -> None:
         self.array = np.empty(0, np.uint8)
@@ -85,7 +85,7 @@ class _Array(_StandIn):
 
 
 class _FromBuffer(_Array):
-    """`_frombuffer(data, dtype, shape, order)`, which is how protocol 5 writes an array."""
+    """`_frombuffer(data, dtype, shape, order)`, as protocol 5 writes an array."""
 
     def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
         super().__init__()

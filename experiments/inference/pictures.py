@@ -1,0 +1,112 @@
+"""Read pictures of any size and depth as 32 x 32 pixels."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
+from torch import Tensor
+
+from experiments.console import UserError
+
+SIDE = 32
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+#: Pillow's names of the formats; others, such as EPS, would start programs
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+#: number of pixels from which a picture is reduced band by band
+LARGE = 2**20
+#: shortest side to which a large picture is reduced before the last resampling
+COARSE = 256
+
+
+def read_picture(path: Path) -> tuple[Tensor, bool]:
+    """Read a picture as uint8 (3, 32, 32); also return whether it had another size.
+
+    Transparent pixels become white, and the EXIF rotation is applied. Pillow's Lanczos filter
+    resamples the largest square in the middle. An animation gives its first frame.
+
+    Greys of 16 and 32 bits are divided by 257. White of a float grey is the smallest of 1, 255 and
+    65535 that no pixel exceeds.
+
+    UserError for an unreadable picture, and, before it is decoded, for a picture of more than
+    178,956,970 pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata and of large pictures.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                if opened.format not in FORMATS:
+                    raise UserError(f"is {opened.format}, not {', '.join(FORMATS)}")
+                resized = opened.size != (SIDE, SIDE)
+                image = _decode(opened)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(f"{path} has more than {limit:,} pixels") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not a picture ({', '.join(FORMATS)})") from None
+    except Exception as error:  # its class depends on the format and on the bytes
+        system = isinstance(error, OSError) and error.strerror
+        reason = system or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is not a whole picture: {reason}") from None
+    if resized:
+        image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), resized
+
+
+def _decode(opened: Image.Image) -> Image.Image:
+    """Decode a picture to RGB, upright; a large picture becomes a smaller square."""
+    # A JPEG is decoded at a half, a quarter or an eighth of its size.
+    opened.draft(None, (COARSE, COARSE))
+    opened.load()
+    white = _white(opened)
+    if opened.width * opened.height <= LARGE:
+        image = _to_rgb(opened, white)
+    else:
+        # In bands, because a conversion of the whole picture would take gigabytes.
+        side = min(opened.size)
+        factor = max(1, side // COARSE)
+        left, top = (opened.width - side) // 2, (opened.height - side) // 2
+        image = Image.new("RGB", (-(-side // factor),) * 2)
+        for y in range(0, side, factor):
+            bottom = top + min(y + factor, side)
+            band = opened.crop((left, top + y, left + side, bottom))
+            image.paste(_to_rgb(band, white).reduce(factor), (0, y // factor))
+    image.getexif()[Base.Orientation] = opened.getexif().get(Base.Orientation, 1)
+    return ImageOps.exif_transpose(image)
+
+
+def _white(image: Image.Image) -> float:
+    """The grey that becomes white, in a picture of more than 8 bits."""
+    if image.mode[0] not in "IF":
+        return 255
+    low, high = image.getextrema()
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    for white in (1, 255, 65535) if image.mode == "F" else (65535,):
+        if 0 <= low <= high <= white:
+            return white
+    raise UserError(f"has greys from {low:g} to {high:g}, outside 0 to 65535")
+
+
+def _to_rgb(image: Image.Image, white: float) -> Image.Image:
+    """Convert a picture of any mode; transparent pixels become white."""
+    transparent = image.info.get("transparency")
+    if image.mode[0] in "IF":
+        greys = np.asarray(image)
+        if image.mode == "F" and not np.isfinite(greys).all():
+            raise UserError("has greys that are not finite")
+        pixels = (greys * (255 / white) + 0.5).astype(np.uint8)
+        if isinstance(transparent, int):
+            pixels[greys == transparent] = 255
+        image = Image.fromarray(pixels)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -1,0 +1,151 @@
+"""Read pictures, CIFAR batches and pickled test sets; write predictions as CSV."""
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.console import UserError
+from experiments.inference.array_pickles import unpickle_arrays
+from experiments.inference.pictures import SIDE, SUFFIXES, read_picture
+
+
+@dataclass(frozen=True)
+class UnlabelledImages:
+    """Images to classify, and their names in a submission."""
+
+    images: Tensor  # uint8 (N, 3, 32, 32)
+    ids: list[str]  # N
+    resized: int  # number of pictures that had another size
+    unreadable: list[str]  # for each unreadable picture its path and the reason
+
+
+def read_unlabelled(paths: Sequence[Path]) -> UnlabelledImages:
+    """Read every image of the given pictures, folders of pictures and pickled test sets, in order.
+
+    A picture is recognised by its suffix, and its id is its path. Folders are searched recursively,
+    in the order of the names. Any other file is read as a pickled test set, for example an official
+    CIFAR batch: a dictionary whose `data` is uint8 (N, 3072), channel first, or (N, 32, 32, 3).
+    Its `ids`, if it has them, are the ids; otherwise images are numbered from 0.
+
+    UserError for missing files, unreadable test sets, and if no picture is readable.
+    """
+    images: list[Tensor] = []
+    ids: list[str] = []
+    unreadable: list[str] = []
+    resized = 0
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        for file in _pictures_in(path) if path.is_dir() else [path]:
+            if file.suffix.lower() in SUFFIXES:
+                try:
+                    picture, fitted = read_picture(file)
+                except UserError as error:
+                    unreadable.append(str(error))
+                    continue
+                images.append(picture[None])
+                # A name that is not UTF-8 could be neither printed nor written.
+                ids.append(os.fsencode(file).decode(errors="replace"))
+                resized += fitted
+            else:
+                batch, names = read_test_set(file)
+                images.append(batch)
+                ids += names
+    if not images:
+        others = f", like {len(unreadable) - 1} others" if len(unreadable) > 1 else ""
+        raise UserError(f"{unreadable[0]}{others}")
+    name, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} images have the id {name}: classify the inputs separately")
+    return UnlabelledImages(torch.cat(images), ids, resized, unreadable)
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """Find the pictures under a folder, except hidden files, which some systems add."""
+    pictures = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and (path.is_file() or path.is_symlink())
+    )
+    if not pictures:
+        raise UserError(f"{folder} holds no pictures ({' '.join(SUFFIXES)})")
+    return pictures
+
+
+def read_test_set(path: Path) -> tuple[Tensor, list[str]]:
+    """Read images uint8 (N, 3, 32, 32) of a pickled test set, and their ids.
+
+    UserError for any other file.
+    """
+    content = unpickle_arrays(path)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not a dictionary with the key data"
+        )
+    # Keys that are not text are never ours.
+    fields = {
+        key.decode(errors="replace") if isinstance(key, bytes) else key: x
+        for key, x in content.items()
+    }
+    data = fields.get("data")
+    if not isinstance(data, np.ndarray):
+        raise UserError(
+            f"{path} has no array under the key data; its keys are {sorted(map(str, fields))}"
+        )
+    shape = data.shape
+    if data.dtype != np.uint8 or shape[1:] not in ((3072,), (SIDE, SIDE, 3)) or not len(data):
+        raise UserError(f"{path} holds {data.dtype} {shape}, not uint8 (N, 3072) or (N, 32, 32, 3)")
+    images = torch.from_numpy(data.copy("C"))
+    images = images.permute(0, 3, 1, 2) if len(shape) == 4 else images.view(-1, 3, SIDE, SIDE)
+    ids = _texts(fields.get("ids", range(len(data))), path)
+    if len(ids) != len(images):
+        raise UserError(f"{path} has {len(images)} images, but {len(ids)} ids")
+    return images.contiguous(), ids
+
+
+def _texts(ids: Any, path: Path) -> list[str]:
+    """The ids of a test set as text; UserError if they are not a list of texts."""
+    is_array = isinstance(ids, np.ndarray) and ids.ndim == 1
+    if not is_array and not isinstance(ids, list | tuple | range):
+        raise UserError(f"{path} has ids that are not a list, but {ids!r:.40}")
+    try:
+        return [x.decode() if isinstance(x, bytes) else str(x) for x in ids]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} has an id that is not UTF-8: {error}") from None
+
+
+def submission_csv(ids: Sequence[str], labels: Iterable[int]) -> str:
+    """Kaggle's format: the header `ID,Labels`, then each image's id and label, 0 to 9."""
+    return _csv(["ID", "Labels"], zip(ids, labels, strict=True))
+
+
+def probabilities_csv(ids: Sequence[str], probabilities: Tensor, classes: Sequence[str]) -> str:
+    """Rows of id, name of the likeliest class, and the probability of every class.
+
+    `probabilities` are float (N, C).
+    """
+    likeliest = [classes[i] for i in probabilities.argmax(dim=1)]
+    rows = (
+        [name, label, *(f"{p:.6f}" for p in row)]
+        for name, label, row in zip(ids, likeliest, probabilities.tolist(), strict=True)
+    )
+    return _csv(["ID", "class", *classes], rows)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
