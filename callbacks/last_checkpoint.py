@@ -1,5 +1,8 @@
 """The newest checkpoint of a run, which continues an interrupted run."""
 
+import os
+import signal
+import threading
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -17,13 +20,16 @@ class LastCheckpoint(Checkpoint):
 
     Every epoch's end leaves a copy of the state in memory. The copy is written if the file is
     missing or old, and at the latest when training ends: after the last epoch, at the time limit,
-    at SIGTERM and after an error. Long epochs write the file on their way, too.
+    at Ctrl-C and SIGTERM, and after an error. Long epochs also write the file between two steps.
 
     A killed run repeats its work since the file was written. A run that ends by itself repeats the
-    epoch at most, and after SIGTERM it repeats nothing if it trains on one device without
-    accumulating gradients. Within an epoch nothing is written between optimizer steps that
-    accumulate gradients, because no checkpoint holds gradients, or between a batch and its
-    validation, which Lightning would leave out.
+    epoch at most. On one device, Ctrl-C and SIGTERM wait until the current optimizer step, or the
+    current validation, has ended and its checkpoint is written, so that nothing is repeated. A
+    second signal ends the run at once.
+
+    Within an epoch no checkpoint is written between batches that accumulate gradients, because a
+    checkpoint contains no gradients, or between a batch and its validation, which Lightning would
+    leave out after a resume.
     """
 
     def __init__(
@@ -42,10 +48,21 @@ class LastCheckpoint(Checkpoint):
         self._written = 0.0
         self._exists = False
         self._unwritten: dict[str, Any] = {}
+        self._handlers: dict[int, Any] = {}  # of Lightning, while ours wait for a step's end
+        self._asked: int | None = None  # the signal that asked the run to end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._asked = None
+        # Several processes: Lightning agrees on SIGTERM, and Ctrl-C ends each of them at once.
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as of a shell's background jobs
+                    self._handlers[number] = signal.signal(number, self._ask)
         self._written = monotonic()
         self._exists = self.path.exists()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._obey()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -54,7 +71,8 @@ class LastCheckpoint(Checkpoint):
         if accumulated or (trainer.world_size > 1 and steps % self.agree_every):
             return
         # The clocks of several processes differ, and all of them take part in a checkpoint.
-        due = trainer.strategy.broadcast(self._late() or trainer.received_sigterm)
+        asked = self._asked is not None or trainer.received_sigterm
+        due = trainer.strategy.broadcast(self._late() or asked)
         ends = batch_idx + 1 == trainer.num_training_batches
         every = trainer.val_check_batch
         validated = every is not None and (batch_idx + 1) % every == 0
@@ -65,19 +83,47 @@ class LastCheckpoint(Checkpoint):
             logger.save()
         self._copy(trainer)
         self._write(trainer)
+        self._obey()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._copy(trainer)
-        if self._late() or not self._exists:
+        if self._late() or not self._exists or self._asked is not None:
             self._write(trainer)
+        # Lightning acts on SIGTERM once the epoch is logged; Ctrl-C has to wait for that.
+        if self._asked == signal.SIGTERM:
+            self._obey()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
+        self._obey()
+        self._restore_handlers()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._write(trainer)
+        self._restore_handlers()
+
+    def _ask(self, number: int, frame: Any) -> None:
+        """Note the first signal, for the end of the step; hand the second to Lightning."""
+        if self._asked is None:
+            self._asked = number
+            # Not print, which a signal handler may not call while another print is at work.
+            os.write(2, b"\nEnding after the current step. Press Ctrl-C again to end at once.\n")
+        else:
+            self._asked = number
+            self._obey()
+
+    def _obey(self) -> None:
+        """Hand the signal that was noted to Lightning, which ends the run."""
+        if self._asked is not None and self._handlers:
+            self._restore_handlers()
+            signal.raise_signal(self._asked)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def _late(self) -> bool:
         return monotonic() - self._written >= self.every.total_seconds()

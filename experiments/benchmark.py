@@ -61,7 +61,7 @@ def main() -> None:
     from experiments.records.provenance import describe_device, git_state  # noqa: PLC0415
     from experiments.reporting.tables import print_table  # noqa: PLC0415
     from experiments.training.allocator import keep_freed_memory  # noqa: PLC0415
-    from experiments.training.cli import quiet  # noqa: PLC0415
+    from experiments.training.quiet import quiet  # noqa: PLC0415
 
     available = torch.cuda.is_available()
     if flags.device == "cuda" and not available:

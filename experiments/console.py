@@ -1,4 +1,4 @@
-"""Commands: their argument parser, and one line instead of a traceback for a user's mistake."""
+"""Commands: their argument parser, their progress, and one line for a user's mistake."""
 
 import argparse
 import difflib
@@ -6,9 +6,12 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from typing import NoReturn
+from io import TextIOWrapper
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T")
 
 #: errors of the operating system for a full disk or an exceeded quota
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -16,6 +19,8 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
 #: seconds that a process waits for the first one of its machine to end
 PATIENCE = 10.0
+#: seconds between two lines of `track` if stderr is not a terminal
+LINE_EVERY = 30.0
 
 
 class UserError(Exception):
@@ -46,13 +51,16 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a command's `main`: a mistake prints one line on stderr and ends with exit code 2.
 
     Mistakes are UserError, OSError (files that are missing, full disks) and Lightning's
-    MisconfigurationException, which the packages below `experiments` raise.
+    MisconfigurationException, which the packages below `experiments` raise. Ctrl-C ends with 130.
     """
 
     @wraps(main)
     def wrapped() -> None:
+        replace_unknown_characters()
         try:
             main()
+        except KeyboardInterrupt:
+            sys.exit(130)
         except Exception as error:
             if not _is_mistake(error):
                 raise
@@ -61,6 +69,48 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             _end(line, getattr(error, "exit_code", 2))
 
     return wrapped
+
+
+def replace_unknown_characters() -> None:
+    """Print a replacement for characters that the output's encoding lacks, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, such as 45 s, 12 min, 2 h 15 min or 3 days 4 h."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+    return f"{hours // 24} days {hours % 24} h" if hours % 24 else f"{hours // 24} days"
+
+
+def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
+    """Iterate and show the progress on stderr: a bar on a terminal, else a line now and then.
+
+    Without a terminal, work of less than `LINE_EVERY` seconds prints nothing.
+    """
+    from rich.console import Console  # noqa: PLC0415  takes longer than a command's help
+    from rich.progress import track as bar  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    if console.is_interactive:
+        yield from bar(items, name, total=total, console=console, transient=True)
+        return
+    began = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - last >= LINE_EVERY:
+            last, left = now, (total - done) * (now - began) / done
+            line = f"{name}: {done:,} of {total:,}, {duration(left)} left"
+            print(line, file=sys.stderr, flush=True)
+        yield item
 
 
 def is_first_of_machine() -> bool:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.console import ArgumentParser, UserError, command
+from experiments.console import ArgumentParser, UserError, command, track
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
@@ -39,9 +39,6 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 def make_page(flags: argparse.Namespace) -> None:
     """Collect runs and records, and write the page."""
     # Verdicts and run folders need torch and Lightning, whose import takes seconds.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import track  # noqa: PLC0415
-
     from experiments.claims.claims import claim_rows  # noqa: PLC0415
     from experiments.records.record import write_atomically  # noqa: PLC0415
     from experiments.reporting.collect import collect  # noqa: PLC0415
@@ -57,13 +54,7 @@ def make_page(flags: argparse.Namespace) -> None:
         from experiments.reporting.run_details import ImageSource, describe_run  # noqa: PLC0415
 
         images = ImageSource(flags.root)
-        steps = track(
-            enumerate(with_folders, 1),
-            "Describing runs",
-            total=len(with_folders),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        steps = track(enumerate(with_folders, 1), "Describing runs", len(with_folders))
         details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
     page = render(rows, details, claims, unread=len(found.unread))
     flags.out.mkdir(parents=True, exist_ok=True)

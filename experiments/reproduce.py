@@ -35,7 +35,7 @@ from experiments.claims.suites import (
     read_rows,
     read_suites,
 )
-from experiments.console import ArgumentParser, UserError, command
+from experiments.console import ArgumentParser, UserError, command, duration
 
 if TYPE_CHECKING:
     from experiments.claims.matching import Results
@@ -134,7 +134,7 @@ def show_plan(jobs: Sequence["Job"], results: "Results", runs: Path, scale: Scal
     from rich.table import Table  # noqa: PLC0415
 
     from experiments.reporting.tables import print_table  # noqa: PLC0415
-    from experiments.reproduction.progress import duration, share_done  # noqa: PLC0415
+    from experiments.reproduction.progress import share_done  # noqa: PLC0415
     from experiments.reproduction.training_cost import Stopwatch  # noqa: PLC0415
 
     stopwatch = Stopwatch(results.records)

@@ -49,7 +49,7 @@ def evaluate(
     labels = {split: loader.labels for split, loader in loaders.items()}
     predictions: dict[str, dict[str, Tensor]] = {}
     for split, loader in loaders.items():
-        seen = look(networks, views, loader, device)
+        seen = look(networks, views, loader, device, f"{split} batches")
         predictions[split] = {name: s.predict(seen) for name, s in strategies.items()}
 
     results = {}

@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import (
 )
 
 from datamodules.tensor_loader import EvalLoader
+from experiments.console import track
 from experiments.inference.finished import FinishedRun, Weights
 from experiments.records.record import Calibration, Score, StrategyScore
 from experiments.training.devices import synchronise
@@ -90,19 +91,23 @@ def look(
     views: Iterable[str],
     loader: EvalLoader,
     device: torch.device,
+    name: str = "",
 ) -> dict[str, dict[str, Tensor]]:
-    """What each network sees in each view: log-probabilities float32 (N, 10), on the CPU."""
+    """Log-probabilities float32 (N, 10), on the CPU, of each network for each view.
+
+    With a `name` the progress is shown.
+    """
     views = list(views)
     mean, std = loader.mean.to(device), loader.std.to(device)
     batches: dict[str, dict[str, list[Tensor]]] = {
         name: {view: [] for view in views} for name in networks
     }
-    for images, _ in loader:
+    for images, _ in track(loader, name, len(loader)) if name else loader:
         on_device = images.to(device)
         for view in views:
             viewed = see(on_device, view, mean, std)
-            for name, network in networks.items():
-                batches[name][view].append(log_probabilities(network(viewed)).cpu())
+            for key, network in networks.items():
+                batches[key][view].append(log_probabilities(network(viewed)).cpu())
     return {
         name: {view: torch.cat(parts) for view, parts in by_view.items()}
         for name, by_view in batches.items()

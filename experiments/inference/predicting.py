@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from datamodules.normalisation import MEAN, STD, normalise
+from experiments.console import track
 from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import PLAIN, Strategy
 
@@ -27,5 +28,8 @@ def probabilities(run: FinishedRun, strategy: Strategy, images: Tensor) -> Tenso
     network = strategy.build(networks, mean, std)
     batches = images.split(BATCH)
     with torch.inference_mode():
-        answers = [network(normalise(batch.to(device), mean, std)).cpu() for batch in batches]
+        answers = [
+            network(normalise(batch.to(device), mean, std)).cpu()
+            for batch in track(batches, "batches of images", len(batches))
+        ]
     return torch.cat(answers).exp()

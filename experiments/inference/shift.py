@@ -12,14 +12,12 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from datamodules.corruptions import BENCHMARK, CORRUPTIONS, corrupt
 from datamodules.shifted import CIFAR10C, read_cifar10_1
 from datamodules.tensor_loader import EvalLoader
-from experiments.console import UserError
+from experiments.console import UserError, track
 from experiments.inference.evaluation import calibration, look, open_images, open_networks
 from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import BOTH, PLAIN, Strategy
@@ -97,18 +95,15 @@ def evaluate_shift(
             return published.images(name, severity)[: len(images)]
         return corrupt(images, name, severity, SEED)
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("clean images", total=len(CORRUPTIONS) * len(severities))
-        if "val" in loaders:
-            for name, x in predict(loaders["val"].images, loaders["val"].labels).items():
-                temperatures[name] = fit_temperature(x, loaders["val"].labels)
-        clean = score(images, labels)
-        new = score(*read_anew) if read_anew else {}
-        corrupted: dict[str, list[Scores]] = {name: [] for name in CORRUPTIONS}
-        for name, severity in product(CORRUPTIONS, severities):
-            progress.update(task, description=f"{name}, severity {severity}")
-            corrupted[name].append(score(shifted(name, severity), labels))
-            progress.advance(task)
+    if "val" in loaders:
+        for name, x in predict(loaders["val"].images, loaders["val"].labels).items():
+            temperatures[name] = fit_temperature(x, loaders["val"].labels)
+    clean = score(images, labels)
+    new = score(*read_anew) if read_anew else {}
+    corrupted: dict[str, list[Scores]] = {name: [] for name in CORRUPTIONS}
+    pairs = list(product(CORRUPTIONS, severities))
+    for name, severity in track(pairs, "corruptions", len(pairs)):
+        corrupted[name].append(score(shifted(name, severity), labels))
 
     return Shift(
         run=run.folder.resolve().name,

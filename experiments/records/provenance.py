@@ -35,10 +35,17 @@ def git_state() -> tuple[str, bool]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages and of the BLAS that decide a result."""
+    """Versions of Python, the packages and the BLAS, and on a GPU the operations in TF32."""
     packages = (torch, torchvision, lightning, torchmetrics)
     installed = {p.__name__: p.__version__ for p in packages}
-    return {"python": platform.python_version()} | installed | {"blas": describe_blas()}
+    others = {"blas": describe_blas()}
+    if torch.cuda.is_available():
+        formats = {
+            "convolutions": torch.backends.cudnn.allow_tf32,
+            "matrix products": torch.backends.cuda.matmul.allow_tf32,
+        }
+        others["tf32"] = ", ".join(name for name, allowed in formats.items() if allowed) or "none"
+    return {"python": platform.python_version()} | installed | others
 
 
 def describe_blas() -> str:

@@ -1,4 +1,4 @@
-"""What a runner shows while it works: rows and epochs, with the time that they will take."""
+"""Progress of a runner: rows and epochs, with the remaining time."""
 
 import csv
 import time
@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from experiments.console import duration
 from experiments.reproduction.plan import Job
 from experiments.reproduction.runner import Outcome
 
 
 def steps_done(folder: Path) -> int:
-    """Training batches that a run's curves cover so far; 0 where there are none."""
+    """Training batches that a run's curves cover so far; 0 without curves."""
     try:
         with (folder / "metrics.csv").open(newline="") as file:
             steps = [row["step"] for row in csv.DictReader(file)]
@@ -28,16 +29,8 @@ def share_done(job: Job, runs: Path) -> float:
     return min(steps_done(runs / job.name) / job.steps, 1)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as one reads them."""
-    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 class Display:
-    """Bars where there is a terminal; elsewhere a line for each epoch and each row's end."""
+    """Bars on a terminal; otherwise a line for each epoch and each row's end."""
 
     def __init__(self, jobs: Sequence[Job], runs: Path, console: Console) -> None:
         self.jobs, self.runs, self.console = jobs, runs, console
@@ -48,7 +41,7 @@ class Display:
         self.epochs: dict[str, int] = {}  # that were shown last
         name, bar, text = "{task.description}", BarColumn(bar_width=20), "{task.fields[text]}"
         columns = (TextColumn(name), bar, TextColumn(text))
-        self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.bars = Progress(*columns, console=console, disable=not console.is_interactive)
         self.rows = self.bars.add_task(f"rows at {jobs[0].scale} scale", total=None, text="")
         self.bar_of: dict[str, TaskID] = {}
 
@@ -91,7 +84,7 @@ class Display:
         if job.name not in self.bar_of:
             self.bar_of[job.name] = self.bars.add_task(job.name, total=1, text=text)
         self.bars.update(self.bar_of[job.name], completed=share, text=text)
-        if epoch != self.epochs.get(job.name) and not self.console.is_terminal:
+        if epoch != self.epochs.get(job.name) and not self.console.is_interactive:
             self._say(f"{job.name}: {text}")
         self.epochs[job.name] = epoch
 
@@ -102,5 +95,5 @@ class Display:
 
 
 def _time_left(left: float, done: float, seconds: float) -> str:
-    """In words, at the speed so far; nothing where there is none yet."""
+    """The remaining time at the speed so far, in words; empty if there is no speed yet."""
     return f", {duration(left * seconds / done)} left" if left > 0 and done > 0 else ""

@@ -19,7 +19,7 @@ from experiments.tracking.wandb_keys import (
 
 WEIGHTS = ("raw", "ema", "swa")
 CLAIM_KEYS = list(dict.fromkeys(key for claim in CLAIMS.values() for key in claim))
-#: in the table of runs, beside their names
+#: columns of the table of runs, after their names
 COLUMNS = ("test/selected/accuracy", "val/selected/accuracy", "parameters")
 
 
@@ -56,13 +56,13 @@ def curves() -> list[wr.LinePlot]:
             "Training accuracy (soft: against mixed targets)", ["train/acc", "train/acc_soft"]
         ),
         over_epochs("Training loss", ["train/loss"]),
-        # Named by the optimizer, and by the parameter group where there are several.
+        # Named by the optimizer, and by the parameter group if there are several.
         wr.LinePlot(title="Learning rate", x="trainer/global_step", metric_regex="^lr-.*"),
     ]
 
 
 def sizes() -> list[wr.ScatterPlot | wr.BarPlot]:
-    """What accuracy costs, a point for each run."""
+    """Accuracy against cost, with a point for each run."""
 
     def against(key: str, title: str) -> wr.ScatterPlot:
         return wr.ScatterPlot(
@@ -79,12 +79,12 @@ def sizes() -> list[wr.ScatterPlot | wr.BarPlot]:
 
 
 def strategies() -> list[wr.CustomChart | wr.WeavePanelSummaryTable]:
-    """What `evaluate.py` found, for the runs that it was given."""
+    """Results of `evaluate.py`, for the runs that it has evaluated."""
     return [_chart(STRATEGIES), wr.WeavePanelSummaryTable(table_name=STRATEGIES.table)]
 
 
 def calibration() -> list[wr.CustomChart | wr.BarPlot]:
-    """Whether the probabilities can be believed."""
+    """Calibration of the probabilities."""
     return [
         _chart(CALIBRATION),
         _bars("Expected calibration error on the test set", "ece"),
@@ -93,7 +93,7 @@ def calibration() -> list[wr.CustomChart | wr.BarPlot]:
 
 
 def images() -> list[wr.MediaBrowser]:
-    """What the network was trained on, and what it found hardest."""
+    """Augmented training images, and the hardest test images."""
     return [
         wr.MediaBrowser(title="Training images, augmented", media_keys=[AUGMENTED], num_columns=1),
         wr.MediaBrowser(title="Hardest test images", media_keys=[HARDEST], num_columns=6),
@@ -119,7 +119,7 @@ def _chart(chart: Chart) -> wr.CustomChart:
 
 
 def keys_of(panel: PanelTypes) -> list[str]:
-    """The keys that a panel shows; a regular expression where the panel has one."""
+    """The keys that a panel shows, or its regular expression."""
     match panel:
         case wr.LinePlot():
             return _names(panel.x, *panel.y, panel.metric_regex)
@@ -141,12 +141,12 @@ def _names(*metrics: MetricType | None) -> list[str]:
 
 
 def title_of(panel: PanelTypes) -> str:
-    """What stands above a panel."""
+    """The title of a panel."""
     if isinstance(panel, wr.CustomChart):
         return panel.chart_strings["title"]
     return getattr(panel, "title", None) or "Table"
 
 
 def is_logged(key: str, logged: Iterable[str]) -> bool:
-    """Whether a key of a panel is among those of a run."""
+    """Whether a run has logged a key of a panel."""
     return any(re.fullmatch(key, name) for name in logged)

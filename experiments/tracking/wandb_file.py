@@ -1,4 +1,4 @@
-"""What a run has sent to W&B, or keeps for it: read from the run's own files."""
+"""The data that a run has logged to W&B, read from the run's own files."""
 
 import json
 from collections.abc import Iterator
@@ -8,25 +8,25 @@ from typing import Any
 
 HEADER = b":W&B\xe1\xbe\x00"
 BLOCK = 32_768
-# Each fragment of a record: checksum, length, and whether it is the whole (1), the first (2), a
-# middle one (3) or the last (4). None crosses a block.
+# A fragment of a record: checksum, length, and its kind: the whole record (1), its first (2), a
+# middle (3) or its last fragment (4). No fragment crosses a block.
 FRAGMENT = Struct("<IHB")
 
 
 def logged_keys(folder: Path) -> set[str]:
     """Keys of the metrics, tables and images that the run in a folder has logged.
 
-    ValueError, in one line, where a file is none of W&B's or is damaged.
+    ValueError, in one line, if a file is not from W&B or is damaged.
     """
     return {key for row in logged_rows(folder) for key in row}
 
 
 def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """What was logged at one time each, in all launches; of a table or an image, where it is kept.
+    """The rows that all launches logged; a table or an image is given as its location.
 
-    ValueError, in one line, where a file is none of W&B's or is damaged.
+    ValueError, in one line, if a file is not from W&B or is damaged.
     """
-    # A machine may be without them.
+    # These packages may be missing.
     from google.protobuf.message import (  # type: ignore[import-untyped]  # noqa: PLC0415
         DecodeError,
     )
@@ -53,10 +53,10 @@ def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_records(file: Path) -> Iterator[bytes]:
-    """The records in a file that W&B writes, which has LevelDB's log format behind its header.
+    """The records in a file of W&B: a header, then LevelDB's log format.
 
-    A record at the end that is not whole, as of a run that is going on, is left out. ValueError
-    where the header is another one.
+    An incomplete record at the end, as in a running run, is left out. ValueError if the header
+    is not W&B's.
     """
     content = file.read_bytes()
     if not content.startswith(HEADER):

@@ -1,4 +1,4 @@
-"""What W&B gets of a run besides its curves: scores, tables with charts of them, and images."""
+"""Scores, tables with charts, and images of a run for W&B."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +23,8 @@ HARDEST_COUNT = 24
 
 
 def chart_of(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """What is logged as the chart's key: these rows, each with the same columns."""
-    import wandb  # noqa: PLC0415  a machine may be without it
+    """The value to log as the chart's key, from rows with equal columns."""
+    import wandb  # noqa: PLC0415  it may be missing
 
     table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
     return wandb.plot_table(chart.design, table, chart.fields, {"title": chart.title})
@@ -39,12 +39,12 @@ def log_results(
     classes: Sequence[str],
     augmented: Path,
 ) -> None:
-    """Send what a finished run found on the test set, as one row, and end its W&B run.
+    """Send a finished run's results on the test set, as one row, and end its W&B run.
 
-    `logits` (N, C) are by weights, `labels` int64 (N,), `images` uint8 (N, 3, H, W); `augmented` is
-    the picture of training images. Matrix and images are of the selected weights.
+    `logits` (N, C) are by weights, `labels` int64 (N,), `images` uint8 (N, 3, H, W). `augmented` is
+    the picture of training images. Matrix and images show the selected weights.
     """
-    import wandb  # noqa: PLC0415  a machine may be without it
+    import wandb  # noqa: PLC0415  it may be missing
 
     selected = logits[record.selected or "raw"]
     row: dict[str, Any] = {
@@ -62,15 +62,15 @@ def log_results(
 
 
 def log_scores(logger: WandbLogger, record: Record) -> None:
-    """Send the figures of a run that left the test set unread, and end its W&B run."""
+    """Send the figures of a run that did not read the test set, and end its W&B run."""
     logger.log_metrics(scalars(record), record.steps)
     logger.experiment.finish()
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """A record's figures by W&B's keys, `{split}/{weights}/{measure}` where they are scores.
+    """A record's figures by W&B's keys; scores have keys `{split}/{weights}/{measure}`.
 
-    The weights are "raw", "ema" and "swa", and "selected" for those that validation chose.
+    The weights are "raw", "ema" and "swa", and "selected" for the weights that validation chose.
     """
     figures: dict[str, float] = {
         "parameters": record.parameters,
@@ -86,7 +86,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def captions(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[int, str]:
-    """The indices of the hardest images, each with its class and what it was taken for."""
+    """The indices of the hardest images, with their class and their predicted class."""
     found = {}
     for i in hardest(logits, labels, HARDEST_COUNT).tolist():
         probability, predicted = logits[i].softmax(dim=0).max(dim=0)
@@ -107,7 +107,7 @@ def confusion_rows(
 
 
 def calibration_rows(logits: Mapping[str, Tensor], labels: Tensor) -> list[dict[str, Any]]:
-    """A row for each bin of confidence that holds images, by weights, and the diagonal's ends."""
+    """A row for each non-empty bin of confidence, by weights, and the diagonal's ends."""
     rows: list[dict[str, Any]] = [
         {"weights": "calibrated", "confidence": end, "accuracy": end, "images": 0}
         for end in (0.0, 1.0)

@@ -1,19 +1,13 @@
 """The command line: flags and presets in, a trainer, a network and its data out."""
 
-import logging
 import re
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO
 
 import torch
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import (
-    LearningRateMonitor,
-    RichProgressBar,
-    Timer,
-)
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -34,10 +28,12 @@ from experiments.console import UserError, near
 from experiments.presets import CONFIGS, EXPERIMENTS
 from experiments.training.combinations import refuse_combinations, suit_machine
 from experiments.training.devices import check_devices
+from experiments.training.display import Display
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
 from experiments.training.launch import Launch, claim_folder
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.processes import is_first
+from experiments.training.quiet import quiet
 from experiments.training.trainer import Trainer
 from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
 from lightning_modules.classifier import ImageClassifier
@@ -51,28 +47,6 @@ SWITCHES: dict[str, tuple[type[Callback], bool]] = {
     "ema": (EMA, False),
     "swa": (SWA, False),
 }
-
-# What Lightning warns of and this project means.
-QUIETED = (
-    "Experiment logs directory .* exists and is not empty",  # the run folder, with its config
-    "Checkpoint directory .* exists and is not empty",
-    "The number of training batches .* is smaller than the logging interval",
-    "Total length of `EvalLoader` across ranks is zero",  # val_fraction 0
-    "You're resuming from a checkpoint that ended before the epoch",  # the data module resumes
-    "The '.*_dataloader' does not have many workers",  # no loader of ours has any
-    "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
-)
-
-
-def quiet() -> None:
-    """Leave out what Lightning says of other products, and warnings of what is meant here."""
-    for message in QUIETED:
-        warnings.filterwarnings("ignore", message)
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not re.match("💡 Tip|TPU available", record.getMessage()))
-    # The seed, which would stand above the one line that refuses a flag, and which is recorded.
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
 
 
 class Parser(LightningArgumentParser):
@@ -258,6 +232,7 @@ class ExperimentCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         folder = self.launch.folder
+        shown = self.config.trainer.enable_progress_bar is not False
         switched: list[Callback] = []
         for key, (callback, _) in SWITCHES.items():
             value = self.config_init[key]
@@ -270,7 +245,7 @@ class ExperimentCLI(LightningCLI):
             LearningRateMonitor(logging_interval="step"),
             Timer(self.config_init.trainer.max_time, interval="epoch"),
             LastStep(),
-            *([] if self.config.trainer.enable_progress_bar is False else [RichProgressBar()]),
+            *([Display(self.launch.arch)] if shown else []),
             Divergence(str(folder), self.config.on_nan),
             *(best if self.config.data.val_fraction else []),
             # Behind the best ones, so that it holds their state.

@@ -1,4 +1,4 @@
-"""Devices: waiting for one; what a run on several takes, what a step is there, how it ends."""
+"""Devices: waiting for one, checking several, and the effective batch size."""
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -10,13 +10,13 @@ from experiments.training.trainer import Trainer
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given; a CPU always has."""
+    """Wait until the device has finished its work; a CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> None:
-    """Raise UserError or ValueError where a run cannot take a Trainer's devices."""
+    """Raise UserError or ValueError if a run cannot use a Trainer's devices."""
     processes, strategy = trainer.world_size, trainer.strategy
     if processes == 1:
         if started_outside() > 1:
@@ -25,8 +25,8 @@ def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> No
                 "--trainer.num_nodes is 1"
             )
         return
-    # Others split the weights, which the callbacks average whole, or train in processes that take
-    # what the run has counted with them.
+    # Other strategies split the weights, which the callbacks average as a whole, or train in
+    # processes whose counters this one never sees.
     launcher = strategy.launcher
     if type(strategy) is not DDPStrategy or not isinstance(launcher, _SubprocessScriptLauncher):
         raise UserError("--trainer.strategy must be ddp on several devices")
@@ -42,12 +42,12 @@ def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> No
 
 
 def images_per_step(trainer: Trainer, batch_size: int) -> int:
-    """The effective batch size: images that one optimizer step has seen."""
+    """The effective batch size: the images of one optimizer step."""
     return batch_size * trainer.accumulate_grad_batches
 
 
 def step_in_words(trainer: Trainer, batch_size: int, lr: float) -> str:
-    """The effective batch size, what it is made of, and its learning rate."""
+    """The effective batch size, its factors, and the learning rate."""
     images, devices = images_per_step(trainer, batch_size), trainer.world_size
     parts = [f"{devices} devices x"] if devices > 1 else []
     if images > batch_size:
@@ -57,13 +57,13 @@ def step_in_words(trainer: Trainer, batch_size: int, lr: float) -> str:
 
 
 def end_processes() -> None:
-    """Leave the group of processes, where there is one: from here on each is on its own."""
+    """Leave the process group, if there is one: from now on each process works alone."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def on_one_device(trainer: Trainer) -> Trainer:
-    """A Trainer for this process and its device alone; the given one where it is that."""
+    """A Trainer for this process and its device alone: the given one if it uses one device."""
     if trainer.world_size == 1:
         return trainer
     device = trainer.strategy.root_device

@@ -39,22 +39,37 @@ from lightning_modules.networks import count_parameters
 
 #: exit code of a training whose loss is no longer finite
 DIVERGED = 3
-#: what it is called where targets are hard, and under mixing
+#: names of the training accuracy, without and with mixing
 TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
 
 Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
 
 
 def run_experiment(cli: ExperimentCLI) -> Record | None:
-    """Train, then evaluate validation and test once with every set of weights, and record it.
+    """Train, evaluate validation and test once with each set of weights, and write the record.
 
-    With `--test false` the test set stays unread, and the record has validation alone.
+    With `--test false` the test set is not read, and the record has validation scores only. None if
+    `--trainer.max_time` ended the training before its last epoch. Of several processes the first
+    one alone evaluates, on its own device; the others return None.
 
-    None where `--trainer.max_time` ended the training before its last epoch: the test set stays
-    unread until the run is resumed and finished. Of several processes only the first one goes on
-    after training, and the others return None: it evaluates on its device alone, which takes
-    seconds and gives what a run on one device would give.
+    A run that Ctrl-C or SIGTERM ends prints the command that continues it.
     """
+    try:
+        return _train_and_evaluate(cli)
+    except (KeyboardInterrupt, SystemExit):
+        if cli.trainer.is_global_zero and (cli.launch.folder / "last.ckpt").exists():
+            print(f"Interrupted. Continue with: {continuing(cli)}", flush=True)
+        raise
+
+
+def continuing(cli: ExperimentCLI) -> str:
+    """The command that continues a run."""
+    folder = cli.launch.folder
+    flags = ["--arch", cli.launch.arch, "--name", folder.name, "--output", str(folder.parent)]
+    return shlex.join(["python", "experiments/run.py", *flags, "--ckpt_path", "last"])
+
+
+def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     folder = cli.launch.folder
     code = git_state()
     if cli.trainer.is_global_zero:
@@ -84,9 +99,8 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     epochs_left = trainer.max_epochs == -1 or epochs_trained(trainer) < (trainer.max_epochs or 0)
     if steps_left and epochs_left and remaining is not None and remaining <= 0:
         print(
-            f"Out of time: continue with --arch {cli.launch.arch} --output {folder.parent} --name "
-            f"{folder.name} --ckpt_path last and a longer --trainer.max_time, which counts from "
-            "the first epoch"
+            f"Out of time. Continue with: {continuing(cli)} and a longer --trainer.max_time, which "
+            "counts from the first epoch"
         )
         return None
     if not (folder / "last.ckpt").exists():
@@ -108,7 +122,7 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
 def evaluate(
     cli: ExperimentCLI, folder: Path
 ) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
-    """Labels, logits and scores of each split that is read, of all the weights that there are."""
+    """Labels, logits and scores of each split, with each set of weights of the run."""
     trainer, data = on_one_device(cli.trainer), cli.datamodule
     data.trainer = trainer
     data.setup("test" if cli.config.test else "validate")
@@ -146,7 +160,7 @@ def make_record(
     scores: dict[str, dict[str, Score]],
     seconds: float,
 ) -> Record:
-    """Put together what the run knows about itself."""
+    """The record of a finished run."""
     trainer, data = cli.trainer, cli.datamodule
     commit, dirty = code
     on_validation = scores.get("val", {})
@@ -182,23 +196,23 @@ def make_record(
 
 
 def epochs_trained(trainer: Trainer) -> int:
-    """Epochs that training has come through, the last of which `max_steps` may have cut short.
+    """Trained epochs; `max_steps` may have shortened the last one.
 
-    Not `current_epoch`, which is one less where a run is resumed that max_steps has ended.
+    `current_epoch` is one less if a run that max_steps ended is resumed.
     """
     # Lightning annotates the tracker as its base class, which has no `processed`.
     return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
 def last_train_accuracy(metrics: Path) -> float:
-    """The training accuracy that was logged last, also where an earlier launch logged it."""
+    """The training accuracy that was logged last, in this launch or in an earlier one."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
 
 
 def operations_per_image(module: ImageClassifier) -> int:
-    """Operations of one forward pass of one image, a multiply-add counted as two."""
+    """Operations of one image's forward pass; a multiply-add counts as two."""
     module.eval()
     weight = next(module.parameters())
     image = torch.zeros(1, 3, 32, 32, device=weight.device, dtype=weight.dtype)
@@ -214,7 +228,7 @@ def write_pictures(
     """Augmented training images, curves, and the test set's confusion matrix if it was read."""
     data = cli.datamodule
     images, _ = next(iter(data.train_dataloader()))
-    images = images.flatten(0, -4)  # of AugMix the views of an image side by side
+    images = images.flatten(0, -4)  # AugMix: the views of an image, side by side
     plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
     if labels is not None and logits is not None:
         plot_confusion(logits, labels, data.classes, folder / "confusion.png")
@@ -224,7 +238,7 @@ def write_pictures(
 def send_results(
     cli: ExperimentCLI, folder: Path, record: Record, logits: Logits, labels: dict[str, Tensor]
 ) -> None:
-    """Send the scores, and what was found on the test set if it was read, to W&B if that is on."""
+    """Send the scores to W&B if it is on, and the test set's pictures if the test set was read."""
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger):
             if not cli.config.test:
@@ -236,7 +250,7 @@ def send_results(
 
 
 def show(record: Record, folder: Path) -> None:
-    """Print the record's scores, and where everything lies."""
+    """Print the record's scores and the run's folder."""
     source = "CIFAR-10" if record.source == "cifar10" else "the SYNTHETIC stand-in, not CIFAR-10"
     table = Table(
         title=f"{record.arch}: {record.parameters:,} parameters, {record.epochs} epochs on {source}"

@@ -1,4 +1,4 @@
-"""Where the curves of a run go: always a CSV file, and W&B where it is wanted."""
+"""The loggers of a run: always a CSV file, and W&B if it is asked for."""
 
 import csv
 import importlib.util
@@ -20,11 +20,11 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 
 def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
-    """A logger into `folder/metrics.csv` that keeps what was logged before step `keep_steps`.
+    """A logger into `folder/metrics.csv` that keeps the rows before step `keep_steps`.
 
-    Lightning's logger deletes the file of an earlier launch: its rows are logged again, those apart
-    that the resumed run is going to repeat. Until they are, the file lies beside, where a launch
-    that is killed leaves it to the next. Only a run's first process touches files.
+    Lightning's logger deletes the file of an earlier launch. Therefore the file is renamed, and its
+    rows are logged again, without the steps that the resumed run repeats. If a launch is killed in
+    between, the next one finds the renamed file. Only a run's first process touches files.
     """
     if not is_first():
         return CSVLogger(folder, name="", version="")
@@ -33,7 +33,7 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
         path.replace(earlier)
     rows: list[dict[str, str]] = []
     if earlier.exists():
-        # A last line that a full disk cut off is of a step that comes again.
+        # A full disk may have cut off the last line; its step is repeated.
         lines = [x for x in earlier.read_text().splitlines(keepends=True) if x.endswith("\n")]
         rows = [row for row in csv.DictReader(lines) if int(row["step"]) < keep_steps]
     logger = CSVLogger(folder, name="", version="")
@@ -56,7 +56,7 @@ class ClaimLogger(WandbLogger):
 
     def __init__(self, claim: Mapping[str, float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Lightning passes it on though it is not given, and W&B, which has given it up, warns.
+        # Lightning always passes this argument, and W&B warns because it has removed it.
         self._wandb_init.pop("anonymous", None)
         self.claim = claim
 
@@ -65,13 +65,13 @@ class ClaimLogger(WandbLogger):
 
 
 def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> WandbLogger | None:
-    """A W&B logger that continues the run of an earlier launch; None where it is off.
+    """A W&B logger that continues the run of an earlier launch; None if W&B is disabled.
 
-    Of several processes only the first one logs. `config` holds every flag of the run. The run's id
-    is kept in the folder, as wandb_id.txt; under a sweep's agent it is the agent's.
+    Of several processes only the first one logs. `config` contains every flag of the run. The
+    folder keeps the run's id in wandb_id.txt; a sweep's agent gives its own id.
 
-    Offline needs no account and no network. The package may be missing, unless W&B was asked for by
-    `online`: UserError then, as where W&B does not accept the user.
+    Offline needs no account and no network, and without the package it logs nothing. `online`
+    raises a UserError if the package is missing or W&B does not accept the user.
     """
     if mode == "disabled" or not is_first():
         return None
@@ -80,7 +80,7 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
             raise UserError("--wandb online needs the package wandb: install it")
         rank_zero_warn("wandb is not installed: nothing goes to W&B.")
         return None
-    import wandb  # noqa: PLC0415  a machine may be without it
+    import wandb  # noqa: PLC0415  it may be missing
 
     identity = folder / "wandb_id.txt"
     agents_id = agents_run_id()
@@ -90,7 +90,7 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
         CLAIMS.get(config["arch"], {}),
         project="sub5m",
         name=folder.name,
-        # W&B takes the agent's from the environment, and warns of any other source.
+        # W&B reads the agent's id from the environment and warns about any other source.
         id=None if agents_id else identity.read_text(),
         save_dir=folder,
         offline=mode == "offline",
@@ -108,9 +108,9 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
 
 
 def resumed_wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
-    """A W&B logger for what is found out after training, in training's mode.
+    """A W&B logger for results after training, in the mode of the training.
 
-    None where the run in `folder` has no W&B run.
+    None if the run in `folder` has no W&B run.
     """
     if not (folder / "wandb_id.txt").exists():
         return None

@@ -10,13 +10,13 @@ from torchvision.utils import save_image
 
 
 def plot_augmented(images: Tensor, mean: Tensor, std: Tensor, path: Path) -> None:
-    """A grid of normalised training images float32 (N, 3, H, W), made visible again."""
+    """A grid of normalised training images float32 (N, 3, H, W), in their original colours."""
     visible = images * std[:, None, None] + mean[:, None, None]
     save_image(visible.clamp(0, 1), path, nrow=8)
 
 
 def plot_confusion(logits: Tensor, labels: Tensor, classes: tuple[str, ...], path: Path) -> None:
-    """How many images of each class were taken for each class."""
+    """The number of images of each class that were predicted as each class."""
     figure = Figure(figsize=(9, 8), layout="constrained")
     matrix = MulticlassConfusionMatrix(len(classes))
     matrix.update(logits.argmax(dim=1), labels)

@@ -1,7 +1,7 @@
-"""Which of a run's processes this one is: read from the environment, before torch is imported.
+"""The rank of this process in its run, read from the environment before torch is imported.
 
-Lightning starts one process for each device by running the command again with LOCAL_RANK set (and a
-user who starts it on several nodes sets NODE_RANK); torchrun and SLURM start all of them.
+Lightning starts one process per device: it runs the command again with LOCAL_RANK set. A user who
+starts a run on several nodes sets NODE_RANK. torchrun and SLURM start all processes themselves.
 """
 
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from experiments.console import is_first_of_machine
 
-#: where a process that Lightning starts finds the run folder that the first one has chosen
+#: environment variable with the run folder, for the processes that Lightning starts
 FOLDER = "SUB5M_RUN_FOLDER"
-# Of these the first that is set says which process of the run this is, as in Lightning.
+# The first of these that is set decides, as in Lightning.
 RANKS = (("RANK",), ("NODE_RANK", "LOCAL_RANK"), ("SLURM_PROCID",))
 
 
@@ -24,12 +24,12 @@ def _is_zero(variables: tuple[tuple[str, ...], ...]) -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, which alone writes; also where it is the only process."""
+    """Whether this is rank 0, the only process that writes; true for a single process."""
     return _is_zero(RANKS)
 
 
 def started_outside() -> int:
-    """How many processes torchrun or SLURM's srun has started as this run; 1 where neither has."""
+    """The number of processes that torchrun or SLURM's srun has started, or 1."""
     variable = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
     return int(os.environ.get(variable, "1"))
 
@@ -40,10 +40,10 @@ def agree_on_a_name() -> bool:
 
 
 def hand_on(folder: Path) -> None:
-    """Tell the processes that Lightning is going to start which folder is the run's."""
+    """Pass the run's folder to the processes that Lightning will start."""
     os.environ[FOLDER] = str(folder)
 
 
 def handed_on() -> Path | None:
-    """The run folder that the process which started this one has chosen; None where it is first."""
+    """The run folder that the parent process has chosen; None in the first process."""
     return None if is_first_of_machine() or FOLDER not in os.environ else Path(os.environ[FOLDER])

@@ -1,18 +1,18 @@
-"""The folder of one run: its making, and its lock while a process works on the run."""
+"""The folder of one run, and its lock while a process works on the run."""
 
 import fcntl
 from itertools import count
 from pathlib import Path
 from typing import TextIO
 
-#: in the run's folder; the system frees the lock of a process that is killed
+#: a file in the run's folder; the system releases the lock of a killed process
 LOCK = ".lock"
 
 
 def make_folder(folder: Path, made_up: bool) -> Path:
-    """Make a run's folder; one whose name is made up and taken gets a number behind it.
+    """Make a run's folder; a made-up name that is taken gets a number at its end.
 
-    OSError where it cannot be made.
+    OSError if the folder cannot be made.
     """
     name, numbers = folder.name, count(2)
     while True:
@@ -26,9 +26,9 @@ def make_folder(folder: Path, made_up: bool) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO | None:
-    """A file that holds a run's lock until it is closed; None where another process holds it.
+    """A file that holds a run's lock until it is closed; None if another process holds it.
 
-    Processes that this one starts do not inherit it.
+    Processes that this one starts do not inherit the lock.
     """
     file = (folder / LOCK).open("a")
     try:
@@ -43,7 +43,7 @@ def is_locked(folder: Path) -> bool:
     """Whether a process works on a run."""
     try:
         with (folder / LOCK).open() as file:
-            # Shared, so that of two processes that ask at once neither is told of the other.
+            # Shared, so that two processes that ask at the same time do not block each other.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (FileNotFoundError, NotADirectoryError):
         return False

@@ -70,6 +70,17 @@ def resolve_compile(compile: bool | str, accelerator: str, steps: float) -> bool
     return "reduce-overhead" if steps >= LONG and can_compile else "graph"
 
 
+def set_tf32() -> None:
+    """32-bit convolutions take TF32 on a GPU, and 32-bit matrix products do not.
+
+    Convolutions are nearly all of a network's time. The products are few and small, and the
+    whitening's covariance needs their precision. These are torch's defaults, set on purpose by the
+    flags that torch 2.11 and 2.15 both read; records have them as versions["tf32"].
+    """
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 class BackgroundFiles(TorchCheckpointIO):
     """Writes checkpoints in a thread, in the order of the calls.
 
@@ -142,6 +153,7 @@ class Trainer(LightningTrainer):
             accelerator: what computes; auto is a GPU where there is one.
             plugins: Lightning plugins, beside ours that writes checkpoints.
         """
+        set_tf32()
         super().__init__(
             precision=resolve_precision(precision, accelerator),
             accelerator=accelerator,

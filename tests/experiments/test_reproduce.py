@@ -26,6 +26,7 @@ import experiments.reproduce
 import experiments.reproduction.runner
 from experiments.claims.matching import load_results, training_of_row
 from experiments.claims.suites import load_suite
+from experiments.console import duration
 from experiments.records.provenance import describe_device
 from experiments.records.record import (
     Calibration,
@@ -38,7 +39,7 @@ from experiments.records.record import (
 from experiments.reproduction import engine
 from experiments.reproduction.engine import Here, execute
 from experiments.reproduction.plan import begun_runs, make_plan
-from experiments.reproduction.progress import duration, steps_done
+from experiments.reproduction.progress import steps_done
 from experiments.reproduction.runner import Workplace, lock, run_row
 from experiments.reproduction.training_cost import (
     Stopwatch,
@@ -46,6 +47,7 @@ from experiments.reproduction.training_cost import (
 )
 from experiments.training.configuration import resolve_config
 from experiments.training.length import batches_per_epoch
+from experiments.training.trainer import resolve_precision
 
 FOUR = {"trainer.max_epochs": 4}
 ROWS = {
@@ -533,7 +535,8 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
 ):
     # A larger network was trained for 1,000 steps, in two hours; SAM takes two gradients a step.
     flags = ["--arch=resnet", "--model.base_width=128", "--trainer.max_steps=1000"]
-    here = {"device": describe_device(torch.device("cpu")), "precision": "32-true"}
+    precision = resolve_precision("auto", "cpu")
+    here = {"device": describe_device(torch.device("cpu")), "precision": precision}
     record = record_of([*flags, *sam], **here, name="known", training_seconds=7200.0)
     (tmp_path / "results").mkdir()
     write_record(record, tmp_path / "results" / "known.json")

@@ -1,5 +1,6 @@
 import csv
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,14 +55,23 @@ class Interrupt(Callback):
 
 
 class Terminate(Callback):
-    """Asks this process to end, as a scheduler does, in an epoch's second step of three."""
+    """Asks this process to end, as a scheduler or Ctrl-C does, in an epoch's second step of three.
 
-    def __init__(self, epoch):
+    Or, with `validation`, in the first validation batch of the epoch.
+    """
+
+    def __init__(self, epoch, number=signal.SIGTERM, validation=False):
         self.epoch = epoch
+        self.number = number
+        self.validation = validation
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 1) and not self.validation:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 0) and self.validation:
+            os.kill(os.getpid(), self.number)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +124,7 @@ def curves(folder):
         return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
 
-def assert_same(folder, expected):
+def assert_same(folder, expected, end=9):
     """Both runs ended in the same state, by the same way, and answer every image the same."""
     checkpoints = {path.name for path in expected.glob("*.ckpt")}
     assert {path.name for path in folder.glob("*.ckpt")} == checkpoints
@@ -133,7 +143,7 @@ def assert_same(folder, expected):
             assert np.array_equal(ours[key], theirs[key]), key
     ours, theirs = read_record(folder / "result.json"), read_record(expected / "result.json")
     assert ours.scores == theirs.scores
-    steps = 8 if theirs.config["trainer"]["max_steps"] == 8 else 9
+    steps = 8 if theirs.config["trainer"]["max_steps"] == 8 else end
     assert (ours.epochs, ours.steps) == (theirs.epochs, theirs.steps) == (3, steps)
 
 
@@ -171,9 +181,60 @@ def test_no_validation_within_an_epoch_is_lost(undisturbed, tiny, command, resum
     with pytest.raises(SystemExit):
         command(argv, callbacks=[Terminate(1)])
     folder = expected.parent / "validated"
-    assert steps_of(folder / "last.ckpt") == 3  # not behind the step that a validation follows
+    assert steps_of(folder / "last.ckpt") == 6  # after the epoch, whose second step is validated
     resume(folder)
     assert_same(folder, expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("flags", "validation", "steps"),
+    [
+        ((), False, 5),
+        ((), True, 6),
+        (("--trainer.accumulate_grad_batches=2",), False, 3),
+    ],
+)
+def test_a_signal_loses_no_step_and_continues_bit_for_bit(
+    number, flags, validation, steps, undisturbed, tiny, command, resume
+):
+    expected = undisturbed(flags).folder
+    name = f"signal{number}{validation}{len(flags)}"
+    argv = tiny(*flags, "--trainer.max_epochs=3", f"--name={name}")
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        command(argv, callbacks=[Terminate(1, number, validation)])
+    assert end.value.code == (1 if number == signal.SIGINT else None)
+    folder = expected.parent / name
+    assert steps_of(folder / "last.ckpt") == steps
+    signal.signal(number, before)  # Lightning ignores SIGINT while it shuts down
+    resume(folder)
+    steps_per_epoch = 2 if flags else 3
+    assert_same(folder, expected, 3 * steps_per_epoch)
+
+
+def test_ctrl_c_prints_the_command_that_continues(undisturbed, tiny, resume, command):
+    expected = undisturbed().folder
+    flags = ("--trainer.max_epochs=3", "--name=stopped", "--trainer.enable_progress_bar=true")
+    argv = tiny(*flags)
+    folder = expected.parent / "stopped"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *argv], cwd=ROOT, **pipes) as process:
+        while not (folder / "last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    *_, line = out.splitlines()
+    python, script, *argv = shlex.split(line.partition("Continue with: ")[2])
+    assert (python, script) == ("python", "experiments/run.py")
+    command(argv)
+    assert_same(folder, expected)
+    # Nothing about the machine, other products or Lightning's own work.
+    for message in ("GPU available", "train_dataloader", "Tip", "LOCAL_RANK", "stopped:"):
+        assert message not in out + err
 
 
 def test_what_is_compared_covers_what_training_depends_on(undisturbed):
@@ -272,8 +333,8 @@ def test_a_run_that_is_out_of_time_is_continued_with_more_of_it(
     )
     run = command(argv, callbacks=[Slow()])
     assert run.record is None
-    where = f"--arch sam_resnet --output {expected.parent} --name {name} --ckpt_path last"
-    assert f"Out of time: continue with {where}" in run.output
+    where = f"--arch sam_resnet --name {name} --output {expected.parent} --ckpt_path last"
+    assert f"Continue with: python experiments/run.py {where}" in run.output
     names = {path.name for path in run.folder.iterdir()}
     assert not names & {"result.json", "predictions.npz", "confusion.png"}
     assert torch.load(run.folder / "last.ckpt", weights_only=True)["global_step"] == 3
