@@ -30,14 +30,14 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     for folder in (flags.out, *flags.out.parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {flags.out} must be a folder: {folder} is a file")
-    for path in flags.runs:
-        if not path.exists():
-            raise UserError(f"{path} does not exist: name a run, a record or a folder")
     return flags
 
 
 def make_page(flags: argparse.Namespace) -> None:
     """Collect runs and records, and write the page."""
+    for path in flags.runs:
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name a run, a record or a folder")
     # Verdicts and run folders need torch and Lightning, whose import takes seconds.
     from experiments.claims.claims import claim_rows  # noqa: PLC0415
     from experiments.records.record import write_atomically  # noqa: PLC0415

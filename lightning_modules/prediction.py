@@ -1,10 +1,9 @@
 """Prediction with trained networks: several views of an image, several networks, a temperature.
 
-Every module here maps normalised images float (N, 3, H, W) to log-probabilities float32 (N, C).
-What it is built around may give logits, or log-probabilities, which are logits too. So modules nest
-in any order, the softmax of what comes out is always the probability, and
-`TemperatureScaled(Ensemble([TTA(a), TTA(b)]))` is a network like `a`. The networks are meant to be
-in evaluation mode.
+Every module maps normalised images float (N, 3, H, W) to log-probabilities float32 (N, C). The
+networks inside return logits or log-probabilities, which are logits too. So modules nest in any
+order: `TemperatureScaled(Ensemble([TTA(a), TTA(b)]))` is a network like `a`. Networks should be in
+evaluation mode.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,9 @@ Average = Literal["logits", "probabilities"]
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
-    """Move each picture (..., H, W) by whole pixels; the edge that it leaves behind is repeated.
+    """Move each picture (..., H, W) by whole pixels, and fill with the pixels of its edge.
 
-    Nothing wraps around. Repeating pixels is the same before and after normalisation, and it is the
-    fill of SAMResNet's code.
+    This fill, as in SAMResNet's code, is the same before and after normalisation.
     """
     height, width = images.shape[-2:]
     rows = (torch.arange(height, device=images.device) - down).clamp_(0, height - 1)
@@ -33,9 +31,9 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def scale_brightness(images: Tensor, factor: float, mean: Tensor, std: Tensor) -> Tensor:
-    """Multiply the pixels behind normalised images (N, C, H, W), and clamp them to [0, 1].
+    """Multiply the pixels of normalised images (N, C, H, W), and clamp them to [0, 1].
 
-    `mean` and `std` (C,) are those of the normalisation, on the images' device.
+    `mean` and `std` (C,) of the normalisation are on the images' device.
     """
     mean, std = mean[:, None, None], std[:, None, None]
     pixels = (images * std + mean) * factor
@@ -43,7 +41,7 @@ def scale_brightness(images: Tensor, factor: float, mean: Tensor, std: Tensor) -
 
 
 def see(images: Tensor, view: str, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-    """Normalised images (N, C, H, W) as a view shows them, normalised.
+    """Transform normalised images (N, C, H, W) to a view of them, also normalised.
 
     `mean` and `std` (C,) are only needed by views that change brightness.
     """
@@ -79,10 +77,10 @@ def average_predictions(predictions: Tensor, weights: Tensor, average: Average) 
 
 
 def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
-    """Where the likelier of the two likeliest classes has less than `threshold` of both, bool (N,).
+    """Bool (N,): the likeliest class has less than `threshold` of the two likeliest's sum.
 
-    By log-probabilities (N, C). Only those two can change places, and their ratio is what label
-    smoothing leaves alone, with which no class may ever reach a probability of 0.9.
+    `predictions` are log-probabilities (N, C). The ratio of two classes is a better measure than a
+    probability: after training with label smoothing no class may reach a probability of 0.9.
     """
     first, second = predictions.topk(2, dim=1).values.unbind(1)
     return first - second < log(threshold / (1 - threshold))
@@ -93,11 +91,11 @@ def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature that gives logits (N, C) the lowest mean NLL of their labels, int64 (N,).
 
-    L-BFGS on its logarithm, in 64 bits (Guo et al. 2017). It stays within [0.05, 20], which it
-    would leave only where almost every prediction is right or where none is better than chance. Fit
-    it on validation images, never on test images.
+    L-BFGS on its logarithm, in 64 bits (Guo et al. 2017), clamped to [0.05, 20]. A limit is reached
+    only if almost all predictions are right, or if they are no better than chance. Fit it on
+    validation images, never on test images.
     """
-    # Copies, because what inference mode made cannot be differentiated through.
+    # Copies, because tensors of inference mode have no gradients.
     logits, labels = logits.to(torch.float64, copy=True), labels.clone()
     log_temperature = torch.zeros((), dtype=torch.float64, device=logits.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -126,17 +124,14 @@ def _positive(name: str, weights: Sequence[float]) -> Tensor:
 
 
 class TTA(nn.Module):
-    """Test-time augmentation: a network's average answer to several views of an image.
+    """Test-time augmentation: a network's average prediction for several views of an image.
 
-    Logits or log-probabilities inside, log-probabilities out. `views` are names with their weights:
-    `FLIP`, `SAM_VIEWS`, `SIX_VIEWS` or a mapping of one's own, such as `{"identity": 2.0,
-    "flip+up2": 1.0}`. Those that change brightness need the `mean` and `std` (C,) of the
-    normalisation. With a `threshold` the augmentation is adaptive: where the first view gives
-    one of its two likeliest classes at least that share of both, its answer stands, and the other
-    views are never computed.
+    Logits or log-probabilities in, log-probabilities out. `views` are names with their weights, as
+    in `lightning_modules.views`, for example `{"identity": 2.0, "flip+up2": 1.0}`. Views that
+    change brightness need the `mean` and `std` (C,) of the normalisation. With a `threshold` the
+    augmentation is adaptive: only images that `is_unsure` finds in the first view get the others.
 
-    ValueError for views that do not exist, for weights that are not positive, and for a threshold
-    outside (0.5, 1).
+    ValueError for unknown views, weights that are not positive, and a threshold outside (0.5, 1).
     """
 
     weights: Tensor
@@ -190,10 +185,10 @@ class TTA(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """The weighted average of what several networks answer; all weigh the same unless given.
+    """The weighted average of several networks' predictions, by default with equal weights.
 
-    Logits or log-probabilities inside, log-probabilities out. ValueError where there is no network,
-    where weights and networks differ in number, and for weights that are not positive.
+    Logits or log-probabilities in, log-probabilities out. ValueError without a network, for another
+    number of weights than networks, and for weights that are not positive.
     """
 
     weights: Tensor
@@ -223,11 +218,11 @@ class Ensemble(nn.Module):
 
 
 class TemperatureScaled(nn.Module):
-    """A network whose logits are divided by a temperature, which changes no prediction's class.
+    """Divide a network's logits by a temperature, which changes no predicted class.
 
-    Logits or log-probabilities inside, log-probabilities out. Above 1 it makes a network less sure
-    of itself; SAMResNet takes 1.2, and `fit_temperature` finds the right one. ValueError for a
-    temperature that is not positive.
+    Logits or log-probabilities in, log-probabilities out. A temperature above 1 lowers confidence;
+    SAMResNet uses 1.2, and `fit_temperature` finds the best. ValueError for a temperature that is
+    not positive.
     """
 
     def __init__(self, network: nn.Module, temperature: float = 1.2) -> None:

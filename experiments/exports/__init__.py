@@ -1,1 +1,1 @@
-"""A run's network for where there is no training."""
+"""Export a run's network to other formats."""

@@ -1,4 +1,4 @@
-"""What an export says about itself, from the record of the run that it comes from."""
+"""Write the model card of an export from its run's record."""
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -51,7 +51,7 @@ SYNTHETIC = """
 **Trained on a synthetic stand-in, not on CIFAR-10**: its figures say nothing about photographs.
 """
 QUICK = """
-**From a `--quick` run**, which shows that everything works and says nothing about the network.
+**From a `--quick` run**, a check of the program that says nothing about the network.
 """
 
 
@@ -73,7 +73,7 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
         license="mit",
         pipeline_tag="image-classification",
         tags=["sub5m", record.arch],
-        # The stand-in has no name on the Hub, and its figures would be taken for CIFAR-10's.
+        # The stand-in has no name on the Hub; its figures must not pass for CIFAR-10's.
         datasets=None if synthetic else ["cifar10"],
         eval_results=[result] if tested and not synthetic else None,
         model_name=record.name,

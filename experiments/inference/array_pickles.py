@@ -30,7 +30,7 @@ def unpickle_arrays(path: Path) -> Any:
 
 
 def _resolve(value: Any) -> Any:
-    """Replace the stand-ins in a container by their arrays."""
+    """Replace each stand-in in a container by its array."""
     if isinstance(value, _Array):
         return value.array
     if isinstance(value, dict):

@@ -100,9 +100,9 @@ def evaluate_run(
     precision: Precision | None,
     chosen: str | None = None,
 ) -> Evaluation:
-    """Every strategy that a run's weights allow, or those that `--only` names beside plain.
+    """Evaluate every strategy for a run's weights, or only plain and the named ones.
 
-    Without validation images `chosen` may be the one that was chosen beforehand.
+    `chosen` is a strategy that was chosen before, for a run without validation images.
     """
     if chosen and run.record.config["data"]["val_fraction"]:
         raise UserError(f"--chosen {chosen}: {run.folder} has validation images, which choose")
@@ -122,7 +122,7 @@ def evaluate_run(
 def evaluate_together(
     runs: Sequence[FinishedRun], root: str | None, precision: Precision | None
 ) -> Evaluation:
-    """The networks of several runs, each with its weights that are best on validation."""
+    """Evaluate the networks of several runs, each with its best weights on validation."""
     wanted, on_validation = {}, {}
     for run in runs:
         weights = run.record.selected or "raw"
@@ -135,7 +135,7 @@ def evaluate_together(
 
 
 def check_alike(runs: Sequence[FinishedRun]) -> None:
-    """End the process where runs cannot be evaluated together."""
+    """UserError if runs cannot be evaluated together."""
     first = runs[0]
     names = [run.folder.resolve().name for run in runs]
     if len(set(names)) < len(names):
@@ -148,7 +148,7 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
         for key in ("val_fraction", "split_seed"):
             ours, theirs = (x.record.config["data"][key] for x in (first, run))
             if ours != theirs:
-                # One would have been trained on images that the other one holds out.
+                # A run would have been trained on images that another run holds out.
                 raise UserError(
                     f"data.{key} is {ours} in {first.folder} and {theirs} in {run.folder}"
                 )

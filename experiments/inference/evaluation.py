@@ -1,4 +1,4 @@
-"""From the checkpoints of a run to logits and scores."""
+"""Compute the logits and scores of a run's networks."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from lightning_modules.classifier import ImageClassifier
 from lightning_modules.prediction import log_probabilities, see
 
 CLASSES = 10
-#: images on which the time of a strategy is measured
+#: images for the time of a strategy
 TIMED = 1_000
 
 
@@ -93,9 +93,9 @@ def look(
     device: torch.device,
     name: str = "",
 ) -> dict[str, dict[str, Tensor]]:
-    """Log-probabilities float32 (N, 10), on the CPU, of each network for each view.
+    """Log-probabilities float32 (N, 10), on the CPU, by network and view.
 
-    With a `name` the progress is shown.
+    With a `name` it shows the progress.
     """
     views = list(views)
     mean, std = loader.mean.to(device), loader.std.to(device)
@@ -117,8 +117,8 @@ def look(
 def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     """Calibration of logits or log-probabilities (N, 10) with labels int64 (N,), in 64 bits.
 
-    Classwise: the mean over classes of the calibration error of that class's probability, whichever
-    class is predicted (Nixon et al. 2019, Kull et al. 2019).
+    Classwise: the calibration error of each class's probability, over all images, averaged over
+    classes (Nixon et al. 2019, Kull et al. 2019).
     """
     logits = logits.double()
     probabilities = logits.softmax(dim=1)
@@ -138,7 +138,7 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
 def score_strategy(
     predictions: Tensor, baseline: Tensor, labels: Tensor, temperature: float | None
 ) -> StrategyScore:
-    """Score log-probabilities (N, 10) of a strategy against those of the baseline."""
+    """Score log-probabilities (N, 10) of a strategy against the baseline's."""
     correct = predictions.argmax(dim=1) == labels
     plain = baseline.argmax(dim=1) == labels
     low, high = paired_bootstrap(correct, plain)
@@ -155,7 +155,7 @@ def score_strategy(
 
 @torch.inference_mode()
 def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device) -> float:
-    """Wall clock of a module for 1,000 images that lie on the device already."""
+    """Seconds of a module for 1,000 images, which are on the device before."""
     batches = [images.to(device) for images, _ in islice(loader, ceil(TIMED / loader.batch_size))]
     synchronise(device)
     start = time.perf_counter()
@@ -170,14 +170,13 @@ def paired_bootstrap(
 ) -> tuple[float, float]:
     """Percentile interval of the mean of `correct - baseline`, by resampling images.
 
-    `correct` and `baseline` are bool (N,): whether each image was classified rightly. Both are of
-    the same images in the same order, so that what is hard for both cancels out (Efron and
-    Tibshirani 1993). The interval is about other test images, not about other training runs.
+    `correct` and `baseline` are bool (N,), for the same images in the same order (Efron and
+    Tibshirani 1993). The interval covers other test images, not other training runs.
     """
     difference = correct.numpy().astype(np.int64) - baseline.numpy()
     values, counts = np.unique(difference, return_counts=True)
-    # N draws with replacement from N images hit the three values as often as a multinomial draw
-    # says: the same distribution, without ten thousand times N random numbers.
+    # The counts of the three values in N draws with replacement are multinomial: the same
+    # distribution, without N random numbers for each resample.
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(len(difference), counts / len(difference), size=resamples)
     tail = (1 - level) / 2

@@ -17,6 +17,8 @@ SUFFIXES = (
 )  # fmt: skip
 #: Pillow's names of the formats; others, such as EPS, would start programs
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+#: pixels of a WebP at most: its decoder takes 15 bytes for each, other decoders up to 4
+WEBP_PIXELS = 50_000_000
 #: number of pixels from which a picture is reduced band by band
 LARGE = 2**20
 #: shortest side to which a large picture is reduced before the last resampling
@@ -33,7 +35,7 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
     65535 that no pixel exceeds.
 
     UserError for an unreadable picture, and, before it is decoded, for a picture of more than
-    178,956,970 pixels.
+    178,956,970 pixels (WebP: 50,000,000).
     """
     try:
         with warnings.catch_warnings():
@@ -42,6 +44,8 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
             with Image.open(path) as opened:
                 if opened.format not in FORMATS:
                     raise UserError(f"is {opened.format}, not {', '.join(FORMATS)}")
+                if opened.format == "WEBP" and opened.width * opened.height > WEBP_PIXELS:
+                    raise UserError(f"has more than {WEBP_PIXELS:,} pixels")
                 resized = opened.size != (SIDE, SIDE)
                 image = _decode(opened)
     except UserError as error:

@@ -1,6 +1,6 @@
-"""A run's networks under distribution shift: on CIFAR-10-C, generated or published, and CIFAR-10.1.
+"""Score a run's networks under distribution shift: CIFAR-10-C and CIFAR-10.1.
 
-Nothing is fitted to a shift: temperatures come from clean validation images.
+Temperatures come from clean validation images.
 """
 
 import shlex
@@ -27,14 +27,14 @@ from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
 from lightning_modules.views import IDENTITY
 
-#: of the corruptions that are generated
+#: of generated corruptions
 SEED = 0
 
 Scores = dict[str, ShiftScore]  # by strategy
 
 
 def single_views(weights: Iterable[str]) -> dict[str, Strategy]:
-    """The raw weights, their average where there is one, and both in SAMResNet's shares."""
+    """Strategies of one view: the raw weights, their average if any, and both together."""
     strategies = {PLAIN: Strategy({"raw": 1.0}, IDENTITY)}
     for name in weights:
         if name != "raw":
@@ -55,9 +55,9 @@ def evaluate_shift(
 ) -> Shift:
     """Predict the first `count` test images, all by default, under every corruption.
 
-    Corruptions are generated, or read from the folder of the published CIFAR-10-C where it is
-    given; CIFAR-10.1 is scored where its folder is given. UserError, in one line,
-    for what cannot be read or does not belong to what the run was trained on.
+    Corruptions are generated, or read from the folder of the published CIFAR-10-C. CIFAR-10.1 is
+    scored if its folder is given. UserError for unreadable files, and for other images than the
+    run's.
     """
     if cifar10_1 and run.record.source == "synthetic":
         raise UserError(
@@ -135,7 +135,7 @@ def evaluate_shift(
 
 
 def score_shift(predictions: Tensor, labels: Tensor, temperature: float | None) -> ShiftScore:
-    """Score log-probabilities (N, 10), as they are and divided by a temperature."""
+    """Score log-probabilities (N, 10), also divided by a temperature."""
     return ShiftScore(
         accuracy=(predictions.argmax(dim=1) == labels).double().mean().item(),
         as_it_is=calibration(predictions, labels),
@@ -144,7 +144,7 @@ def score_shift(predictions: Tensor, labels: Tensor, temperature: float | None) 
 
 
 def mean_score(scores: Iterable[ShiftScore]) -> ShiftMean:
-    """The mean over corruptions and severities, all of as many images."""
+    """The mean over corruptions and severities, which have equally many images."""
     scores = list(scores)
     fitted = [x.fitted for x in scores if x.fitted]
     return ShiftMean(

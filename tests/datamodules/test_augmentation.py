@@ -15,7 +15,6 @@ from datamodules.augmentation import (
     compose,
     crop_and_flip,
     cutout,
-    normalise,
     perspective_matrix,
     rotation_matrix,
     warp,
@@ -30,6 +29,7 @@ from datamodules.colour import (
     as_float,
     colour_jitter,
 )
+from datamodules.normalisation import normalise
 from datamodules.policies import AugMix, RandAugment, TrivialAugmentWide
 
 MEAN, STD = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)

@@ -149,6 +149,20 @@ def test_files_of_other_weights_do_not_pass(
         compare(exported("float32"), other, images, run.network("raw"))
 
 
+def test_a_presets_network_is_exported_by_the_name_of_its_architecture(
+    experiment: Callable[..., object], tmp_path: Path
+) -> None:
+    flags = ("--model.base_width=8", "--trainer.max_epochs=1", "--trainer.precision=32-true")
+    made = experiment("--arch=champion_cpu", *flags)
+    run = open_run(made.folder)  # type: ignore[attr-defined]
+    pretrained(run, "raw", "float32").save_pretrained(tmp_path)
+    loaded = PretrainedClassifier.from_pretrained(tmp_path, strict=True)
+    expected = torch.from_numpy(np.load(run.folder / "predictions.npz")["test_raw"])
+    with torch.inference_mode():
+        logits = loaded(synthetic_cifar10("test", per_class=30)[0] / 255)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
 @pytest.fixture
 def export(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     monkeypatch.chdir(tmp_path)

@@ -381,6 +381,21 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         read_picture(tmp_path / "bomb.png")
 
 
+def test_a_webp_has_a_lower_limit(tmp_path: Path) -> None:
+    # VP8X, the extended format, with 10,000 x 10,000 pixels; then a small frame.
+    small = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(small, "WEBP", lossless=True)
+    sides = (10_000 - 1).to_bytes(3, "little") * 2
+    chunks = b"WEBPVP8X" + struct.pack("<II", 10, 2) + sides
+    chunks += b"ANIM" + struct.pack("<IIH", 6, 0, 0)
+    frame = small.getvalue()[12:]
+    header = bytes(6) + (31).to_bytes(3, "little") * 2 + bytes(4)
+    chunks += b"ANMF" + struct.pack("<I", len(header + frame)) + header + frame
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
+    with pytest.raises(UserError, match=r"a\.webp has more than 50,000,000 pixels$"):
+        read_picture(tmp_path / "a.webp")
+
+
 def test_a_picture_of_a_format_that_runs_programs_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png", format="EPS")
     with pytest.raises(UserError, match=r"a\.png is EPS, not JPEG, "):
