@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run, which continues an interrupted run."""
+"""Checkpoint of the newest state, to resume an interrupted run."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -13,17 +13,12 @@ from callbacks.snapshot import snapshot
 
 @final
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, a run's whole state, written at most every so often.
+    """Saves the whole state of a run as `last.ckpt`, so that the run can be resumed.
 
-    Every epoch's end leaves a copy of the state in memory. The copy is written if the file is
-    missing or old, and at the latest when training ends: after the last epoch, at the time limit,
-    at SIGTERM and after an error. Long epochs write the file on their way, too.
-
-    A killed run repeats its work since the file was written. A run that ends by itself repeats the
-    epoch at most, and after SIGTERM it repeats nothing if it trains on one device without
-    accumulating gradients. Within an epoch nothing is written between optimizer steps that
-    accumulate gradients, because no checkpoint holds gradients, or between a batch and its
-    validation, which Lightning would leave out.
+    It saves the state at the end of an epoch, or within a long epoch, if the last save was `every`
+    ago, and whenever training ends: after the last epoch, at a time limit, at SIGTERM and after an
+    error. A killed run repeats its work since the last save. After an error, at most one epoch is
+    repeated; after SIGTERM nothing, if one device trains without gradient accumulation.
     """
 
     def __init__(
@@ -32,9 +27,9 @@ class LastCheckpoint(Checkpoint):
         """
         Args:
             dirpath: folder of the checkpoint.
-            every: least time between two writes.
-            agree_every: optimizer steps after which several processes ask each other whether a
-                write is due, which waits for all of them.
+            every: minimum time between two saves.
+            agree_every: optimizer steps between two checks whether a save is due, if there are
+                several processes. A check synchronises them.
         """
         self.path = Path(dirpath) / "last.ckpt"
         self.every = every
@@ -50,17 +45,19 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # No checkpoint contains gradients, so none is saved while gradients accumulate.
         steps, accumulated = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if accumulated or (trainer.world_size > 1 and steps % self.agree_every):
             return
-        # The clocks of several processes differ, and all of them take part in a checkpoint.
+        # All processes must save together, and their clocks differ.
         due = trainer.strategy.broadcast(self._late() or trainer.received_sigterm)
+        # A run that resumes between a batch and its validation would skip that validation.
         ends = batch_idx + 1 == trainer.num_training_batches
         every = trainer.val_check_batch
         validated = every is not None and (batch_idx + 1) % every == 0
         if not due or ends or validated or trainer.global_step == trainer.max_steps:
             return
-        # The curves up to here: the resumed run logs what follows.
+        # A resumed run logs only the steps after the checkpoint.
         for logger in trainer.loggers:
             logger.save()
         self._copy(trainer)
@@ -96,10 +93,9 @@ class LastCheckpoint(Checkpoint):
 
 @final
 class LastStep(Callback):
-    """Where `max_steps` ends training within an epoch, stops it so that validation still follows.
+    """Validates after the last step if `max_steps` ends training within an epoch.
 
-    Lightning itself leaves such an epoch without one, and the best checkpoint would be chosen among
-    the weights before it. Trainings of 9.9 epochs end like that.
+    Lightning skips this validation, so the best checkpoint could not contain the final weights.
     """
 
     def on_train_batch_end(
