@@ -1,4 +1,4 @@
-"""What networks are trained on: CIFAR-10 and its stand-in, as batches of augmented tensors."""
+"""Data sets as batches of augmented tensors: CIFAR-10 and its synthetic stand-in."""
 
 from datamodules.cifar10 import CIFAR10DataModule
 
