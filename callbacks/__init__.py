@@ -1,4 +1,4 @@
-"""What happens around training: one behaviour a file, each usable with any Trainer."""
+"""Callbacks: each file adds one behaviour to any Trainer."""
 
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.divergence import DivergedError, Divergence, OnNaN

@@ -1,4 +1,4 @@
-"""The best weights of one kind: raw, EMA or SWA."""
+"""Checkpoint of the best weights: raw, EMA or SWA."""
 
 import math
 from pathlib import Path
@@ -19,25 +19,18 @@ from callbacks.swa import SWA
 
 @final
 class BestCheckpoint(Checkpoint):
-    """Keeps `best{suffix}.ckpt`, the weights with the highest `val/acc{suffix}`.
+    """Saves the weights with the highest `val/acc{suffix}` as `best{suffix}.ckpt`.
 
-    Of equals it keeps the first. The file holds weights and hyper-parameters, and nothing that only
-    training needs. Its `state_dict` is the module's, for EMA and SWA with the averaged network in
-    place of the raw one. A validation without the metric is no candidate: `val/acc_swa` is absent
-    until SWA has started. If the metric never comes, a warning says so at the end of training.
-
-    A resumed run remembers the best score only if the file in its folder is the file of that score.
-    Otherwise the file is missing, or a killed run wrote it after the checkpoint that the run
-    resumes from: the next validation replaces it.
-
-    MisconfigurationException if there is no validation set.
+    The file contains only weights and hyper-parameters. For EMA and SWA the weights are the
+    averaged ones. If two epochs have the same accuracy, the first one is kept. Raises
+    MisconfigurationException if there is no validation set, and warns if the metric never exists.
     """
 
     def __init__(self, dirpath: str, suffix: str = "") -> None:
         """
         Args:
             dirpath: folder of the checkpoint.
-            suffix: the kind of weights: "" for the raw ones, "_ema" or "_swa".
+            suffix: kind of weights: "" for raw weights, "_ema" or "_swa".
         """
         self.path = Path(dirpath) / f"best{suffix}.ckpt"
         self.suffix = suffix
@@ -52,13 +45,15 @@ class BestCheckpoint(Checkpoint):
         return self.best
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The file may be missing, or newer than the checkpoint from which a killed run resumes.
+        # Then this keeps no best score, so the next validation replaces the file.
         if self.path.exists():
             file = torch.load(self.path, "cpu", weights_only=True, mmap=True)
             if all(file.get(name) == value for name, value in state_dict.items()):
                 self.best = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before the first validation the loaders may not have been asked for yet.
+        # The loaders may not exist before the first validation.
         empty = trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0
         if empty or not trainer.enable_validation:
             raise MisconfigurationException(
@@ -69,6 +64,7 @@ class BestCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
+        # The metric is missing until SWA starts.
         score = float(trainer.callback_metrics.get(self.monitor, -math.inf))
         if not score > self.best["score"]:
             return
@@ -87,8 +83,8 @@ class BestCheckpoint(Checkpoint):
     def _network(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
         if not self.suffix:
             return cast(EvaluatesNetworks, pl_module).network
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        # One at most: EMA and SWA refuse each other.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
+        # There is exactly one: EMA and SWA cannot be combined.
         [average] = [callback for callback in callbacks if isinstance(callback, EMA | SWA)]
         assert average.network is not None
         return average.network

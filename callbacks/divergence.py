@@ -101,7 +101,7 @@ class Divergence(Callback):
             group["initial_lr"], group["lr"] = base, base * factor(scheduler.last_epoch)
         if "MixedPrecision" in checkpoint:  # the fp16 scaler's state
             trainer.precision_plugin.load_state_dict(checkpoint["MixedPrecision"])
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it undeclared
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, EMA | Lookahead | SWA) and state:
                 callback.on_train_end(trainer, pl_module)  # removes its hook

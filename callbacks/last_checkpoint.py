@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run, which continues an interrupted run."""
+"""Checkpoint of the newest state, to resume an interrupted run."""
 
 import os
 import signal
@@ -16,20 +16,13 @@ from callbacks.snapshot import snapshot
 
 @final
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, a run's whole state, written at most every so often.
+    """Saves the whole state of a run as `last.ckpt`, so that the run can be resumed.
 
-    Every epoch's end leaves a copy of the state in memory. The copy is written if the file is
-    missing or old, and at the latest when training ends: after the last epoch, at the time limit,
-    at Ctrl-C and SIGTERM, and after an error. Long epochs also write the file between two steps.
-
-    A killed run repeats its work since the file was written. A run that ends by itself repeats the
-    epoch at most. On one device, Ctrl-C and SIGTERM wait until the current optimizer step, or the
-    current validation, has ended and its checkpoint is written, so that nothing is repeated. A
-    second signal ends the run at once.
-
-    Within an epoch no checkpoint is written between batches that accumulate gradients, because a
-    checkpoint contains no gradients, or between a batch and its validation, which Lightning would
-    leave out after a resume.
+    It saves the state at the end of an epoch, or within a long epoch, if the last save was `every`
+    ago, and whenever training ends: after the last epoch, at a time limit, at Ctrl-C and SIGTERM,
+    and after an error. A killed run repeats its work since the last save. After an error, at most
+    one epoch is repeated. On one device, Ctrl-C and SIGTERM wait for the end of the optimizer step
+    or the validation, and nothing is repeated; a second signal ends the run at once.
     """
 
     def __init__(
@@ -38,9 +31,9 @@ class LastCheckpoint(Checkpoint):
         """
         Args:
             dirpath: folder of the checkpoint.
-            every: least time between two writes.
-            agree_every: optimizer steps after which several processes ask each other whether a
-                write is due, which waits for all of them.
+            every: minimum time between two saves.
+            agree_every: optimizer steps between two checks whether a save is due, if there are
+                several processes. A check synchronises them.
         """
         self.path = Path(dirpath) / "last.ckpt"
         self.every = every
@@ -67,18 +60,20 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # No checkpoint contains gradients, so none is saved while gradients accumulate.
         steps, accumulated = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if accumulated or (trainer.world_size > 1 and steps % self.agree_every):
             return
-        # The clocks of several processes differ, and all of them take part in a checkpoint.
+        # All processes must save together, and their clocks differ.
         asked = self._asked is not None or trainer.received_sigterm
         due = trainer.strategy.broadcast(self._late() or asked)
+        # A run that resumes between a batch and its validation would skip that validation.
         ends = batch_idx + 1 == trainer.num_training_batches
         every = trainer.val_check_batch
         validated = every is not None and (batch_idx + 1) % every == 0
         if not due or ends or validated or trainer.global_step == trainer.max_steps:
             return
-        # The curves up to here: the resumed run logs what follows.
+        # A resumed run logs only the steps after the checkpoint.
         for logger in trainer.loggers:
             logger.save()
         self._copy(trainer)
@@ -147,10 +142,9 @@ class LastCheckpoint(Checkpoint):
 
 @final
 class LastStep(Callback):
-    """Where `max_steps` ends training within an epoch, stops it so that validation still follows.
+    """Validates after the last step if `max_steps` ends training within an epoch.
 
-    Lightning itself leaves such an epoch without one, and the best checkpoint would be chosen among
-    the weights before it. Trainings of 9.9 epochs end like that.
+    Lightning skips this validation, so the best checkpoint could not contain the final weights.
     """
 
     def on_train_batch_end(

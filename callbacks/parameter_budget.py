@@ -9,27 +9,26 @@ from torch import nn
 
 
 class HasNetwork(Protocol):
-    """What ParameterBudget asks of a LightningModule.
+    """LightningModule with a network.
 
-    A module may also have `fitting_widths(budget: int) -> str | None`: which smaller networks would
-    fit, in words, or None where none does.
+    It may also have `fitting_widths(budget: int) -> str | None`. This describes smaller networks
+    that fit the budget, or returns None if there is no such network.
     """
 
     network: nn.Module
 
 
 def count_trainable(network: nn.Module) -> int:
-    """Number of trainable parameters; one that is shared counts once."""
+    """Return the number of trainable parameters; a shared parameter counts once."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 @final
 class ParameterBudget(Callback):
-    """Refuses to train a network with more trainable parameters than the budget, or warns.
+    """Limits the number of trainable parameters.
 
-    MisconfigurationException, in one line, says count, budget, excess and what would fit. Count and
-    utilisation are logged once as the hyper-parameters `parameters` and `budget_used`: they belong
-    to the run and not to a step, so they are no row among the metrics.
+    Raises MisconfigurationException, or warns, before a larger network is trained. Logs the number
+    and its share of the limit as the hyper-parameters `parameters` and `budget_used`.
     """
 
     def __init__(
@@ -37,8 +36,8 @@ class ParameterBudget(Callback):
     ) -> None:
         """
         Args:
-            limit: largest number of trainable parameters.
-            action: refuse to train a network over the limit, or warn and train it.
+            limit: maximum number of trainable parameters.
+            action: refuse to train a larger network, or warn and train it.
         """
         if limit < 1:
             raise ValueError(f"limit must be 1 or more, got {limit}")

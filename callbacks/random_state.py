@@ -1,4 +1,4 @@
-"""The state of every global random generator, in the checkpoint."""
+"""Global random generators in checkpoints."""
 
 import random
 from typing import Any
@@ -9,11 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 def get_random_state() -> dict[str, Any]:
-    """State of the global generators of Python, NumPy, torch and, once in use, the current GPU.
+    """Return the states of the generators of Python, NumPy, torch and a GPU in use.
 
-    Only tensors and primitives, so that a checkpoint with it loads with `weights_only=True`.
+    The states consist of tensors and primitives, so that `weights_only=True` can load them.
     """
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # the global one is meant
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # the global generator
     assert isinstance(numpy_state, dict)
     numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
     return {
@@ -25,31 +25,28 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put every generator where `get_random_state` found it; a GPU's only where one is in use."""
+    """Restore the states that `get_random_state` returned."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002  # the global one is meant
+    np.random.set_state(state["numpy"])  # noqa: NPY002  # the global generator
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def seed_process(rank: int) -> None:
-    """Seed every global generator by torch's seed and a rank, so that no two ranks are alike."""
+    """Seed the global generators with torch's seed and the rank, so that ranks differ."""
     [seed] = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1).tolist()
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # the global one is meant
+    np.random.seed(seed)  # noqa: NPY002  # the global generator
     torch.manual_seed(seed)
 
 
 class RandomState(Callback):
-    """Saves the global random generators with every checkpoint; resumed training restores them.
+    """Saves the global random generators in checkpoints and restores them on resumption.
 
-    With it, dropout and everything else that draws from them continue as if never interrupted.
-    Generators of a loader's own are the loader's to save.
-
-    Of several processes, which all began with one seed, each draws numbers of its own from the
-    start of training on, and the checkpoint holds the state of each. Where the number of processes
-    changes, those that were there before continue theirs.
+    Dropout, for example, then continues as if training had not been interrupted. Each process of
+    several has its own random numbers and its own state in the checkpoint. A resumed run may have
+    another number of processes: additional processes are seeded anew.
     """
 
     def __init__(self) -> None:
@@ -57,7 +54,7 @@ class RandomState(Callback):
         self._restored: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not earlier: making optimizers and loaders may draw numbers too.
+        # This must be late, because optimizers and loaders may draw numbers when they are created.
         self._processes = trainer.world_size
         states = self._restored.get("processes", [self._restored] if self._restored else [])
         if trainer.global_rank < len(states):

@@ -1,4 +1,4 @@
-"""A copy of a state in the host's memory."""
+"""Copy of a training state in the host's memory."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def snapshot(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy nested containers of tensors to the host, so that training does not change the copy.
+    """Copy nested containers of tensors to the host; training does not change the copy.
 
-    All tensors of a GPU are copied in one go to pinned memory, and waited for once.
+    Tensors of a GPU are copied to pinned memory without waiting, then synchronised once.
     """
     copy: dict[str, Any] = _copy(state)
     if torch.cuda.is_initialized():

@@ -1,4 +1,4 @@
-"""CIFAR-10 and its synthetic stand-in, as batches of augmented tensors."""
+"""Data sets as batches of augmented tensors: CIFAR-10 and its synthetic stand-in."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     # Imports Lightning, which prediction and `--help` do not need.
     if name not in __all__:
         raise AttributeError(name)
-    from datamodules.cifar10 import CIFAR10DataModule  # noqa: PLC0415
+    from datamodules.cifar10 import CIFAR10DataModule
 
     return CIFAR10DataModule

@@ -1,8 +1,7 @@
-"""Random transforms of a whole batch, each image with parameters of its own.
+"""Random transforms of whole batches, with separate parameters for each image.
 
-The functions are pure: images and per-image parameters in, images out, each equal to torchvision's
-on every single image. `Augmentation` draws the parameters and applies them. Nothing here loops over
-images or waits for the device, and only a policy sends something there: the numbers it drew.
+The functions are pure and give the same image as torchvision's. `Augmentation` draws the parameters
+and applies the functions. Nothing loops over images or synchronises with the device.
 """
 
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ def crop_and_flip(
     padding: int,
     mode: Literal["zero", "reflect"],
 ) -> Tensor:
-    """Pad each image, crop it back to its size at (top, left), then mirror it where `flip` is true.
+    """Pad each image, crop it to its size at (top, left), and mirror it if `flip` is true.
 
     Images (B, C, H, W) of any dtype, `top` and `left` int64 (B,) in [0, 2 * padding], `flip` bool
-    (B,). Raises ValueError where reflection would need more than the image has.
+    (B,). Raises ValueError if `mode` is reflect and the padding is as large as the image.
     """
     height, width = images.shape[-2:]
     down = torch.arange(height, device=images.device)
@@ -42,19 +41,19 @@ def crop_and_flip(
         if padding >= min(height, width):
             limit = min(height, width)
             raise ValueError(f"padding must be less than {limit} to reflect, got {padding}")
-        # Beyond either border positions count back, the border itself unrepeated.
+        # Reflect positions outside the image without repeating the border.
         rows = (height - 1) - ((height - 1) - (rows - padding).abs()).abs()
         columns = (width - 1) - ((width - 1) - (columns - padding).abs()).abs()
-    # One gather along flattened pixels, the index shared by the channels: 1,024 uint8 images take
-    # 1.9 ms on a core (2.2 ms with zeros), against 5.5 ms for rows then columns, 4.2 ms for windows
-    # of the unfolded images and a flip, 11 to 16 ms for indexing with tensors.
+    # This gathers flattened pixels once, with one index for all channels. 1,024 uint8 images take
+    # 1.9 ms on a core (2.2 ms with zeros). Rows, then columns take 5.5 ms, windows of the unfolded
+    # images and a flip 4.2 ms, and indexing with tensors 11 to 16 ms.
     pixels = rows[:, :, None] * images.shape[-1] + columns[:, None, :]
     index = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
     return images.flatten(2).gather(2, index).unflatten(2, (height, width))
 
 
 def rotation_matrix(degrees: Tensor, height: int, width: int) -> Tensor:
-    """Matrices (B, 3, 3) for `warp` that turn each image counter-clockwise about its centre."""
+    """Return matrices (B, 3, 3) for `warp` that rotate each image counter-clockwise."""
     angle = degrees.deg2rad()
     cos, sin, x, y = angle.cos(), angle.sin(), width / 2, height / 2
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
@@ -63,14 +62,15 @@ def rotation_matrix(degrees: Tensor, height: int, width: int) -> Tensor:
 
 
 def perspective_matrix(corners: Tensor, height: int, width: int) -> Tensor:
-    """Matrices (B, 3, 3) for `warp` that move the corners of each image to `corners` (B, 4, 2).
+    """Return matrices (B, 3, 3) for `warp` that move the images' corners to `corners`.
 
-    Corners are (x, y), clockwise from the top left, and must span a convex quadrangle. As in
-    torchvision they stand for (0, 0), (width - 1, 0), (width - 1, height - 1) and (0, height - 1).
+    `corners` (B, 4, 2) are (x, y), clockwise from the top left, and must span a convex quadrangle.
+    As in torchvision, the corners of an image are (0, 0), (width - 1, 0), (width - 1, height - 1)
+    and (0, height - 1).
 
-    This is the inverse of Heckbert's square-to-quadrangle map ("Fundamentals of Texture Mapping and
-    Image Warping", 1989) as its adjugate: each row is a line through two corners, and the weights
-    are areas of triangles of corners. No 8 x 8 system is solved, so nothing waits for the device.
+    The matrix is the adjugate of Heckbert's square-to-quadrangle map ("Fundamentals of Texture
+    Mapping and Image Warping", 1989): each row is a line through two corners, and the weights are
+    areas of triangles of corners. This does not synchronise, unlike solving an 8 x 8 system.
     """
     points = F.pad(corners, (0, 1), value=1.0)
     top_left, top_right, bottom_right, bottom_left = points.unbind(1)
@@ -89,17 +89,17 @@ def perspective_matrix(corners: Tensor, height: int, width: int) -> Tensor:
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
-    """The matrices (B, 3, 3) that warp by `first` and then by `second` in one resampling."""
-    # Not `first @ second`: under autocast or TF32 a matrix product keeps ten bits or fewer, and the
-    # images of a bf16 run would differ from those of a 32-bit run.
+    """Return matrices (B, 3, 3) that warp by `first`, then by `second`, in one resampling."""
+    # `first @ second` keeps ten bits or fewer under autocast or TF32. Then the images of a bf16 run
+    # would differ from the images of a 32-bit run.
     return (first[:, :, :, None] * second[:, None]).sum(2)
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Resample each image through its matrix, bilinearly, with zeros from outside.
+    """Resample each image bilinearly through its matrix, with zeros outside the image.
 
-    Images float (B, C, H, W); `matrices` (B, 3, 3) take homogeneous positions (x, y, 1) of the
-    output to those of the input, in pixels, the centre of the top left pixel being (0.5, 0.5).
+    Images float (B, C, H, W). `matrices` (B, 3, 3) map homogeneous positions (x, y, 1) of the
+    output to positions of the input, in pixels. The centre of the top left pixel is (0.5, 0.5).
     """
     height, width = images.shape[-2:]
     x = torch.arange(width, device=images.device) + 0.5
@@ -113,11 +113,11 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
 def cutout(
     images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int, fill: tuple[float, ...]
 ) -> Tensor:
-    """Paint a square hole of `size` pixels a side into each image (DeVries and Taylor, 2017).
+    """Fill a square of `size` x `size` pixels in each image (DeVries and Taylor, 2017).
 
-    The hole spans [centre - size // 2, centre - size // 2 + size) in both directions, clipped at
-    the borders; `centre_y` and `centre_x` are int64 (B,). `fill` has one value a channel, in the
-    images' own unit.
+    The square spans [centre - size // 2, centre - size // 2 + size) in both directions, clipped at
+    the borders. `centre_y` and `centre_x` are int64 (B,). `fill` has one value per channel, in the
+    unit of the images.
     """
     height, width = images.shape[-2:]
     down = torch.arange(height, device=images.device) - (centre_y[:, None] - size // 2)
@@ -125,10 +125,10 @@ def cutout(
     rows, columns = (down >= 0) & (down < size), (across >= 0) & (across < size)
     rows, columns = rows.to(images.dtype), columns.to(images.dtype)
     hole = rows[:, :, None] * columns[:, None, :]
-    # Products with 0 and 1 in the images' own dtype: 1,024 uint8 images take 0.5 ms on a core,
-    # against 2.4 ms for masked_fill and 2.1 ms for torch.where.
+    # For 1,024 uint8 images on a core this product takes 0.5 ms, masked_fill 2.4 ms and torch.where
+    # 2.1 ms.
     holed = images * (1 - hole)[:, None]
-    # By channel, because a number needs no copy to the device and a tensor of three would.
+    # A loop over channels, because a number needs no copy to the device, unlike a tensor of three.
     for channel, value in zip(holed.unbind(1), fill, strict=True):
         channel.add_(hole, alpha=value)
     return holed
@@ -136,22 +136,27 @@ def cutout(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Draws the parameters of each image of a batch and applies them; what is 0 is off and free.
+    """Augments each image of a batch with its own random parameters; 0 turns a transform off.
 
-    Strengths are torchvision's: `crop_padding` is the pixels that a crop may move; `flip` and
-    `perspective_p` are probabilities; `rotation` is the largest angle to either side, in degrees;
-    brightness, contrast and saturation factors are uniform in [max(0, 1 - strength), 1 + strength];
-    the hue shift is uniform in [-hue, hue], in turns of the colour circle; `perspective` is a
-    distortion scale, up to 0.6 because from 0.65 on an image may fold over itself; `cutout` is the
-    side of the hole in pixels, filled with `cutout_fill` (one value a channel, in [0, 1]: the mean
-    colour, which is zero once normalised, as the authors of Cutout have it). `policy` is one of
-    `datamodules.policies`.
+    Args:
+        crop_padding: maximum shift of a crop in pixels.
+        crop_mode: padding of the crop.
+        flip: probability of a horizontal flip.
+        rotation: maximum angle in degrees; angles are uniform in [-rotation, rotation].
+        brightness: factors are uniform in [max(0, 1 - strength), 1 + strength].
+        contrast: like brightness.
+        saturation: like brightness.
+        hue: shifts are uniform in [-hue, hue], in turns of the colour circle.
+        perspective: torchvision's distortion scale, at most 0.6; from 0.65 an image may fold.
+        perspective_p: probability of a random perspective.
+        cutout: side of the square hole in pixels.
+        cutout_fill: colour of the hole, one value in [0, 1] per channel.
+        policy: one of `datamodules.policies`.
 
     The order is crop, flip, colour, rotation and perspective in one resampling, policy, Cutout.
-    Colours come before the resampling, so that the corners it leaves empty stay black and take no
-    part in the mean of contrast; Cutout comes last, so that its hole stays square and keeps its
-    colour. A policy works on bytes, to which it has colours and resampling rounded.
-    Raises ValueError for a value out of range.
+    Colour comes before the resampling, so that the empty corners stay black and do not change the
+    mean of contrast. Cutout comes last, so that its hole stays square and keeps its colour.
+    Images are rounded to bytes before a policy. Raises ValueError for a value out of range.
     """
 
     crop_padding: int = 0
@@ -190,13 +195,12 @@ class Augmentation:
         mirrored: Tensor | None = None,
         rng: np.random.Generator | None = None,
     ) -> Tensor:
-        """Augment images uint8 (B, 3, H, W), with a generator on their device.
+        """Augment images uint8 (B, 3, H, W); `generator` is on their device.
 
-        `mirrored`, bool (B,), says which images are flipped where that is not left to chance.
-        A policy draws on the host, from `rng`, which it needs. Returns uint8 where colour and
-        resampling are off, or a policy follows them, and float32 in [0, 1] otherwise. AugMix gives
-        three views of each image, float32 (B, 3, 3, H, W), Cutout's hole in the same place. The
-        result depends on the images, the arguments and the generators' states alone.
+        `mirrored`, bool (B,), chooses the flipped images; by default they are random. A policy
+        needs `rng`, from which it draws on the host. Returns uint8 (B, 3, H, W), or float32 in
+        [0, 1] if colour or resampling is on without a policy. AugMix returns three views of each
+        image, float32 (B, 3, 3, H, W), with Cutout's hole in the same place.
         """
         draw = _Draw(len(images), images.device, generator)
         height, width = images.shape[-2:]
@@ -223,7 +227,7 @@ class Augmentation:
         if self.cutout:
             byte = images.dtype == torch.uint8
             fill = tuple(round(255 * value) if byte else value for value in self.cutout_fill)
-            # Several views are so many more channels.
+            # Treat several views as more channels.
             channels = images.flatten(1, -3)
             fill *= channels.shape[1] // len(fill)
             holed = cutout(channels, draw.integer(height), draw.integer(width), self.cutout, fill)
@@ -233,7 +237,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class _Draw:
-    """Random parameters of `size` images: one generator, one device."""
+    """Draws random parameters of `size` images on one device."""
 
     size: int
     device: torch.device
@@ -248,13 +252,13 @@ class _Draw:
         return torch.randint(count, size, generator=self.generator, device=self.device)
 
     def order(self, wanted: list[bool]) -> Tensor:
-        """A random permutation (B, n) of the positions that are wanted."""
-        # What is not wanted comes after time 1, and is cut off.
-        when = torch.stack([self.uniform(0, 1) + (not is_wanted) for is_wanted in wanted], dim=1)
-        return when.argsort(1)[:, : sum(wanted)]
+        """Return a random permutation (B, n) of the positions that are wanted."""
+        # Unwanted positions get keys of at least 1, so they are last and are cut off.
+        keys = torch.stack([self.uniform(0, 1) + (not is_wanted) for is_wanted in wanted], dim=1)
+        return keys.argsort(1)[:, : sum(wanted)]
 
     def corners(self, scale: float, probability: float, height: int, width: int) -> Tensor:
-        """Corners (B, 4, 2) for `perspective_matrix`, moved inwards in some of the images."""
+        """Return corners (B, 4, 2) for `perspective_matrix`, moved inwards in some images."""
         moved = (self.uniform(0, 1) < probability)[:, None]
         x = moved * self.integer(int(scale * (width // 2)) + 1, 4)
         y = moved * self.integer(int(scale * (height // 2)) + 1, 4)

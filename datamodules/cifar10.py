@@ -1,4 +1,4 @@
-"""CIFAR-10 as batches: split it, put it on the training device, hand out loaders."""
+"""Data module of CIFAR-10: splits, device and loaders."""
 
 import os
 from math import ceil, inf
@@ -23,7 +23,7 @@ Source = Literal["cifar10", "synthetic", "auto"]
 
 
 class CIFAR10DataModule(LightningDataModule):
-    """CIFAR-10 as uint8 tensors on the training device, augmented there."""
+    """CIFAR-10 as uint8 tensors on the training device, which also augments them."""
 
     def __init__(
         self,
@@ -59,41 +59,37 @@ class CIFAR10DataModule(LightningDataModule):
     ) -> None:
         """
         Args:
-            root: folder that holds cifar-10-batches-py (default: $CIFAR10_ROOT, else data).
-            source: CIFAR-10, its procedural stand-in, or auto: the stand-in where CIFAR-10 is
-                missing; where it is damaged nothing stands in for it.
-            download: fetch CIFAR-10 where it is absent.
-            batch_size: training images per step, on all devices together, whose number must divide
-                it: the learning rate stays right whatever their number.
-            eval_batch_size: images per step of evaluation, on each device; null is 2,500 on a GPU
-                and 250 on a CPU, where 1,000 are up to 4 times slower on two cores.
-            val_fraction: share of the 50,000 training images held out, the same of each class.
-            split_seed: which images are held out; independent of seed.
-            seed: order, augmentation and mixing of the training images.
-            crop_padding: pixels around the image within which the random crop moves.
-            crop_mode: what fills the padding.
+            root: folder that contains cifar-10-batches-py (default: $CIFAR10_ROOT, else data).
+            source: CIFAR-10, synthetic images, or auto: synthetic images if CIFAR-10 is missing;
+                damaged files are an error.
+            download: download CIFAR-10 if it is missing.
+            batch_size: training images per step on all devices together, a multiple of the devices.
+            eval_batch_size: images per evaluation step on each device; null is 2,500 on a GPU and
+                250 on a CPU, where 1,000 take up to 4 times as long on two cores.
+            val_fraction: share of the 50,000 training images for validation, equal in each class.
+            split_seed: seed of the split into training and validation images.
+            seed: seed of the order, augmentation and mixing of training images.
+            crop_padding: padding of the random crop, in pixels.
+            crop_mode: pad with zeros or with a reflection.
             flip: probability of a horizontal flip.
-            flip_mode: flip by chance, or every other epoch; which images in the first one is by
-                chance, so that flip must be 0.5.
-            rotation: largest rotation to either side, in degrees.
+            flip_mode: random, or alternating: each image is flipped every second epoch.
+            rotation: maximum rotation in both directions, in degrees.
             brightness: brightness factor in 1 +- this.
             contrast: contrast factor in 1 +- this.
             saturation: saturation factor in 1 +- this.
             hue: hue shift within +- this share of the colour circle, up to 0.5.
             perspective: distortion scale of the random perspective, up to 0.6.
             perspective_p: probability of the random perspective.
-            policy: strong augmentation of each image, between the others and Cutout. AugMix gives
-                three views of each image and needs model.jsd_weight.
-            rand_augment_n: operations that RandAugment gives an image.
-            rand_augment_m: their strength, from 0 to 30.
-            augmix_severity: largest strength of AugMix's operations, from 1 to 10.
-            cutout: side of the square hole of Cutout, in pixels.
-            mixup_alpha: MixUp's Beta(alpha, alpha); 0 is off.
-            mixup_p: probability of MixUp for a batch.
-            mixup_ramp: half of alpha in the first quarter of training, three quarters in the next,
-                from one epoch to another.
-            cutmix_alpha: CutMix's Beta(alpha, alpha); 0 is off.
-            cutmix_p: probability of CutMix for a batch; with mixup_p it adds up to 1 at most.
+            policy: strong augmentation before Cutout; augmix needs model.jsd_weight.
+            rand_augment_n: number of RandAugment's operations per image.
+            rand_augment_m: strength of RandAugment's operations, from 0 to 30.
+            augmix_severity: maximum strength of AugMix's operations, from 1 to 10.
+            cutout: side of Cutout's square hole, in pixels.
+            mixup_alpha: alpha of MixUp's Beta(alpha, alpha); 0 turns MixUp off.
+            mixup_p: probability of MixUp per batch.
+            mixup_ramp: use alpha / 2 in the first quarter of training and 3/4 alpha in the second.
+            cutmix_alpha: alpha of CutMix's Beta(alpha, alpha); 0 turns CutMix off.
+            cutmix_p: probability of CutMix per batch; mixup_p + cutmix_p must be at most 1.
         """
         super().__init__()
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -103,16 +99,16 @@ class CIFAR10DataModule(LightningDataModule):
             raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
         if crop_mode == "reflect" and crop_padding >= 32:
             raise ValueError(
-                f"crop_padding must be less than 32 where crop_mode is reflect, got {crop_padding}"
+                f"crop_padding must be less than 32 if crop_mode is reflect, got {crop_padding}"
             )
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
         if flip_mode not in ("random", "alternating"):
             raise ValueError(f"flip_mode must be random or alternating, got {flip_mode!r}")
         if flip_mode == "alternating" and flip != 0.5:
-            raise ValueError(f"flip must be 0.5 where flip_mode is alternating, got {flip}")
+            raise ValueError(f"flip must be 0.5 if flip_mode is alternating, got {flip}")
         self.save_hyperparameters()
-        # Nodes share the file system that the run's folder lies on: one process fetches for all.
+        # All nodes share a file system, so one process downloads for all.
         self.prepare_data_per_node = False
         self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
         self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
@@ -128,7 +124,7 @@ class CIFAR10DataModule(LightningDataModule):
             perspective=perspective,
             perspective_p=perspective_p,
             cutout=cutout,
-            cutout_fill=MEAN,
+            cutout_fill=MEAN,  # zero after normalisation, as in the paper
             policy=make_policy(policy, rand_augment_n, rand_augment_m, augmix_severity),
         )
         self.mixing = Mixing(
@@ -141,7 +137,7 @@ class CIFAR10DataModule(LightningDataModule):
         )
         if policy == "augmix" and self.mixing.active:
             raise ValueError(
-                "policy must be another than augmix where MixUp or CutMix is on: its loss compares "
+                "policy must not be augmix if MixUp or CutMix is on: AugMix's loss compares "
                 "views of one image, got 'augmix'"
             )
         self.source: Literal["cifar10", "synthetic"] | None = None
@@ -150,15 +146,11 @@ class CIFAR10DataModule(LightningDataModule):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the ten classes, in the order of their labels."""
+        """Names of the classes in the order of their labels."""
         return SYNTHETIC_CLASSES if self.source == "synthetic" else CIFAR10_CLASSES
 
     def prepare_data(self) -> None:
-        """Find, fetch and verify; afterwards `source` says which images this run is about.
-
-        Files of the test set are hashed here, so that damage is found before training and not after
-        it; they are decoded in `setup("test")` and nowhere else.
-        """
+        """Find, download and verify the files, including the test set; set `self.source`."""
         if self.source is not None:
             return
         source = self.hparams["source"]
@@ -170,16 +162,16 @@ class CIFAR10DataModule(LightningDataModule):
             except MissingDataError as error:
                 if source == "cifar10":
                     raise
-                rank_zero_info(f"{error}. Source auto: taking the stand-in.")
+                rank_zero_info(f"{error}. Source auto: using synthetic images.")
         rank_zero_info(
-            "Training on the SYNTHETIC stand-in: its figures say nothing about CIFAR-10."
+            "Training on the SYNTHETIC stand-in: its results say nothing about CIFAR-10."
         )
         self.source = "synthetic"
 
     def setup(self, stage: str) -> None:
-        """Decode the training images for "fit" and "validate", the test images for "test".
+        """Read the training images for "fit" and "validate", or the test images for "test".
 
-        Of several processes all take the images that rank 0 has prepared.
+        All processes use the source that rank 0 has prepared.
         """
         if self.trainer is not None:
             source = self.trainer.strategy.broadcast(self.source)
@@ -208,15 +200,15 @@ class CIFAR10DataModule(LightningDataModule):
         return self._splits[split]
 
     def training_images(self, count: int) -> Tensor:
-        """The first training images float32 (count, 3, 32, 32), normalised and not augmented.
+        """Return the first `count` training images float32 (count, 3, 32, 32) on the device.
 
-        Fewer where there are fewer; on the training device, after `setup("fit")`.
+        They are normalised and not augmented. Call `setup("fit")` before.
         """
         images, _ = self._on_device("train")
         return normalise(images[:count], self.mean.to(images.device), self.std.to(images.device))
 
-    def _place(self) -> dict[str, int]:
-        """Which of how many processes this one is."""
+    def _rank(self) -> dict[str, int]:
+        """Return the rank of this process and the number of processes."""
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
@@ -233,8 +225,8 @@ class CIFAR10DataModule(LightningDataModule):
         epochs = epochs_of_training(self.trainer, batches) if self.trainer else 1
         if hparams["mixup_ramp"] and epochs == inf:
             raise MisconfigurationException(
-                "trainer.max_epochs or trainer.max_steps must be 1 or more for data.mixup_ramp, "
-                "which follows the share of training done, got -1"
+                "trainer.max_epochs or trainer.max_steps must be 1 or more if data.mixup_ramp is "
+                "on, because the ramp depends on the length of training, got -1"
             )
         loader = TrainLoader(
             images,
@@ -246,24 +238,24 @@ class CIFAR10DataModule(LightningDataModule):
             self.augmentation,
             self.mixing,
             epochs=epochs,
-            **self._place(),
+            **self._rank(),
             alternating_flip=hparams["flip_mode"] == "alternating",
         )
-        # For the run that resumes alone: whoever asks for a loader afterwards gets whole epochs.
+        # Only the first loader of a resumed run starts within an epoch.
         position, self._position = self._position, {}
         loader.set_epoch(position.get("epoch", 0))
         loader.start = position.get("batch", 0)
         return loader
 
     def _eval_loader(self, split: str) -> EvalLoader:
-        """Of several processes each gets a shard of its own; together they are every image once."""
-        whole, place = self._on_device(split), self._place()
-        if 0 < len(whole[0]) < place["world_size"]:
+        """Return a loader of this process's shard; all shards together have each image once."""
+        whole, rank = self._on_device(split), self._rank()
+        if 0 < len(whole[0]) < rank["world_size"]:
             raise MisconfigurationException(
-                f"data.val_fraction leaves {len(whole[0])} images to validate, fewer than the "
-                f"{place['world_size']} devices"
+                f"data.val_fraction leaves {len(whole[0])} validation images, fewer than the "
+                f"{rank['world_size']} devices"
             )
-        images, labels = (shard(x, **place) for x in whole)
+        images, labels = (shard(x, **rank) for x in whole)
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         size = self.hparams["eval_batch_size"] or (2_500 if images.is_cuda else 250)
         return EvalLoader(images, labels, size, mean, std)
@@ -275,13 +267,13 @@ class CIFAR10DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands: the epoch, and how many of its batches were trained on."""
+        """Return the epoch and the number of its batches that have been trained on."""
         if self.trainer is None:
             return {}
         loop = self.trainer.fit_loop
         epochs = loop.epoch_progress.state_dict()["current"]
         batches = loop.epoch_loop.batch_progress.state_dict()["current"]
-        # Between two epochs Lightning still counts the batches of the one that ended.
+        # Between two epochs Lightning still has the number of batches of the last epoch.
         within = epochs["started"] > epochs["processed"]
         return {"epoch": epochs["processed"], "batch": batches["processed"] if within else 0}
 
@@ -290,7 +282,7 @@ class CIFAR10DataModule(LightningDataModule):
 
 
 def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices (train, validation) that take the same fraction of every class."""
+    """Return sorted indices (train, validation) with the same fraction of every class."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
     train, val = [], []
     for label in labels.unique():
@@ -303,11 +295,10 @@ def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Te
 
 
 def epochs_of_training(trainer: Trainer, batches: int) -> float:
-    """Epochs of so many batches that training has, of which `max_steps` may cut the last short.
+    """Return the length of training in epochs of `batches`; infinite without a limit.
 
-    Infinite where neither `max_epochs` nor `max_steps` ends it. As Lightning's
-    `estimated_stepping_batches`, which schedules follow, and which would ask for the loader that
-    this is for.
+    The length is not a whole number if `max_steps` ends training within an epoch. Lightning's
+    `estimated_stepping_batches` gives the same length but needs the training loader.
     """
     limit = trainer.limit_train_batches
     taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)

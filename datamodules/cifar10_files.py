@@ -1,4 +1,4 @@
-"""The official files of CIFAR-10: find or fetch them, verify and read them."""
+"""Official files of CIFAR-10: finding, downloading, verifying and reading."""
 
 from pathlib import Path
 
@@ -11,21 +11,20 @@ from torchvision.datasets.utils import calculate_md5
 
 
 class MissingDataError(MisconfigurationException):
-    """CIFAR-10 is not there, in whole or in part, and cannot be fetched."""
+    """Files of CIFAR-10 are missing and cannot be downloaded."""
 
 
 def cifar10_files(root: Path) -> dict[Path, str]:
-    """The official files of CIFAR-10 under `root`, each with its md5."""
+    """Return the paths of CIFAR-10's official files under `root`, with their md5 sums."""
     entries = [*CIFAR10.train_list, *CIFAR10.test_list]
     entries.append((CIFAR10.meta["filename"], CIFAR10.meta["md5"]))
     return {root / CIFAR10.base_folder / name: md5 for name, md5 in entries}
 
 
 def find_cifar10(root: Path, download: bool) -> None:
-    """Make sure that CIFAR-10 lies whole under `root`, fetching it where it is absent and allowed.
+    """Check that `root` contains CIFAR-10, and download it if it is missing and allowed.
 
-    Raises MisconfigurationException, in one line that says what to do, where a file is damaged, and
-    its subclass MissingDataError where one is missing and cannot be had.
+    Raises MissingDataError for a missing file, and MisconfigurationException for a damaged file.
     """
     files = cifar10_files(root)
     reason = "downloading is switched off"
@@ -38,19 +37,19 @@ def find_cifar10(root: Path, download: bool) -> None:
     missing = [file for file in files if not file.exists()]
     if missing:
         raise MissingDataError(
-            f"CIFAR-10 is not whole in {root} ({missing[0].name} is missing) and {reason}. Put the "
-            f"official {CIFAR10.base_folder} folder there, name another folder with --data.root or "
-            "$CIFAR10_ROOT, or take the procedural stand-in with --data.source synthetic"
+            f"CIFAR-10 is incomplete in {root} ({missing[0].name} is missing) and {reason}. Put "
+            f"the official folder {CIFAR10.base_folder} there, choose another folder with "
+            "--data.root or $CIFAR10_ROOT, or use synthetic images with --data.source synthetic"
         )
     for file, md5 in files.items():
         if calculate_md5(file) != md5:
             raise MisconfigurationException(
-                f"{file} is damaged (its md5 is not {md5}): delete it and run again to fetch it"
+                f"{file} is damaged (its md5 is not {md5}): delete it and run again to download it"
             )
 
 
 def load_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of one official split."""
+    """Return images uint8 (N, 3, 32, 32) and labels int64 (N,) of an official split."""
     data = CIFAR10(root, train=train)
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(data.targets)

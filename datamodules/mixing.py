@@ -1,7 +1,7 @@
-"""MixUp and CutMix of a batch, and the choice between them.
+"""MixUp and CutMix of batches, and the random choice between them.
 
-Partners are neighbours in the batch, which shuffling has made random, as in torchvision. Images may
-be normalised or not: both mixtures commute with an affine map of the channels.
+As in torchvision, each image is mixed with the previous image of the shuffled batch. Images may be
+normalised before or after, because both mixtures commute with affine maps of the channels.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """One-hot rows, float32 (B, num_classes), of labels int64 (B,)."""
-    # Unlike one_hot this reads no label on the host.
+    """Return one-hot targets float32 (B, num_classes) of labels int64 (B,)."""
+    # one_hot would read labels on the host.
     zeros = torch.zeros(len(labels), num_classes, device=labels.device)
     return zeros.scatter_(1, labels[:, None], 1.0)
 
 
 def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    """Mix each image and its soft target with the one before, `lam` its own (Zhang et al. 2018).
+    """Blend each image and its soft target with the previous image (Zhang et al. 2018).
 
-    Images float (B, C, H, W), `targets` float (B, classes), `lam` in [0, 1].
+    Images float (B, C, H, W), `targets` float (B, classes); `lam` in [0, 1] is the image's share.
     """
     return _blend(images, lam), _blend(targets, lam)
 
@@ -30,10 +30,10 @@ def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
 def cutmix(
     images: Tensor, targets: Tensor, box: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Replace a box of each image by the same box of the one before it (Yun et al. 2019).
+    """Replace a box of each image by the same box of the previous image (Yun et al. 2019).
 
-    Images float (B, C, H, W), `targets` float (B, classes); `box` is (top, bottom, left, right) in
-    pixels, the ends excluded. Targets are mixed by the area that remains.
+    Images float (B, C, H, W), `targets` float (B, classes). `box` is (top, bottom, left, right) in
+    pixels, without bottom and right. The remaining area is the image's share of the target.
     """
     top, bottom, left, right = box
     mixed = images.clone()
@@ -49,7 +49,7 @@ def _blend(batch: Tensor, lam: float) -> Tensor:
 def cutmix_box(
     lam: float, centre_y: int, centre_x: int, height: int, width: int
 ) -> tuple[int, int, int, int]:
-    """A box of 1 - `lam` of the area about a centre, clipped: (top, bottom, left, right)."""
+    """Return a clipped box (top, bottom, left, right) with 1 - `lam` of the area."""
     half_height, half_width = (int(0.5 * sqrt(1 - lam) * side) for side in (height, width))
     top, bottom = max(centre_y - half_height, 0), min(centre_y + half_height, height)
     left, right = max(centre_x - half_width, 0), min(centre_x + half_width, width)
@@ -57,8 +57,9 @@ def cutmix_box(
 
 
 def ramped_alpha(alpha: float, progress: float) -> float:
-    """SAMResNet's schedule of MixUp: half of `alpha`, from a quarter of training on three quarters,
-    from half of it on all of it. `progress` is the share of training done, in [0, 1).
+    """Return MixUp's alpha in SAMResNet's schedule: 1/2, 3/4, then all of `alpha`.
+
+    It increases at 1/4 and at 1/2 of training. `progress` in [0, 1) is the finished share.
     """
     if progress < 0.25:
         return 0.5 * alpha
@@ -67,13 +68,11 @@ def ramped_alpha(alpha: float, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Gives each batch MixUp with probability `mixup_p`, else CutMix with `cutmix_p`, else neither.
+    """Applies MixUp with probability `mixup_p` and CutMix with `cutmix_p` to a batch.
 
-    The share of the own image comes from Beta(alpha, alpha); alpha 0 switches a mixture off,
-    whatever its probability. With `ramp`, MixUp's alpha follows `ramped_alpha`.
-
-    Raises ValueError for an alpha below 0, a probability outside [0, 1], or probabilities of two
-    mixtures that are on and add up to more than 1.
+    An image's share is drawn from Beta(alpha, alpha). An alpha of 0 turns a mixture off. With
+    `ramp`, MixUp's alpha follows `ramped_alpha`. Raises ValueError for an alpha below 0, a
+    probability outside [0, 1], or probabilities that add up to more than 1.
     """
 
     mixup_alpha: float = 0.0
@@ -92,22 +91,22 @@ class Mixing:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.mixup_alpha and self.cutmix_alpha and self.mixup_p + self.cutmix_p > 1:
             raise ValueError(
-                "mixup_p + cutmix_p must be 1 or less where both are on, "
+                "mixup_p + cutmix_p must be 1 or less if both are on, "
                 f"got {self.mixup_p} + {self.cutmix_p}"
             )
 
     @property
     def active(self) -> bool:
-        """Whether any batch can come out mixed."""
+        """Whether batches can be mixed."""
         return self.mixup_alpha * self.mixup_p > 0 or self.cutmix_alpha * self.cutmix_p > 0
 
     def __call__(
         self, images: Tensor, labels: Tensor, rng: np.random.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
-        """Mixed images and soft targets, float32 (B, num_classes), of a batch with int64 labels.
+        """Return images and soft targets float32 (B, num_classes); labels are int64 (B,).
 
-        `rng` is NumPy's, because what is drawn are numbers on the host, which then no device has to
-        be asked for. `progress` is the share of training done, in [0, 1).
+        `rng` draws on the host, to avoid a synchronisation. `progress` in [0, 1) is the finished
+        share of training.
         """
         targets = soft_targets(labels, self.num_classes)
         mixup_p = self.mixup_p if self.mixup_alpha else 0.0

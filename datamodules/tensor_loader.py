@@ -1,4 +1,4 @@
-"""Batches of a data set that lies on the training device, augmented where they are used."""
+"""Batches of a data set on the training device, which also augments them."""
 
 import math
 from collections.abc import Iterator

@@ -52,16 +52,16 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    import torch  # noqa: PLC0415  after the flags, because it takes seconds
+    import torch
 
-    from experiments.benchmarks.benchmark_record import (  # noqa: PLC0415
+    from experiments.benchmarks.benchmark_record import (
         make_benchmark,
         write_benchmark,
     )
-    from experiments.records.provenance import describe_device, git_state  # noqa: PLC0415
-    from experiments.reporting.tables import print_table  # noqa: PLC0415
-    from experiments.training.allocator import keep_freed_memory  # noqa: PLC0415
-    from experiments.training.quiet import quiet  # noqa: PLC0415
+    from experiments.records.provenance import describe_device, git_state
+    from experiments.reporting.tables import print_table
+    from experiments.training.allocator import keep_freed_memory
+    from experiments.training.quiet import quiet
 
     available = torch.cuda.is_available()
     if flags.device == "cuda" and not available:

@@ -61,7 +61,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except KeyboardInterrupt:
             sys.exit(130)
-        except Exception as error:
+        except Exception as error:  # mistakes have several classes: see _is_mistake
             if not _is_mistake(error):
                 raise
             full = isinstance(error, OSError) and error.errno in FULL_DISK
@@ -96,8 +96,8 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
 
     Without a terminal, work of less than `LINE_EVERY` seconds prints nothing.
     """
-    from rich.console import Console  # noqa: PLC0415  takes longer than a command's help
-    from rich.progress import track as bar  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import track as bar
 
     console = Console(stderr=True)
     if console.is_interactive:

@@ -51,7 +51,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def logged_by(runs: Sequence[Path]) -> set[str] | None:
     """The keys that at least one of the runs has logged; None without runs."""
-    from experiments.tracking.wandb_file import logged_keys  # noqa: PLC0415
+    from experiments.tracking.wandb_file import logged_keys
 
     if not runs:
         return None
@@ -71,11 +71,11 @@ def logged_by(runs: Sequence[Path]) -> set[str] | None:
 
 def show(workspace: "Workspace", logged: set[str] | None) -> None:
     """Print sections and panels with their keys, and mark the keys that no run has logged."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.tree import Tree  # noqa: PLC0415
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.tree import Tree
 
-    from experiments.tracking.panels import COLUMNS, is_logged, keys_of, title_of  # noqa: PLC0415
+    from experiments.tracking.panels import COLUMNS, is_logged, keys_of, title_of
 
     def named(keys: Sequence[str]) -> str:
         lacking = [logged is not None and not is_logged(key, logged) for key in keys]
@@ -94,7 +94,7 @@ def show(workspace: "Workspace", logged: set[str] | None) -> None:
 
 def save(workspace: "Workspace") -> str:
     """Save the workspace with the account of `wandb login`, and return its address."""
-    import wandb  # noqa: PLC0415  takes seconds, and a machine may be without it
+    import wandb
 
     wandb.setup(wandb.Settings(silent=True))
     if not wandb.login(prompt=False, verify=False):
@@ -117,7 +117,7 @@ def main() -> None:
                 "pip install -r requirements.txt"
             )
     # After the flags: importing them takes seconds, and they may be missing.
-    from experiments.tracking.panels import build_workspace  # noqa: PLC0415
+    from experiments.tracking.panels import build_workspace
 
     workspace = build_workspace(flags.entity, flags.project)
     if flags.save:

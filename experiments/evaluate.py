@@ -119,7 +119,7 @@ def check_shift(flags: argparse.Namespace) -> None:
             raise UserError(f"--shift takes no --{name}")
     if flags.images is not None and flags.images < 1:
         raise UserError(f"--images must be 1 or more, got {flags.images}")
-    from datamodules.corruptions import SEVERITIES  # noqa: PLC0415
+    from datamodules.corruptions import SEVERITIES
 
     known = {str(severity): severity for severity in SEVERITIES}
     wanted = flags.severities.split(",") if flags.severities is not None else known
@@ -131,11 +131,11 @@ def check_shift(flags: argparse.Namespace) -> None:
 
 def shift(run: "FinishedRun", flags: argparse.Namespace) -> None:
     """Evaluate a run under distribution shift, and show the scores; record them if complete."""
-    from datamodules.corruptions import SEVERITIES  # noqa: PLC0415
-    from experiments.inference.finished import SHIFT_FILES  # noqa: PLC0415
-    from experiments.inference.shift import evaluate_shift  # noqa: PLC0415
-    from experiments.records.record import write_record  # noqa: PLC0415
-    from experiments.reporting.tables import show_shift  # noqa: PLC0415
+    from datamodules.corruptions import SEVERITIES
+    from experiments.inference.finished import SHIFT_FILES
+    from experiments.inference.shift import evaluate_shift
+    from experiments.records.record import write_record
+    from experiments.reporting.tables import show_shift
 
     found = evaluate_shift(
         run,
@@ -153,8 +153,8 @@ def shift(run: "FinishedRun", flags: argparse.Namespace) -> None:
 
 def send(run: "FinishedRun", evaluation: "Evaluation") -> None:
     """Add an evaluation to the training's W&B run, if there is one."""
-    from experiments.tracking.wandb_media import log_evaluation  # noqa: PLC0415
-    from experiments.training.loggers import resumed_wandb_logger  # noqa: PLC0415
+    from experiments.tracking.wandb_media import log_evaluation
+    from experiments.training.loggers import resumed_wandb_logger
 
     try:
         logger = resumed_wandb_logger(run.folder, run.record.config)
@@ -168,15 +168,15 @@ def send(run: "FinishedRun", evaluation: "Evaluation") -> None:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    from experiments.inference.evaluating import (  # noqa: PLC0415
+    from experiments.inference.evaluating import (
         check_alike,
         evaluate_run,
         evaluate_together,
     )
-    from experiments.inference.finished import open_run  # noqa: PLC0415
-    from experiments.records.record import write_record  # noqa: PLC0415
-    from experiments.reporting.tables import show_evaluation, show_figure_1  # noqa: PLC0415
-    from experiments.training.allocator import keep_freed_memory  # noqa: PLC0415
+    from experiments.inference.finished import open_run
+    from experiments.records.record import write_record
+    from experiments.reporting.tables import show_evaluation, show_figure_1
+    from experiments.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     runs = [open_run(folder) for folder in flags.runs]

@@ -57,7 +57,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # After the flags, because these packages are optional and slow to import.
-    from experiments.exports.exporting import export  # noqa: PLC0415
+    from experiments.exports.exporting import export
 
     export(
         flags.run, flags.output, flags.weights, flags.dtype, flags.verify, flags.root, flags.push

@@ -75,9 +75,9 @@ def show(
     found: "UnlabelledImages", answers: "Tensor", classes: tuple[str, ...], top: int, title: str
 ) -> None:
     """Print the likeliest classes of the first images."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
     table = Table(title=escape(title))
     table.add_column("ID", overflow="fold")
@@ -102,12 +102,12 @@ def show(
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # After the flags, because `--help` needs no torch.
-    from datamodules.normalisation import CIFAR10_CLASSES  # noqa: PLC0415
-    from datamodules.synthetic import SYNTHETIC_CLASSES  # noqa: PLC0415
-    from experiments.inference import unlabelled  # noqa: PLC0415
-    from experiments.inference.finished import open_run  # noqa: PLC0415
-    from experiments.inference.predicting import default_strategy, probabilities  # noqa: PLC0415
-    from experiments.records.record import write_atomically  # noqa: PLC0415
+    from datamodules.normalisation import CIFAR10_CLASSES
+    from datamodules.synthetic import SYNTHETIC_CLASSES
+    from experiments.inference import unlabelled
+    from experiments.inference.finished import open_run
+    from experiments.inference.predicting import default_strategy, probabilities
+    from experiments.records.record import write_atomically
 
     run = open_run(flags.run)
     name = flags.strategy or default_strategy(run)

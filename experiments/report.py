@@ -39,11 +39,11 @@ def make_page(flags: argparse.Namespace) -> None:
         if not path.exists():
             raise UserError(f"{path} does not exist: name a run, a record or a folder")
     # Verdicts and run folders need torch and Lightning, whose import takes seconds.
-    from experiments.claims.claims import claim_rows  # noqa: PLC0415
-    from experiments.records.record import write_atomically  # noqa: PLC0415
-    from experiments.reporting.collect import collect  # noqa: PLC0415
-    from experiments.reporting.configurations import configurations  # noqa: PLC0415
-    from experiments.reporting.page import render  # noqa: PLC0415
+    from experiments.claims.claims import claim_rows
+    from experiments.records.record import write_atomically
+    from experiments.reporting.collect import collect
+    from experiments.reporting.configurations import configurations
+    from experiments.reporting.page import render
 
     found = collect(flags.runs)
     rows = configurations(found.entries)
@@ -51,7 +51,7 @@ def make_page(flags: argparse.Namespace) -> None:
     with_folders = [entry for row in rows for entry in row.entries if entry.run]
     details = []
     if with_folders:
-        from experiments.reporting.run_details import ImageSource, describe_run  # noqa: PLC0415
+        from experiments.reporting.run_details import ImageSource, describe_run
 
         images = ImageSource(flags.root)
         steps = track(enumerate(with_folders, 1), "Describing runs", len(with_folders))

@@ -1,4 +1,4 @@
-"""Train what the papers' tables still lack, and say what came of their claims.
+"""Train the rows of the papers' tables that have no record, and judge the claims.
 
 python experiments/reproduce.py sam_resnet_table1 --scale mini --dry-run
 python experiments/reproduce.py sam_resnet_table1 --scale mini --budget-minutes 120
@@ -6,13 +6,13 @@ python experiments/reproduce.py sam_resnet_table1 alternatives --rows se,mixup,s
 python experiments/reproduce.py all --ray auto --gpus-per-row 0.5
 python experiments/reproduce.py --table
 
-A suite is a file of experiments/suites, or any other YAML file of that schema. Its rows that have
-no record are trained, the most telling first (`experiments.reproduction.plan.make_plan` says which
-that is), each by a process of run.py in its own folder, from where it goes on when it was cut off.
-Records are filed in experiments/results/claims. When the time is up, and at Ctrl-C or SIGTERM, the
-training at work writes a checkpoint and ends; the same command goes on there.
+A suite is a file of experiments/suites, or another YAML file of that schema. A process of run.py
+trains each row without a record, in the order of `experiments.reproduction.plan.make_plan`, and
+resumes interrupted trainings. Records are written to experiments/results/claims. At the time limit,
+at Ctrl-C and at SIGTERM, the current training writes a checkpoint and ends; the same command
+continues it.
 
-Exit code: 0, also where the time was up; 1 where a row failed; 2 for a mistake or a full disk.
+Exit code: 0 for success and for the time limit, 1 if a row failed, 2 for a mistake or a full disk.
 """
 
 import argparse
@@ -131,11 +131,11 @@ def check_results(flags: argparse.Namespace) -> None:
 
 def show_plan(jobs: Sequence["Job"], results: "Results", runs: Path, scale: Scale) -> None:
     """Print the runs to do, in order, with their cost."""
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
-    from experiments.reporting.tables import print_table  # noqa: PLC0415
-    from experiments.reproduction.progress import share_done  # noqa: PLC0415
-    from experiments.reproduction.training_cost import Stopwatch  # noqa: PLC0415
+    from experiments.reporting.tables import print_table
+    from experiments.reproduction.progress import share_done
+    from experiments.reproduction.training_cost import Stopwatch
 
     stopwatch = Stopwatch(results.records)
     table = Table(
@@ -166,12 +166,12 @@ def show_plan(jobs: Sequence["Job"], results: "Results", runs: Path, scale: Scal
 
 def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
     """Print the verdicts of the records on the suites' claims."""
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.markup import escape
+    from rich.table import Table
 
-    from experiments.claims.claims import claim_rows  # noqa: PLC0415
-    from experiments.claims.matching import load_results  # noqa: PLC0415
-    from experiments.reporting.tables import print_table  # noqa: PLC0415
+    from experiments.claims.claims import claim_rows
+    from experiments.claims.matching import load_results
+    from experiments.reporting.tables import print_table
 
     found = load_results(results)
     table = Table(title=f"Claims, {SCALES[scale]}")
@@ -188,21 +188,21 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
 def start_engine(flags: argparse.Namespace, place: "Workplace", deadline: float) -> "Engine":
     """Return the engine that calls `run_row`: this machine, or a Ray cluster."""
     if flags.ray is None:
-        from experiments.reproduction.engine import Here  # noqa: PLC0415
+        from experiments.reproduction.engine import Here
 
         return Here(place, deadline, flags.rows_at_once)
-    from experiments.reproduction.ray_runner import RayCluster  # noqa: PLC0415  a machine may be without it
+    from experiments.reproduction.ray_runner import RayCluster
 
     return RayCluster(flags.ray, flags.cpus_per_row, flags.gpus_per_row, place, deadline)
 
 
 def run(jobs: Sequence["Job"], flags: argparse.Namespace) -> list["Outcome"]:
     """Execute the plan; Ctrl-C and SIGTERM end it like the end of the time."""
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from experiments.reproduction.engine import execute  # noqa: PLC0415
-    from experiments.reproduction.progress import Display  # noqa: PLC0415
-    from experiments.reproduction.runner import Workplace  # noqa: PLC0415
+    from experiments.reproduction.engine import execute
+    from experiments.reproduction.progress import Display
+    from experiments.reproduction.runner import Workplace
 
     place = Workplace(flags.output.resolve(), (flags.results / "claims").resolve())
     deadline = time.time() + 60 * flags.budget_minutes
@@ -237,8 +237,8 @@ def summarise(outcomes: Sequence["Outcome"], scale: Scale) -> int:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    from experiments.claims.matching import load_results  # noqa: PLC0415
-    from experiments.reproduction.plan import make_plan  # noqa: PLC0415
+    from experiments.claims.matching import load_results
+    from experiments.reproduction.plan import make_plan
 
     code = 0
     suites = read_suites(flags.suites)
@@ -252,8 +252,8 @@ def main() -> None:
         code = summarise(run(jobs, flags) if jobs else [], flags.scale)
         show_claims(suites, flags.scale, flags.results)
     if flags.table:
-        from experiments.claims.claims_page import write_claims  # noqa: PLC0415
-        from experiments.reporting.frontier import write_frontier  # noqa: PLC0415
+        from experiments.claims.claims_page import write_claims
+        from experiments.reporting.frontier import write_frontier
 
         print(f"Every claim: {write_claims(flags.results)}")
         print(f"Accuracy against size and cost: {write_frontier(flags.results)}")

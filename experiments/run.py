@@ -17,8 +17,8 @@ def main() -> None:
     launch = read_launch(sys.argv[1:])
     keep_freed_memory()
     # After the launch, whose mistakes are answered before torch is imported, which takes seconds.
-    from experiments.training.cli import ExperimentCLI  # noqa: PLC0415
-    from experiments.training.experiment import run_experiment  # noqa: PLC0415
+    from experiments.training.cli import ExperimentCLI
+    from experiments.training.experiment import run_experiment
 
     run_experiment(ExperimentCLI(launch))
 

@@ -1,17 +1,16 @@
-"""Choose among a suite's rows: short trainings, and longer ones of those that do well.
+"""Choose among a suite's rows by short trainings, and longer trainings of the better rows.
 
 python experiments/screen.py champion
 python experiments/screen.py champion --rows base,sam,asam --epochs 4 --rungs 2
 python experiments/screen.py champion --seeds 3 --budget-minutes 60
 
-Every row is trained at mini scale for `--epochs` with `--seeds`, a row that is in the better half
-of those so far for twice as long with one seed more, and so on (successive halving, by Optuna).
-Validation decides, and the test set is not read. Records are filed in
-experiments/results/screening, and SUITE.md beside them shows what they say, of some rows
-SUITE-ROW-ROW.md. When the time is up the training at work writes a checkpoint and ends; the same
-command goes on there, and trains nothing twice.
+Each row is trained at mini scale for `--epochs` with `--seeds`. Rows in the better half so far are
+trained for twice as long with one more seed, and so on (successive halving, by Optuna). Validation
+decides, and the test set is not read. Records and a page, SUITE.md, are written to
+experiments/results/screening; with `--rows` the page is SUITE-ROW-ROW.md. At the time limit the
+current training writes a checkpoint and ends; the same command continues it and repeats nothing.
 
-Exit code: 0, also where the time was up; 2 for a mistake or a training that fails.
+Exit code: 0 for success and for the time limit, 2 for a mistake or a failed training.
 """
 
 import argparse
@@ -97,11 +96,11 @@ def page_name(flags: argparse.Namespace, suite: Suite) -> str:
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # After the flags: these import Optuna, which may be missing, and torch, which takes seconds.
-    from experiments.claims.matching import load_results  # noqa: PLC0415
-    from experiments.records.record import write_atomically  # noqa: PLC0415
-    from experiments.reproduction.halving import Worker, make_rungs, row_of, screen  # noqa: PLC0415
-    from experiments.reproduction.runner import Workplace  # noqa: PLC0415
-    from experiments.reproduction.screening_page import render  # noqa: PLC0415
+    from experiments.claims.matching import load_results
+    from experiments.records.record import write_atomically
+    from experiments.reproduction.halving import Worker, make_rungs, row_of, screen
+    from experiments.reproduction.runner import Workplace
+    from experiments.reproduction.screening_page import render
 
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.captured_step import CapturedStep
 from lightning_modules.fitting import largest_fit
+from lightning_modules.hyperparameters import CompileMode, check_hyperparameters
 from lightning_modules.losses import jensen_shannon
 from lightning_modules.metrics import LossAndAccuracy, accuracy_per_image
 from lightning_modules.networks import count_parameters
@@ -33,20 +34,9 @@ from lightning_modules.optimizers import (
 from lightning_modules.sharpness import Ascent, Sharpness, frozen_statistics, uncached_casts
 
 Batch = tuple[Tensor, Tensor]
-CompileMode = Literal["auto", "graph", "reduce-overhead", "max-autotune"]
 
 #: modes whose training step is a CUDA graph
 CAPTURED = ("graph", "reduce-overhead", "max-autotune")
-
-
-def _check(name: str, value: float, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {expected}, got {value}")
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 @contextmanager
@@ -152,42 +142,9 @@ class ImageClassifier(LightningModule):
                 auto lets run.py choose by the machine, and is false elsewhere.
         """
         super().__init__()
-        _check("lr", lr, lr > 0, "above 0")
-        _check("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
-        _check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-        _check_choice("schedule", schedule, Schedule)
-        _check("rising", rising, 0 <= rising < 1, "in [0, 1), a share of training")
-        if rising == 0 and schedule in ("onecycle", "warmup_onecycle"):
-            raise ValueError(f"rising must be above 0 where schedule is {schedule}, got {rising}")
-        _check("warmup", warmup, 0 <= warmup < 1, "in [0, 1), a share of training")
-        _check("warmup_lr", warmup_lr, warmup_lr >= 0, "0 or more")
-        if [*milestones] != sorted(x for x in milestones if 0 < x < 1):
-            raise ValueError(f"milestones must be rising shares of training, got {milestones}")
-        _check("gamma", gamma, 0 < gamma <= 1, "above 0 and at most 1")
-        if not all(0 <= factor <= 1 for factor in triangle):
-            raise ValueError(f"triangle must be two factors in [0, 1], got {triangle}")
-        _check("bias_lr_factor", bias_lr_factor, bias_lr_factor > 0, "above 0")
-        _check_choice("optimizer", optimizer, OptimizerName)
-        if optimizer == "muon" and not self.normalises:
-            raise ValueError(
-                f"optimizer must be 'sgd' for {type(self).__name__}, got 'muon', which needs a "
-                "normalisation behind each convolution"
-            )
-        if optimizer == "muon" and fused:
-            raise ValueError("fused must be False where optimizer is 'muon', got True")
-        _check("muon_lr", muon_lr, muon_lr > 0, "above 0")
-        _check("muon_momentum", muon_momentum, 0 <= muon_momentum < 1, "in [0, 1)")
-        _check("muon_steps", muon_steps, muon_steps >= 1, "1 or more")
-        _check("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
-        _check("jsd_weight", jsd_weight, jsd_weight >= 0, "0 or more")
-        if nesterov and momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0, got momentum 0")
-        if not isinstance(channels_last, bool):
-            _check_choice("channels_last", channels_last, Literal["auto"])
-        if not isinstance(compile, bool):
-            _check_choice("compile", compile, CompileMode)
-        self.ascent = None if sharpness == "none" else Ascent(sharpness, rho)
         self.save_hyperparameters(ignore="network")
+        check_hyperparameters(self.hparams, type(self).__name__, self.normalises)
+        self.ascent = None if sharpness == "none" else Ascent(sharpness, rho)
         last = channels_last is True
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)

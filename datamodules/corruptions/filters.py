@@ -21,7 +21,7 @@ def uniform(low: float, high: float, size: tuple[int, ...], generator: Generator
 def correlate(images: Tensor, kernel: Tensor, outside: Literal["reflect", "constant"]) -> Tensor:
     """Each channel of images (N, C, H, W) with one kernel (h, w) of odd sides.
 
-    What lies outside is mirrored without the edge, or zeros.
+    Pixels outside the image are a mirror image without the edge, or zeros.
     """
     height, width = kernel.shape
     padded = F.pad(images, (width // 2, width // 2, height // 2, height // 2), mode=outside)
@@ -44,7 +44,7 @@ def blur(
 ) -> Tensor:
     """A Gaussian filter as in SciPy: its kernel ends at `truncate` standard deviations.
 
-    What lies outside is the edge, repeated, or a mirror image with the edge.
+    Pixels outside the image repeat the edge, or are a mirror image with the edge.
     """
     radius = int(truncate * sigma + 0.5)
     taken = torch.arange(SIDE)[:, None] + torch.arange(-radius, radius + 1)

@@ -1,4 +1,4 @@
-"""Weather: what falls before the picture or lies on the lens, and the light of the day.
+"""Weather: snow, frost, fog, brightness and spatter.
 
 CIFAR-10-C pastes photographs of frost, which is a ridged fractal here, and finds the rim of its
 spatter's drops by Canny's method; here the rim is where a drop ends.

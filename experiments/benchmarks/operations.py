@@ -54,7 +54,7 @@ class CountOperations(Callback):
             self._before_step(pl_module)
             return training_step(*arguments)
 
-        pl_module.training_step = counted  # type: ignore[method-assign]
+        pl_module.training_step = counted  # type: ignore[method-assign]  # for one step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -72,7 +72,7 @@ class CountOperations(Callback):
             torch.compiler.set_stance("force_eager")
             # A replayed graph shows no operations.
             self._captured = getattr(module, "captured", None)
-            module.captured = None  # type: ignore[assignment]
+            module.captured = None  # type: ignore[assignment]  # not of nn.Module
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
 

@@ -236,7 +236,7 @@ def run_beside(command: str) -> dict[str, Any]:
 
 
 def read_report(output: str) -> dict[str, Any]:
-    """What the other program says of itself in its last line; ValueError where it does not."""
+    """Read accuracy and seconds from the other program's last line; ValueError if it has none."""
     line = output.strip().rpartition("\n")[2]
     expected = 'must be a JSON object {"accuracy": ..., "seconds": ...}'
     try:

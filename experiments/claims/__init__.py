@@ -1,1 +1,1 @@
-"""What the papers claim, and what the records say of it."""
+"""The papers' claims, and their verdicts from the records."""

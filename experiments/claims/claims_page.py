@@ -1,4 +1,4 @@
-"""The claims page: every claim of both papers beside what the records say, as Markdown."""
+"""The claims page: every claim of both papers with its measured value, as Markdown."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -20,7 +20,7 @@ SPLITS = {"test accuracy": "test", "val accuracy": "val", SPREAD: "val"}
 
 
 def estimate_claim(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Estimate | None:
-    """What the records say of a claim; None where one of its terms has no record.
+    """The measured value of a claim; None if one of its terms has no record.
 
     Two terms of one training are paired by its runs. Two trainings share nothing but a seed's
     number, so their difference is Welch's. Anything else is computed seed by seed.

@@ -41,10 +41,10 @@ IRRELEVANT = frozenset(
 
 
 def training_of(config: dict[str, Any], source: str | None = None) -> str:
-    """What a configuration trains, as a text that is equal where the training is, seed apart.
+    """A text that is equal for configurations with the same training, apart from the seed.
 
-    A setting that the configuration does not know, because it is older, has today's default.
-    `source` is which images there were where the configuration leaves it to the machine.
+    A setting that an older configuration lacks has today's default. `source` names the images that
+    were used if the configuration leaves the choice to the machine.
     """
     return json.dumps(_relevant(config, source), sort_keys=True)
 

@@ -79,7 +79,7 @@ def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate
 
 
 def undefined(*n: int) -> Estimate:
-    """What so many runs, of each side where there are two, give no value of."""
+    """An estimate without a value, because `n` runs (of each side) are too few."""
     return Estimate(nan, None, None, None, n)
 
 

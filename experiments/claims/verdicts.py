@@ -29,12 +29,12 @@ MEANING: dict[Verdict, str] = {
 
 
 def judge(claimed: Interval, measured: Interval | None, threshold: float | None) -> Verdict:
-    """The verdict on a claim that a measure lies in `claimed`, of which `measured` is our interval.
+    """Compare the claimed interval of a measure with our measured interval.
 
-    `claimed` is every value that rounds to the printed one, a printed range, or has an infinite end
-    where the paper only says "more" or "less". `threshold` is what the claim sets itself apart
-    from: 0 for a difference, 1 for a ratio, the finite end of a claim with an infinite one, None
-    where it states a value and compares nothing. `MEANING` is the rule; a count is an interval of
+    `claimed` contains all values that round to the printed value, or a printed range. One end is
+    infinite if the paper only says "more" or "less". `threshold` is the value of no effect: 0 for a
+    difference, 1 for a ratio, the finite end of a one-sided claim, and None if the claim states a
+    value and compares nothing. `MEANING` is the rule; a count is an interval of
     one point.
     """
     if measured is None:

@@ -30,7 +30,7 @@ class Strategy:
         self, networks: Mapping[str, "nn.Module"], mean: "Tensor", std: "Tensor"
     ) -> "nn.Module":
         """Build a module from normalised images to log-probabilities, around named networks."""
-        from lightning_modules.prediction import TTA, Ensemble, TemperatureScaled  # noqa: PLC0415
+        from lightning_modules.prediction import TTA, Ensemble, TemperatureScaled
 
         members = [
             TTA(networks[name], self.views, mean, std, self.average, self.threshold)
@@ -44,14 +44,14 @@ class Strategy:
 
         Strategies share views: a view that was predicted once serves all strategies.
         """
-        from lightning_modules.prediction import log_probabilities  # noqa: PLC0415
+        from lightning_modules.prediction import log_probabilities
 
         members = [self._average_views(seen[name]) for name in self.networks]
         averaged = self._average(members, self.networks)
         return log_probabilities(averaged, self.temperature)
 
     def _average_views(self, seen: Mapping[str, "Tensor"]) -> "Tensor":
-        from lightning_modules.prediction import is_unsure  # noqa: PLC0415
+        from lightning_modules.prediction import is_unsure
 
         predictions = [seen[view] for view in self.views]
         averaged, first = self._average(predictions, self.views), predictions[0]
@@ -60,9 +60,9 @@ class Strategy:
         return averaged.where(is_unsure(first, self.threshold)[:, None], first)
 
     def _average(self, predictions: Sequence["Tensor"], weights: Mapping[str, float]) -> "Tensor":
-        import torch  # noqa: PLC0415
+        import torch
 
-        from lightning_modules.prediction import average_predictions  # noqa: PLC0415
+        from lightning_modules.prediction import average_predictions
 
         shares = torch.tensor(list(weights.values()))
         return average_predictions(torch.stack(list(predictions)), shares, self.average)

@@ -216,10 +216,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """The record that `write_record` wrote.
+    """Read a record that `write_record` wrote.
 
-    TypeError where a field is missing or unknown, ValueError where it was edited since or its
-    architecture is not known here.
+    TypeError if a field is missing or unknown; ValueError if the file was edited or if its
+    architecture is unknown.
     """
     return _record(json.loads(path.read_text()))
 
@@ -230,7 +230,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def read_any(path: Path) -> Record | Evaluation | None:
-    """What a JSON file among others holds, refused as by `read_record`; None for anything else."""
+    """Read a record or an evaluation as `read_record` does; None for any other JSON file."""
     fields = json.loads(path.read_text())
     if isinstance(fields, dict):
         if {"arch", "config", "scores"} <= fields.keys():

@@ -103,13 +103,13 @@ class Worker:
 
 
 def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) -> bool:
-    """Train rows from rung to rung, in the suite's order; whether all that were to be have been.
+    """Train the rows rung by rung in the suite's order; return whether the screening is complete.
 
-    Optuna's SuccessiveHalvingPruner decides which go on (Li et al. 2020): after each rung a row
-    does if it is in the better half of those that have come so far, itself included. It does not
-    come back to one that it has left out, so that the order has a say; the first row, which the
-    others are compared with, always goes on. What has a record is not trained again, so that the
-    same call goes on where one has stopped, with the same decisions.
+    Optuna's SuccessiveHalvingPruner (Li et al. 2020) decides after each rung whether a row
+    continues: it must be in the better half of the rows so far, itself included. A row that was
+    left out is not reconsidered, so the order matters. The first row always continues, because the
+    others are compared with it. A training with a record is not repeated, so that a second call
+    continues an interrupted one and makes the same decisions.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of what ends a trial
     pruner = optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION)

@@ -1,4 +1,4 @@
-"""What suites still lack: which rows to train, in which order, and what that costs."""
+"""The plan of a reproduction: the rows that have no record, their order and their cost."""
 
 import hashlib
 from collections.abc import Iterable
@@ -55,15 +55,14 @@ def make_plan(
     results: Results,
     runs: Path,
 ) -> list[Job]:
-    """Everything that rows of the suites lack, the most telling first.
+    """List the missing trainings and evaluations of the suites, in the order of their value.
 
-    Of the rows that a suite trains all, or those that `only` names. Rows that resolve to the same
-    training are one.
+    `only` names the rows; if it is empty, all rows are planned. Rows with the same training share
+    one job.
 
-    The most telling is that of which fewest seeds stand before it: every row has its first seed
-    before one has its second, so that wherever time runs out most claims have a measurement and
-    their rows the same number of seeds. Then that which takes part in most comparable claims that
-    have none yet. Then the cheaper, in operations.
+    The first seed of every row comes before the second seed of any row, so that most claims are
+    measured whenever the time ends. Among equals, the row that takes part in the most comparable
+    claims without a measurement comes first, then the row with fewer operations.
 
     UserError, in one line, where a run of another training has a row's name.
     """
@@ -120,10 +119,10 @@ def _is_open(claim: Claim, suite: Suite, scale: Scale, results: Results) -> bool
 
 
 def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
-    """Folders of runs that have finished or can go on, by what they train and by seed.
+    """Map a training and its seed to the folder of its finished or resumable run.
 
-    Of several that are the same one that has finished. Passed over is what no plan can go on with:
-    a run of an architecture that is not known here, or whose configuration cannot be read.
+    A finished run takes precedence. Runs of an unknown architecture, or with a configuration that
+    cannot be read, are left out.
     """
     found = {}
     finished = {path.parent for path in runs.glob("*/result.json")}

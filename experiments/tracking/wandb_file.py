@@ -27,10 +27,10 @@ def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
     ValueError, in one line, if a file is not from W&B or is damaged.
     """
     # These packages may be missing.
-    from google.protobuf.message import (  # type: ignore[import-untyped]  # noqa: PLC0415
+    from google.protobuf.message import (  # type: ignore[import-untyped]
         DecodeError,
     )
-    from wandb.proto.wandb_internal_pb2 import (  # type: ignore[attr-defined]  # noqa: PLC0415
+    from wandb.proto.wandb_internal_pb2 import (  # type: ignore[attr-defined]
         Record,
     )
 

@@ -24,7 +24,7 @@ HARDEST_COUNT = 24
 
 def chart_of(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> Any:
     """The value to log as the chart's key, from rows with equal columns."""
-    import wandb  # noqa: PLC0415  it may be missing
+    import wandb
 
     table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
     return wandb.plot_table(chart.design, table, chart.fields, {"title": chart.title})
@@ -44,7 +44,7 @@ def log_results(
     `logits` (N, C) are by weights, `labels` int64 (N,), `images` uint8 (N, 3, H, W). `augmented` is
     the picture of training images. Matrix and images show the selected weights.
     """
-    import wandb  # noqa: PLC0415  it may be missing
+    import wandb
 
     selected = logits[record.selected or "raw"]
     row: dict[str, Any] = {

@@ -78,5 +78,3 @@ def suit_machine(config: Namespace) -> None:
         steps = min(steps, trainer.max_steps)
     model.channels_last = resolve_channels_last(model.channels_last, trainer.accelerator)
     model.compile = resolve_compile(model.compile, trainer.accelerator, steps)
-    if model.compile in CAPTURED and trainer.detect_anomaly:
-        model.compile = False  # it was auto

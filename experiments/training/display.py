@@ -175,7 +175,8 @@ class Display(ProgressBar):
         per_epoch = (until - self._first[0]) / (position - self._first[1])
         steps = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         end = trainer.estimated_stepping_batches / steps
-        timers = [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
+        timers = [c for c in callbacks if isinstance(c, Timer)]
         limits = [x for x in (timer.time_remaining() for timer in timers) if x is not None]
         return seconds_left(at, end, per_epoch, min(limits, default=None))
 

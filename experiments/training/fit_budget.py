@@ -38,13 +38,13 @@ class FittedBudget:
 
 
 def fit_to_budget(arch: str, config: Namespace, flags: list[str]) -> FittedBudget:
-    """Replace `fit_budget` in a configuration by the size that it allows, and limit it to that.
+    """Replace `fit_budget` in a configuration by the width that fits, and raise the limit to it.
 
-    Presets and files may name another size: the budget stands above them. Whoever resumes or
-    repeats the run gets this network, whatever would be chosen then.
+    The budget overrides the width in presets and files. The resolved configuration contains the
+    width, so that a resumed or repeated run gets the same network.
 
-    ValueError, which names the flag, for a budget that is none, that nothing fits, or that stands
-    among the `flags` of the command line with the one that it would decide.
+    ValueError, which names the flag, if the budget is no whole number, if no network fits, or if
+    the `flags` of the command line also set the width.
     """
     cls, budget = EXPERIMENTS[arch], config.fit_budget
     if not 1 <= budget <= MOST or budget % 1:

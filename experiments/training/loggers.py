@@ -80,7 +80,7 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
             raise UserError("--wandb online needs the package wandb: install it")
         rank_zero_warn("wandb is not installed: nothing goes to W&B.")
         return None
-    import wandb  # noqa: PLC0415  it may be missing
+    import wandb
 
     identity = folder / "wandb_id.txt"
     agents_id = agents_run_id()

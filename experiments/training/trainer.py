@@ -58,16 +58,15 @@ def resolve_channels_last(channels_last: bool | str, accelerator: str) -> bool:
 
 
 def resolve_compile(compile: bool | str, accelerator: str, steps: float) -> bool | str:
-    """`auto` is false on a CPU; on a GPU `graph`, and `reduce-overhead` for a long training.
+    """`auto` is true for a long training on a GPU, and false otherwise.
 
-    Without Triton and a compiler for C, which Triton needs, it is always `graph`.
+    A compilation takes 40 s, and Triton needs a compiler for C. CUDA graphs are not the default
+    because no GPU has run them yet.
     """
     if compile != "auto":
         return compile
-    if not _on_gpu(accelerator):
-        return False
     can_compile = has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
-    return "reduce-overhead" if steps >= LONG and can_compile else "graph"
+    return _on_gpu(accelerator) and steps >= LONG and can_compile
 
 
 def set_tf32() -> None:
@@ -150,8 +149,8 @@ class Trainer(LightningTrainer):
         """
         Args:
             precision: number format of training; auto chooses by the machine.
-            accelerator: what computes; auto is a GPU where there is one.
-            plugins: Lightning plugins, beside ours that writes checkpoints.
+            accelerator: device that trains; auto is a GPU if there is one.
+            plugins: Lightning plugins, in addition to ours for checkpoints.
         """
         set_tf32()
         super().__init__(

@@ -1,4 +1,4 @@
-"""What several residual networks share: convolution with BatchNorm, the basic block, stages."""
+"""Parts of residual networks: convolution with BatchNorm, the basic block, stages."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -95,8 +95,8 @@ def make_stages(
 def initialise(network: nn.Module) -> None:
     """Draw every convolution from N(0, 2 / fan_out) and set its bias to zero (He et al. 2015).
 
-    This is what the reference code of ResNet and WRN does, and neither of the two papers
-    rebuilt here says otherwise. BatchNorm (ones, zeros) and linear layers keep torch's defaults.
+    The reference code of ResNet and WRN does the same, and neither of the two papers
+    rebuilt here differs. BatchNorm (ones, zeros) and linear layers keep torch's defaults.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Means of feature maps, with a gradient that keeps the layout of what they are the means of."""
+"""Means of feature maps, with a gradient in the memory layout of the feature maps."""
 
 from typing import Any
 

@@ -24,8 +24,8 @@ def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
 def conv3x3(in_channels: int, channels: int, dirac: bool) -> nn.Conv2d:
     """A 3x3 convolution without bias.
 
-    With `dirac` as many filters as there are input channels start as the identity, so that the
-    layer hands on what it gets; the others keep torch's initial weights.
+    With `dirac` the first `in_channels` filters start as the identity, so that the layer passes its
+    input on. The other filters keep torch's initial weights.
     """
     conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
     if dirac:
@@ -37,8 +37,8 @@ def conv3x3(in_channels: int, channels: int, dirac: bool) -> nn.Conv2d:
 class ConvGroup(nn.Module):
     """conv-pool-norm-GELU, then (convs - 1) times conv-norm-GELU, all 3x3.
 
-    (N, in_channels, H, W) -> (N, channels, H // 2, W // 2). Where `residual`, what the first of
-    them gives is added before the last activation.
+    (N, in_channels, H, W) -> (N, channels, H // 2, W // 2). With `residual`, the output of
+    the first convolution is added before the last activation.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SpeedResNet(nn.Module):
     """A whitening layer and three groups of convolutions, each at half the resolution.
 
     Normalised images (N, 3, 32, 32) to logits (N, 10). The groups have `base_width` times `widths`
-    channels and `convs` convolutions each. As it stands 1,971,352 trainable parameters: the network
+    channels and `convs` convolutions each. By default 1,971,352 trainable parameters: the network
     of "94% on CIFAR-10 in 3.29 Seconds". Its deeper relative for 96%, which does not fit the budget
     of 5,000,000, is three convolutions a group and `residual`; with `widths` (1, 4, 6) that has
     4,959,576.

@@ -28,10 +28,10 @@ class StochasticDepth(nn.Module):
 class PreActivationBlock(nn.Module):
     """BN-ReLU-conv, BN-ReLU-dropout-conv, plus the shortcut (He et al. 2016, identity mappings).
 
-    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). Where the width or the stride
+    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). If the width or the stride
     changes, the shortcut is a 1x1 convolution of the first activation, without BatchNorm. In
-    training the convolutions' part is left out for an image with probability `drop`, and grows by
-    1 / (1 - drop) where it is not (Huang et al. 2016).
+    training the residual branch of an image is dropped with probability `drop`, and divided by
+    1 - drop otherwise (Huang et al. 2016).
     """
 
     def __init__(

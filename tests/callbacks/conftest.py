@@ -1,4 +1,4 @@
-"""A module with the callbacks' protocol, small enough to be trained for real in every test."""
+"""A small LightningModule that every test can really train."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ class Loader:
 
 
 class Tiny(LightningModule):
-    """Convolution and BatchNorm under SGD with momentum, with what the tests look at."""
+    """Small network, trained by SGD with momentum, that records values for the tests."""
 
     def __init__(self, seed: int = 0, dropout: float = 0.0, overflow_at: int | None = None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Tiny(LightningModule):
         self.overflow_at = overflow_at
         #: the learning rate of every optimizer step
         self.rates: list[float] = []
-        #: what every validation logged
+        #: the metrics of every validation
         self.validations: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
 
@@ -150,7 +150,7 @@ def fit(tmp_path: Path, train_batches: Loader, val_batches: Loader) -> Callable[
 
 @pytest.fixture
 def train_plainly(train_batches: Loader) -> Callable[..., torch.optim.Optimizer]:
-    """What `fit` does to Tiny's network, as a plain loop with a call after every step."""
+    """Train Tiny's network as `fit` does, in a plain loop, and call `after_step` each time."""
 
     def train_plainly(
         network: nn.Module,
@@ -195,7 +195,7 @@ def resume_is_exact(tmp_path: Path, fit: Callable[..., Trainer]) -> Callable[...
         callbacks = [make() for make in make_callbacks]
         undisturbed = end(fit(module, *callbacks, every_epoch, max_epochs=4), module)
         for epoch in range(3):
-            # Other initial weights and another random state: nothing may come from this process.
+            # Other weights and another random state, so that everything comes from the checkpoint.
             module = Tiny(seed=100 + epoch, **module_options)
             callbacks = [make() for make in make_callbacks]
             checkpoint = tmp_path / f"epoch={epoch}.ckpt"

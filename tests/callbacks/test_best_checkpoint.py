@@ -10,7 +10,7 @@ from callbacks import EMA, SWA, BestCheckpoint, LastCheckpoint
 
 @pytest.fixture
 def graded(tiny):
-    """Tiny whose validation accuracy is given, epoch by epoch; an average's is its mirror image."""
+    """Tiny with a given accuracy in each epoch; an average has 1 - accuracy."""
 
     class Graded(tiny):
         grades = (0.5, 0.9, 0.7, 0.9)
@@ -27,7 +27,7 @@ def saved(path):
     return torch.load(path, weights_only=True)
 
 
-def test_lightnings_own_ends_the_run_where_its_metric_comes_late(fit, tiny, tmp_path):
+def test_lightnings_checkpoint_fails_if_its_metric_comes_late(fit, tiny, tmp_path):
     own = ModelCheckpoint(tmp_path, monitor="val/acc_swa", mode="max")
     with pytest.raises(MisconfigurationException, match="could not find the monitored key"):
         fit(tiny(), SWA(start=0.5), own, max_epochs=4)
@@ -35,7 +35,7 @@ def test_lightnings_own_ends_the_run_where_its_metric_comes_late(fit, tiny, tmp_
 
 @pytest.mark.parametrize(
     ("every", "best_epoch"),
-    # 1 - 0.7 in epoch 2, and 1 - 0.9 in epoch 3, which alone is validated when every second one is.
+    # 1 - 0.7 in epoch 2, or 1 - 0.9 in epoch 3, if every second epoch is validated.
     [(1, 2), (2, 3)],
 )
 def test_swa_has_its_best_checkpoint_though_it_starts_late(
@@ -53,7 +53,7 @@ def test_raw_and_averaged_weights_have_one_file_each(fit, graded, tmp_path):
     fit(graded(), EMA(), *checkpoints, max_epochs=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "best_ema.ckpt"]
     raw, ema = saved(tmp_path / "best.ckpt"), saved(tmp_path / "best_ema.ckpt")
-    # Of the two epochs at 0.9 the first; epoch 0 is the worst, and so the average's best.
+    # Epoch 1 is the first with 0.9. Epoch 0 is the worst, so it is the best of the average.
     assert (raw["epoch"], ema["epoch"]) == (1, 0)
     assert (raw["global_step"], ema["global_step"]) == (14, 7)
 
@@ -81,7 +81,7 @@ def test_the_file_holds_the_weights_that_were_validated_and_no_more(
     assert all(torch.equal(checkpoint["state_dict"][name], x) for name, x in expected.items())
     assert "network.1.running_mean" in expected  # BatchNorm's
     assert checkpoint["score"] == module.validations[0][f"val/acc{suffix}"]
-    # Lightning loads them, as the weights of a module.
+    # Lightning can load the file as a module.
     loaded = tiny.load_from_checkpoint(tmp_path / f"best{suffix}.ckpt", weights_only=True)
     assert all(torch.equal(loaded.state_dict()[name], x) for name, x in expected.items())
 
@@ -101,7 +101,7 @@ def test_a_resumed_run_remembers_the_best_so_far(fit, graded, tmp_path):
 
 @pytest.mark.parametrize("later", ["better", "missing"])
 def test_a_file_that_is_not_of_the_restored_state_is_replaced(fit, graded, tmp_path, later):
-    """The file is newer than the state after a kill, and missing from a new folder."""
+    """A killed run leaves a newer file than its state; a new folder has no file."""
 
     class Worse(graded):
         grades = (0.5, 0.4, 0.3, 0.4)
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_of_the_restored_state_is_replaced(fit, graded, tmp_p
         assert saved(path)["epoch"] == 1
     else:
         path.unlink()
-    # The epochs that follow come out otherwise, as they may on a GPU.
+    # The later epochs have other results than before, as on a GPU.
     best = BestCheckpoint(str(tmp_path))
     fit(Worse(), best, max_epochs=4, ckpt_path=tmp_path / "first.ckpt")
     assert saved(path)["epoch"] == 1

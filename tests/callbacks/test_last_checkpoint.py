@@ -15,7 +15,7 @@ def steps_of(path):
 
 
 class Watch(Callback):
-    """Which steps last.ckpt was of, whenever it had changed behind a batch or an epoch."""
+    """Records the step of each new last.ckpt, checked before each batch, epoch and validation."""
 
     def __init__(self, folder):
         self.path = folder / "last.ckpt"
@@ -44,14 +44,14 @@ ALWAYS = timedelta(0)
     ("every", "options", "steps", "end"),
     [
         (timedelta(hours=1), {}, [7], 14),
-        # Not behind an epoch's last batch, the seventh, before its end.
+        # After the seventh batch, the last of an epoch, it is saved only at the epoch's end.
         (ALWAYS, {}, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], 14),
         (ALWAYS, {"max_steps": 4}, [1, 2, 3], 4),
-        # The seventh batch makes a step of its own.
+        # The seventh batch is a step alone.
         (ALWAYS, {"accumulate_grad_batches": 3}, [1, 2, 3, 4, 5], 6),
     ],
 )
-def test_it_is_written_where_a_resumed_run_leaves_out_nothing(
+def test_it_is_written_only_where_a_resumed_run_skips_nothing(
     fit, tiny, tmp_path, every, options, steps, end
 ):
     watch = Watch(tmp_path)
@@ -61,7 +61,7 @@ def test_it_is_written_where_a_resumed_run_leaves_out_nothing(
 
 
 class Clock(Callback):
-    """Time that passes between batches only, a second each."""
+    """Clock that advances by a second before each batch."""
 
     def __init__(self, patch):
         self.now = 1_000.0
@@ -74,7 +74,7 @@ class Clock(Callback):
 @pytest.mark.parametrize(
     ("seconds", "steps"),
     [
-        # Epochs of seven seconds: the first one's end, because there is no file yet.
+        # An epoch has seven seconds. The first one is saved because there is no file yet.
         (30, [7, 37, 67]),
         (14, [7, 21, 35, 49, 63, 77]),  # ends of epochs
         (5, [*range(5, 84, 5)]),  # also within epochs

@@ -346,7 +346,7 @@ def test_missing_data_is_answered_in_one_line_that_says_what_to_do(tmp_path):
     message = str(error.value)
     assert "\n" not in message
     for part in (
-        f"CIFAR-10 is not whole in {tmp_path} (data_batch_1 is missing)",
+        f"CIFAR-10 is incomplete in {tmp_path} (data_batch_1 is missing)",
         "downloading is switched off",
         "--data.root",
         "$CIFAR10_ROOT",
@@ -398,7 +398,7 @@ def test_source_auto_takes_the_stand_in_where_there_is_nothing_and_says_so(tmp_p
     data.prepare_data()
     assert data.source == "synthetic"
     assert data.classes == SYNTHETIC_CLASSES
-    assert f"CIFAR-10 is not whole in {tmp_path}" in announced.text
+    assert f"CIFAR-10 is incomplete in {tmp_path}" in announced.text
     assert "Training on the SYNTHETIC stand-in" in announced.text
 
 
@@ -641,12 +641,12 @@ def test_after_a_resumed_run_a_loader_gives_whole_epochs_again(stand_in, fit, tm
         ),
         (
             {"crop_mode": "reflect", "crop_padding": 32},
-            "crop_padding must be less than 32 where crop_mode is reflect, got 32",
+            "crop_padding must be less than 32 if crop_mode is reflect, got 32",
         ),
         ({"flip_mode": "never"}, "flip_mode must be random or alternating, got 'never'"),
         (
             {"flip": 0.4, "flip_mode": "alternating"},
-            "flip must be 0.5 where flip_mode is alternating, got 0.4",
+            "flip must be 0.5 if flip_mode is alternating, got 0.4",
         ),
         ({"rotation": -1.0}, "rotation must be in .*, got -1.0"),
         ({"mixup_p": 2.0}, r"mixup_p must be in \[0, 1\], got 2.0"),

@@ -137,7 +137,7 @@ def test_every_process_takes_its_part_from_its_trainer(data, processes):
 
 def test_fewer_images_to_validate_than_processes_are_refused(data):
     module = data(0, 21)
-    message = r"^data\.val_fraction leaves 20 images to validate, fewer than the 21 devices$"
+    message = r"^data\.val_fraction leaves 20 validation images, fewer than the 21 devices$"
     with pytest.raises(MisconfigurationException, match=message):
         module.val_dataloader()
 

@@ -189,7 +189,7 @@ def test_active_says_whether_anything_is_ever_mixed(arguments, active):
         ({"cutmix_p": -1}, r"cutmix_p must be in \[0, 1\], got -1"),
         (
             {"mixup_alpha": 0.3, "mixup_p": 0.7, "cutmix_alpha": 1.0, "cutmix_p": 0.4},
-            r"mixup_p \+ cutmix_p must be 1 or less where both are on, got 0.7 \+ 0.4",
+            r"mixup_p \+ cutmix_p must be 1 or less if both are on, got 0.7 \+ 0.4",
         ),
     ],
 )

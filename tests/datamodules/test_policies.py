@@ -334,7 +334,7 @@ def test_batches_of_a_policy_repeat_and_augmix_gives_what_there_is_without_it_fi
         ({"augmix_severity": 11}, r"augmix_severity must be in \[1, 10\], got 11"),
         (
             {"policy": "augmix", "mixup_alpha": 0.3},
-            "another than augmix where MixUp or CutMix is on",
+            "not be augmix if MixUp or CutMix is on",
         ),
         ({"policy": "augmix", "cutmix_alpha": 1.0}, "got 'augmix'"),
     ],

@@ -124,7 +124,7 @@ def test_values_that_contradict_each_other_are_both_named(refusal):
         ),
         (
             ["--model.jsd_weight=12", "--data.policy=augmix", "--data.mixup_alpha=0.2"],
-            "--data.policy: policy must be another than augmix where MixUp or CutMix is on: its "
+            "--data.policy: policy must be not be augmix if MixUp or CutMix is on: its "
             "loss compares views of one image, got 'augmix'",
         ),
     ],
@@ -310,7 +310,7 @@ def test_an_accelerator_that_is_not_there_is_named(refusal, monkeypatch, acceler
 
 def test_a_crop_beyond_the_reflected_image_is_refused_before_training(refusal):
     line = refusal("--data.crop_mode=reflect", "--data.crop_padding=32")
-    assert line.startswith("--data.crop_padding: crop_padding must be less than 32 where crop_mode")
+    assert line.startswith("--data.crop_padding: crop_padding must be less than 32 if crop_mode")
 
 
 def test_a_second_process_on_a_runs_folder_is_refused(refusal, build, tiny):

@@ -361,7 +361,7 @@ def of_missing_images(record: dict[str, Any]) -> None:
         (break_checkpoints, "the raw weights in {} cannot be read (UnpicklingError)"),
         (of_another_width, "{}/best.ckpt does not hold the weights of the sam_resnet that"),
         (of_an_older_version, "{}/result.json is not a record of this version"),
-        (of_missing_images, "CIFAR-10 is not whole in nowhere"),
+        (of_missing_images, "CIFAR-10 is incomplete in nowhere"),
     ],
 )
 def test_a_run_that_cannot_be_evaluated_is_answered_in_one_line_and_left_alone(

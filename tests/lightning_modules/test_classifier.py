@@ -126,7 +126,7 @@ def test_muon_is_refused_where_convolutions_are_not_normalised(name: str) -> Non
 
 
 def test_muon_is_not_fused() -> None:
-    with pytest.raises(ValueError, match=r"^fused must be False where optimizer is 'muon', got"):
+    with pytest.raises(ValueError, match=r"^fused must be False if optimizer is 'muon', got"):
         small("speed_resnet", optimizer="muon", fused=True)
 
 
@@ -163,7 +163,7 @@ def test_a_trainer_tests_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["onecycle", "warmup_onecycle"])
 def test_a_cycle_must_rise(schedule: str) -> None:
-    with pytest.raises(ValueError, match=rf"^rising must be above 0 where schedule is {schedule}"):
+    with pytest.raises(ValueError, match=rf"^rising must be above 0 if schedule is {schedule}"):
         small("sam_resnet", schedule=schedule, rising=0.0)
 
 
