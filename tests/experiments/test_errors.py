@@ -124,7 +124,7 @@ def test_values_that_contradict_each_other_are_both_named(refusal):
         ),
         (
             ["--model.jsd_weight=12", "--data.policy=augmix", "--data.mixup_alpha=0.2"],
-            "--data.policy: policy must be not be augmix if MixUp or CutMix is on: its "
+            "--data.policy: policy must not be augmix if MixUp or CutMix is on: AugMix's "
             "loss compares views of one image, got 'augmix'",
         ),
     ],
