@@ -1,6 +1,7 @@
 """Fixtures and hooks of all tests."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -43,7 +44,12 @@ def hidden_gpu() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Hide the GPU from every test without the marker gpu, also from its module's fixtures."""
+    """Hide the GPU from every test without the marker gpu, and let Ctrl-C have its usual effect.
+
+    Lightning ignores SIGINT from a KeyboardInterrupt on, and a shell's background job ignores it
+    from the start.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with nullcontext() if item.get_closest_marker("gpu") else hidden_gpu():
         return (yield)
 
