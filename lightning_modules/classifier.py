@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.captured_step import CapturedStep
+from lightning_modules.distillation import Distillation
 from lightning_modules.fitting import largest_fit
 from lightning_modules.hyperparameters import CompileMode, check_hyperparameters
 from lightning_modules.losses import jensen_shannon
@@ -157,17 +158,29 @@ class ImageClassifier(LightningModule):
             self.network.compile(dynamic=False, mode=mode)
         #: the training step as a CUDA graph, between `setup` and `teardown`
         self.captured: CapturedStep | None = None
+        self.distillation: Distillation | None = None
         self.train_metric = LossAndAccuracy()
         self.eval_metrics: dict[str, LossAndAccuracy] = {}
         self._soft_targets = False
         self._largest_batch = 0  # of evaluation
 
+    def learn_from(self, distillation: Distillation) -> None:
+        """Train with the loss of a distillation; its teachers are compiled if the student is."""
+        self.distillation = distillation
+        for teacher in distillation.teachers:
+            teacher.to(memory_format=self.memory_format)
+            if self.compiled:
+                teacher.compile(dynamic=False)
+
     def setup(self, stage: str) -> None:
+        trainer = self._trainer
+        device = self.device if trainer is None else trainer.strategy.root_device
+        if stage == "fit" and self.distillation is not None:
+            for teacher in self.distillation.teachers:
+                teacher.to(device)
         mode = self.hparams["compile"]
         if stage != "fit" or mode not in CAPTURED:
             return
-        trainer = self._trainer
-        device = self.device if trainer is None else trainer.strategy.root_device
         alone = trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
         if device.type == "cuda" and alone:
             self.captured = CapturedStep(self.network, self._forward_and_backward)
@@ -208,15 +221,16 @@ class ImageClassifier(LightningModule):
         With SAM the first is the loss at the perturbed weights, which the network has until
         `Ascent.descend`.
         """
+        soft = self.distillation.ask(images) if self.distillation else None
         logits = self(images)
-        loss = self.loss(logits, targets)
+        loss = self.loss(logits, targets, soft)
         clean = logits if logits.ndim == 2 else logits[:, 0]
         correct = accuracy_per_image(clean.detach(), targets)
         if self.ascent is None:
             return loss, loss.detach(), correct
         self.ascent.climb(self.network, self._scaled(loss))
         with frozen_statistics(self.network), uncached_casts(images.device):
-            return self.loss(self(images), targets), loss.detach(), correct
+            return self.loss(self(images), targets, soft), loss.detach(), correct
 
     def _forward_and_backward(
         self, images: Tensor, targets: Tensor, batches: int
@@ -263,12 +277,19 @@ class ImageClassifier(LightningModule):
         else:
             nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy; of three views (N, 3, 10) the first one's, and how far they diverge."""
+    def loss(self, logits: Tensor, targets: Tensor, soft: Tensor | None = None) -> Tensor:
+        """Cross-entropy of logits (N, 10); mixed with the distillation loss for `soft` targets.
+
+        Of AugMix's three views (N, 3, 10) it is the cross-entropy of the first, plus the weighted
+        Jensen-Shannon divergence of all.
+        """
+        clean = logits if logits.ndim == 2 else logits[:, 0]
+        loss = F.cross_entropy(clean, targets, label_smoothing=self.hparams["label_smoothing"])
         if logits.ndim == 3:
-            divergence = self.hparams["jsd_weight"] * jensen_shannon(*logits.unbind(1))
-            return self.loss(logits[:, 0], targets) + divergence
-        return F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
+            loss = loss + self.hparams["jsd_weight"] * jensen_shannon(*logits.unbind(1))
+        if self.distillation is None or soft is None:
+            return loss
+        return self.distillation.loss(loss, logits, soft)
 
     def on_train_epoch_end(self) -> None:
         loss, accuracy = self.train_metric.compute()

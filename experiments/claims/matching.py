@@ -65,6 +65,12 @@ def _relevant(config: dict[str, Any], source: str | None = None) -> dict[str, An
             settings[group] = given
     if source is not None:
         settings["data.source"] = source
+    # A teacher is its weights, whatever its folder is called.
+    teachers = settings["teacher"] or []
+    teachers = [teachers] if isinstance(teachers, str) else teachers
+    settings["teacher"] = [name.rpartition("@")[2] for name in teachers]
+    if not teachers:
+        settings = {key: x for key, x in settings.items() if not key.startswith("distill.")}
     if settings["trainer.max_steps"] >= steps_of_epochs(config):
         settings["trainer.max_steps"] = -1  # a limit that is not met
     return {key: value for key, value in settings.items() if key not in IRRELEVANT}

@@ -34,9 +34,11 @@ from experiments.training.launch import Launch, claim_folder
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.processes import is_first
 from experiments.training.quiet import quiet
+from experiments.training.teachers import Teacher, distillation, open_teacher
 from experiments.training.trainer import Trainer
 from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.distillation import Distillation
 from lightning_modules.optimizers import OPTIMIZER_HPARAMS
 
 # Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
@@ -101,6 +103,7 @@ class ExperimentCLI(LightningCLI):
     datamodule: CIFAR10DataModule
     trainer: Trainer
     fitted: FittedBudget | None = None
+    teachers: list[Teacher]
     lock: TextIO | None = None  # the run folder's, held until this process ends
 
     def __init__(self, launch: Launch) -> None:
@@ -185,6 +188,12 @@ class ExperimentCLI(LightningCLI):
             type=float | None,
             help="Parameters: choose the largest network in them.",
         )
+        parser.add_argument(
+            "--teacher",
+            type=str | list[str] | None,
+            help="Folder of a finished run or of an exported network to learn from, or a list.",
+        )
+        parser.add_class_arguments(Distillation, "distill", instantiate=False, skip={"teachers"})
         for key, (callback, default) in SWITCHES.items():
             parser.add_argument(
                 f"--{key}", type=bool | callback, default=default, help=callback.__doc__
@@ -194,6 +203,16 @@ class ExperimentCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+
+    def instantiate_classes(self) -> None:
+        names = self.config.teacher or []
+        names = [names] if isinstance(names, str) else names
+        self.teachers = [open_teacher(name) for name in names]
+        if self.teachers:
+            # With their digests: a resumed run must have the same teachers.
+            self.config.teacher = [str(teacher) for teacher in self.teachers]
+            self.before_instantiate_classes()
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         # Nothing is written for a run that Lightning refuses, that has no data, or that cannot be
@@ -205,6 +224,9 @@ class ExperimentCLI(LightningCLI):
         refuse_monitors(given, self._validated(), self.config.data.val_fraction > 0)
         if is_first():
             self.datamodule.prepare_data()
+        if self.teachers:
+            settings = self.config.distill.as_dict()
+            self.model.learn_from(distillation(self.teachers, settings, self.datamodule.classes))
         keep_steps = 0
         if self.launch.checkpoint is not None:
             checkpoint = read_checkpoint(self.launch.checkpoint, self.model)

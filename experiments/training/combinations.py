@@ -40,6 +40,9 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     for flag, (name, values) in NEEDS.items():
         if flag in given and config[name] not in values:
             raise ValueError(f"{flag} needs --{name} {' or '.join(values)}, got {config[name]}")
+    taught = [flag for flag in given if flag.startswith("--distill.")]
+    if taught and not config.teacher:
+        raise ValueError(f"{taught[0]} needs --teacher, the folder of a finished run")
     trainer = config.trainer
     if config.model.fused:
         precision = resolve_precision(trainer.precision, trainer.accelerator)
