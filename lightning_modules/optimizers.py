@@ -93,6 +93,25 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
     return MuonSGD(set_apart(groups, filters(network), **muon), **settings, compiled=compiled)
 
 
+def clip_gradients(
+    optimizer: Optimizer, limit: float | None, algorithm: str | None, wants_norm: bool
+) -> Tensor | None:
+    """Clip gradients by norm or by value, without waiting for the GPU.
+
+    Lightning does not clip with fused optimizers. Returns the norm before clipping if clipping
+    computes it or `wants_norm` is true, else None.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if limit and algorithm != "value":
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    norm = None
+    if wants_norm:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit:
+        nn.utils.clip_grad_value_(parameters, limit)
+    return norm
+
+
 def optimizer_steps(trainer: Trainer) -> int:
     """Optimizer steps of a whole training, from the first epoch to the last.
 
@@ -178,42 +197,22 @@ def triangular(step: int, total_steps: int, rising: float, start: float, end: fl
     return 1 + (end - 1) * min(1.0, (step - peak) / (total_steps - peak))
 
 
-def learning_rate_factor(
-    schedule: Schedule,
-    total_steps: int,
-    rising: float,
-    warmup: float,
-    warmup_start: float,
-    milestones: Sequence[float],
-    gamma: float,
-    triangle: tuple[float, float] = (0.2, 0.07),
-) -> Callable[[int], float]:
-    """The rate at each optimizer step as a factor of the peak rate, for `LambdaLR`.
+def learning_rate_factor(hparams: Mapping[str, Any], total_steps: int) -> Callable[[int], float]:
+    """Return the factor of the peak rate at each optimizer step, for `LambdaLR`.
 
-    Shares of all steps in [0, 1) are `rising` (the rise of the one-cycle and triangular schedules),
-    `warmup`, and `milestones` (after each the step schedule multiplies by `gamma`). Factors are
-    `warmup_start` (at the beginning of the warm-up) and `triangle` (at the beginning and the end of
-    the triangular schedule). All are closed forms of the step, so that a callback may override the
-    rate for a while.
+    All schedules are functions of the step alone, so that a callback can override the rate for a
+    while. `hparams` are those of `ImageClassifier`.
     """
-    if schedule == "cosine":
-        return partial(
-            cosine,
-            total_steps=total_steps,
-            warmup_steps=warmup * total_steps,
-            warmup_start=warmup_start,
-        )
-    if schedule == "onecycle":
-        return partial(onecycle, total_steps=total_steps, rising=rising)
-    if schedule == "step":
-        return partial(step_decay, total_steps=total_steps, milestones=milestones, gamma=gamma)
-    if schedule == "triangular":
-        start, end = triangle
-        return partial(triangular, total_steps=total_steps, rising=rising, start=start, end=end)
-    return partial(
-        warmup_onecycle,
-        total_steps=total_steps,
-        rising=rising,
-        warmup_steps=warmup * total_steps,
-        warmup_start=warmup_start,
-    )
+    rising, (start, end) = hparams["rising"], hparams["triangle"]
+    warmup = {
+        "warmup_steps": hparams["warmup"] * total_steps,
+        "warmup_start": hparams["warmup_lr"] / hparams["lr"],
+    }
+    schedules: dict[Schedule, Callable[..., float]] = {
+        "cosine": partial(cosine, **warmup),
+        "onecycle": partial(onecycle, rising=rising),
+        "warmup_onecycle": partial(warmup_onecycle, rising=rising, **warmup),
+        "step": partial(step_decay, milestones=hparams["milestones"], gamma=hparams["gamma"]),
+        "triangular": partial(triangular, rising=rising, start=start, end=end),
+    }
+    return partial(schedules[hparams["schedule"]], total_steps=total_steps)

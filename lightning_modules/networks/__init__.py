@@ -1,8 +1,10 @@
 """The networks, torch only. `NETWORKS` imports each of them when it is looked up."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,6 +46,26 @@ def build_network(name: str, hyper_parameters: Mapping[str, Any]) -> nn.Module:
     if hyper_parameters.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
     return network
+
+
+@contextmanager
+def borrowed(network: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Within it, `network` and its copy `other` exchange their parameters and buffers.
+
+    A compiled network can evaluate averages of its weights this way without another compilation.
+    """
+    mine = chain(network.parameters(), network.buffers())
+    pairs = list(zip(mine, chain(other.parameters(), other.buffers()), strict=True))
+
+    def swap() -> None:
+        for a, b in pairs:
+            a.data, b.data = b.data, a.data
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
 
 
 def count_parameters(network: nn.Module) -> int:
