@@ -265,7 +265,7 @@ def short_trainer(**options: Any) -> Trainer:
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4), r"^images must .* got torch.uint8$"),
+        (torch.zeros(4, 3, 32, 32).byte(), torch.arange(4), r"^images must .* got torch.uint8$"),
         (torch.zeros(4, 3, 32, 32), torch.arange(4).int(), r"^labels must .* got torch.int32$"),
         (torch.zeros(4, 3, 32, 32), torch.arange(7, 11), r"^labels must .* 0 to 9, got 7 to 10$"),
         (torch.zeros(4, 3, 32, 32), torch.arange(-1, 3), r"^labels must .* 0 to 9, got -1 to 2$"),
