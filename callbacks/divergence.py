@@ -103,7 +103,7 @@ class Divergence(Callback):
         rank_zero_warn(f"{reason}: restored {self.path} and halved the learning rate")
 
     def _overflowed(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Return whether only fp16 overflowed: its scaler kept the weights finite, and has room."""
+        """Return whether fp16 overflowed only in steps that its scaler skipped."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         return (
             scaler is not None

@@ -18,7 +18,7 @@ class EvaluatesNetworks(HasNetwork, Protocol):
     """A LightningModule for EMA and SWA."""
 
     def evaluate(self, network: nn.Module, batch: Any, suffix: str) -> None:
-        """Add a batch to `val/loss{suffix}` and `val/acc{suffix}`, logged at the epoch's end."""
+        """Add a batch to the epoch's `val/loss{suffix}` and `val/acc{suffix}`."""
 
 
 class Average(Callback):
@@ -72,7 +72,7 @@ def ema_update(averages: list[Tensor], tensors: list[Tensor], decay: float) -> N
 
 @final
 class EMA(Average):
-    """An exponential moving average of the weights, updated after every optimizer step.
+    """Exponential moving average of the weights, updated after every step.
 
     It includes BatchNorm's statistics. A step that the fp16 scaler skips is no update. During fit
     it is validated after the network, as `val/acc_ema` and `val/loss_ema`. In a checkpoint,

@@ -128,7 +128,7 @@ class LastCheckpoint(Checkpoint):
         self._unwritten = snapshot(state)
 
     def _is_sound(self) -> bool:
-        """Return whether weights and averages are finite; a diverged run keeps its last file."""
+        """Return whether all weights are finite; else the last file stays."""
         states = self._unwritten["callbacks"].values()
         averages = [state["average"] for state in states if "average" in state]
         return all(map(is_finite, [self._unwritten["state_dict"], *averages]))

@@ -1,4 +1,4 @@
-"""Lookahead: slow weights that follow the optimizer's weights (Zhang et al. 2019)."""
+"""Lookahead: slow weights that follow the optimizer's (Zhang et al. 2019)."""
 
 from typing import Any, Literal, Protocol, cast, final
 
@@ -28,7 +28,7 @@ def cubic_share(progress: float, end: float) -> float:
 
 @final
 class Lookahead(Callback):
-    """Every k optimizer steps, moves the weights back towards slow weights (Zhang et al. 2019).
+    """Moves the weights towards slow weights every k steps (Zhang et al. 2019).
 
     The slow weights start at the initial weights. BatchNorm's statistics and the optimizer's state
     do not change. A step that the fp16 scaler skips does not count. Validation uses the fast

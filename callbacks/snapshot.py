@@ -1,4 +1,4 @@
-"""Training states: copies in the host's memory, and a check for values that are not finite."""
+"""Training states: copies in the host's memory, and a check for NaN."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def snapshot(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy nested containers of tensors to the host; training does not change the copy.
+    """Copy nested containers of tensors to the host.
 
     Tensors of a GPU are copied to pinned memory without waiting, then synchronised once.
     """
@@ -27,5 +27,5 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def is_finite(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether a `state_dict` contains neither NaN nor infinity; waits for its device."""
+    """Return whether a `state_dict` is finite; waits for its device."""
     return all(x.isfinite().all() for x in weights.values() if x.is_floating_point())

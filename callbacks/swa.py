@@ -1,4 +1,4 @@
-"""Stochastic weight averaging: the mean of the weights of late epochs (Izmailov et al. 2018)."""
+"""Stochastic weight averaging: the mean of the weights of late epochs."""
 
 from itertools import islice
 from typing import Any, Literal, cast, final
@@ -25,7 +25,7 @@ def cyclic_rate(step: int, cycle: int, lr: float, lr_min: float) -> float:
 
 @final
 class SWA(Average):
-    """The equal average of weights at a constant or cyclic learning rate (Izmailov et al. 2018).
+    """Equal average of the weights of late epochs (Izmailov et al. 2018).
 
     From epoch int(start * max_epochs) on, `lr` overrides the module's schedule, which must be a
     function of the step alone. After every `cycle_epochs` epochs the weights join the average, and

@@ -155,7 +155,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.source = "synthetic"
 
     def setup(self, stage: str) -> None:
-        """Read the training images for "fit" and "validate", or the test images for "test".
+        """Read the images: training for "fit" and "validate", test for "test".
 
         All processes use the source that rank 0 has prepared.
         """
@@ -186,7 +186,7 @@ class CIFAR10DataModule(LightningDataModule):
         return self._splits[split]
 
     def training_images(self, count: int) -> Tensor:
-        """Return the first `count` training images float32 (count, 3, 32, 32) on the device.
+        """Return the first `count` training images, float32 (count, 3, 32, 32).
 
         They are normalised and not augmented. Call `setup("fit")` before.
         """
@@ -234,7 +234,7 @@ class CIFAR10DataModule(LightningDataModule):
         return loader
 
     def _eval_loader(self, split: str) -> EvalLoader:
-        """Return a loader of this process's images; all processes together have each image once."""
+        """Return a loader of this process's shard of a split."""
         whole, rank = self._on_device(split), self._rank()
         if 0 < len(whole[0]) < rank["world_size"]:
             raise MisconfigurationException(
@@ -267,7 +267,7 @@ class CIFAR10DataModule(LightningDataModule):
 
 
 def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return sorted indices (train, validation) with the same fraction of every class."""
+    """Return sorted indices (train, validation) with equal shares of every class."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
     train, val = [], []
     for label in labels.unique():

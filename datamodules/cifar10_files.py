@@ -15,14 +15,14 @@ class MissingDataError(MisconfigurationException):
 
 
 def cifar10_files(root: Path) -> dict[Path, str]:
-    """Return the paths of CIFAR-10's official files under `root`, with their md5 sums."""
+    """Return the paths of CIFAR-10's files under `root`, with their md5 sums."""
     entries = [*CIFAR10.train_list, *CIFAR10.test_list]
     entries.append((CIFAR10.meta["filename"], CIFAR10.meta["md5"]))
     return {root / CIFAR10.base_folder / name: md5 for name, md5 in entries}
 
 
 def find_cifar10(root: Path, download: bool) -> None:
-    """Check that `root` contains CIFAR-10, and download it if it is missing and allowed.
+    """Check that `root` contains CIFAR-10, and download it if necessary.
 
     Raises MissingDataError for a missing file, and MisconfigurationException for a damaged file.
     """

@@ -12,7 +12,7 @@ STD = (0.24703, 0.24349, 0.26159)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return (images - mean) / std as float32; images (B, C, H, W) are uint8 or in [0, 1].
+    """Return (images - mean) / std as float32; images are uint8 or in [0, 1].
 
     `mean` and `std` (C,) are in [0, 1] and on the images' device.
     """

@@ -1,4 +1,4 @@
-"""Training of every architecture: loss, metrics, optimizer and learning rate schedule."""
+"""Training of every architecture: loss, optimizer and learning rate."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -175,7 +175,7 @@ class ImageClassifier(EvaluationModule):
         return loss
 
     def _losses(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss to minimise, the loss at the weights, and each image's accuracy there.
+        """Return the loss to minimise, the loss at the weights, and accuracies there.
 
         With SAM the first is the loss at the perturbed weights, which the network keeps until
         `Ascent.descend`.
@@ -193,7 +193,7 @@ class ImageClassifier(EvaluationModule):
     def _forward_and_backward(
         self, images: Tensor, targets: Tensor, batches: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute `_losses` and gradients as Lightning does, in one function for `CapturedStep`."""
+        """Compute `_losses` and their gradients for `CapturedStep`."""
         with uncached_casts(images.device):
             loss, first_loss, correct = self._losses(images, targets)
         with torch.autocast(images.device.type, enabled=False):
@@ -273,7 +273,7 @@ class ImageClassifier(EvaluationModule):
 
     @classmethod
     def parameters_with(cls, steps: int, arguments: dict[str, Any]) -> int:
-        """Count the parameters with these arguments and `grows` set to `steps` * `grows_by`."""
+        """Count the parameters if `grows` is `steps` * `grows_by`."""
         with torch.device("meta"):
             module = cls(**arguments | {cls.grows: steps * cls.grows_by, "compile": False})
         return count_parameters(module.network)

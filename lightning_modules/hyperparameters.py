@@ -64,9 +64,10 @@ def check_hyperparameters(hparams: Mapping[str, Any], classifier: str, normalise
 
 
 def check_batch(images: Tensor, targets: Tensor | None = None, *, classes: int) -> None:
-    """Raise ValueError for images or labels of a wrong dtype, and for labels out of range.
+    """Raise ValueError for wrong dtypes and for labels out of range.
 
-    The range is not checked on a GPU, which would have to wait. Our data module checks it once.
+    Images must be floats. The range of labels is checked on the CPU only, because a GPU would have
+    to wait. Our data module checks it once, when it reads the files.
     """
     if not images.is_floating_point():
         raise ValueError(f"images must be normalised floats, got {images.dtype}")

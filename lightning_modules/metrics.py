@@ -1,4 +1,4 @@
-"""Loss and accuracy over the images of an epoch, and the steps that evaluate a network."""
+"""Loss and accuracy of an epoch, and the steps that evaluate a network."""
 
 from contextlib import nullcontext
 
@@ -14,7 +14,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class LossAndAccuracy(Metric):
-    """Mean loss and accuracy over images, in one update and without a synchronisation."""
+    """Mean loss and accuracy over images, without a synchronisation."""
 
     loss: Tensor
     correct: Tensor
@@ -38,7 +38,7 @@ class LossAndAccuracy(Metric):
 
 
 def accuracy_per_image(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the target's weight on the predicted class, float (N,), for logits (N, C).
+    """Return the target's weight on the predicted class, float (N,).
 
     For labels int64 (N,) this is 1 for a correct prediction and 0 for a wrong one. Soft targets
     (N, C) come from MixUp and CutMix (Zhang et al. 2018).
@@ -62,7 +62,7 @@ class EvaluationModule(LightningModule):
         self._largest_batch = 0
 
     def evaluate(self, network: nn.Module, batch: Batch, suffix: str) -> None:
-        """Add one batch to the loss and the accuracy of `network`, or of an average of it.
+        """Add a batch to the loss and accuracy of `network` or an average of it.
 
         They are logged at the epoch's end as `val/loss{suffix}` and `val/acc{suffix}`. The loss has
         no label smoothing.

@@ -1,4 +1,4 @@
-"""The networks, torch only. `NETWORKS` imports each of them when it is looked up."""
+"""The networks. They import torch only."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,37 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-_CLASSES = {
-    "enhanced_efficient_resnet": "EnhancedEfficientResNet",
-    "resnet": "ResNet",
-    "sam_resnet": "SAMResNet",
-    "se_resnet": "SEResNet",
-    "speed_resnet": "SpeedResNet",
-    "wide_resnet": "WideResNet",
-}
-
-
-class _Networks(Mapping[str, type[nn.Module]]):
-    """Architecture name -> class of its network."""
-
-    def __getitem__(self, name: str) -> type[nn.Module]:
-        module = import_module(f"lightning_modules.networks.{name}")
-        cls: type[nn.Module] = getattr(module, _CLASSES[name])
-        return cls
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_CLASSES)
-
-    def __len__(self) -> int:
-        return len(_CLASSES)
-
-
-NETWORKS: Mapping[str, type[nn.Module]] = _Networks()
+from lightning_modules import NETWORK_CLASSES
 
 
 def build_network(name: str, hyper_parameters: Mapping[str, Any]) -> nn.Module:
-    """Build a network from a classifier's hyper-parameters; those of its training are left out."""
-    cls = NETWORKS[name]
+    """Build a network from the hyper-parameters of its classifier."""
+    module = import_module(f"lightning_modules.networks.{name}")
+    cls: type[nn.Module] = getattr(module, NETWORK_CLASSES[name])
     wanted = signature(cls).parameters
     network = cls(**{key: value for key, value in hyper_parameters.items() if key in wanted})
     if hyper_parameters.get("channels_last"):
@@ -50,7 +26,7 @@ def build_network(name: str, hyper_parameters: Mapping[str, Any]) -> nn.Module:
 
 @contextmanager
 def borrowed(network: nn.Module, other: nn.Module) -> Iterator[None]:
-    """Within it, `network` and its copy `other` exchange their parameters and buffers.
+    """Exchange parameters and buffers of `network` and its copy within a block.
 
     A compiled network can evaluate averages of its weights this way without another compilation.
     """
@@ -69,5 +45,5 @@ def borrowed(network: nn.Module, other: nn.Module) -> Iterator[None]:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trainable parameters of a network."""
+    """Return the number of trainable parameters of a network."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
