@@ -138,6 +138,8 @@ def cutout(
 class Augmentation:
     """Augments each image of a batch with its own random parameters.
 
+    An argument of 0 turns a transform off.
+
     Args:
         crop_padding: maximum shift of a crop in pixels.
         crop_mode: padding of the crop.
@@ -154,9 +156,9 @@ class Augmentation:
         policy: one of `datamodules.policies`.
 
     The order is crop, flip, colour, rotation and perspective in one resampling, policy, Cutout.
-    Colour comes before the resampling, so that the empty corners stay black and do not change the
-    mean of contrast. Cutout comes last, so that its hole stays square and keeps its colour.
-    Images are rounded to bytes before a policy. Raises ValueError for a value out of range.
+    Colour comes before the resampling, so that empty corners stay black and do not change the mean
+    of contrast. Cutout comes last, so that its hole keeps its shape and colour. Images are rounded
+    to bytes before a policy. Raises ValueError for a value out of range.
     """
 
     crop_padding: int = 0

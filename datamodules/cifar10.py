@@ -15,16 +15,10 @@ from torch import Tensor
 from datamodules.augmentation import Augmentation
 from datamodules.cifar10_files import MissingDataError, find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
-from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, normalise
+from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, eval_batch_size, normalise
 from datamodules.policies import make_policy
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
-from datamodules.tensor_loader import (
-    EvalLoader,
-    TrainLoader,
-    derive_seed,
-    eval_batch_size,
-    shard,
-)
+from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
 
 Source = Literal["cifar10", "synthetic", "auto"]
 

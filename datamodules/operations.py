@@ -1,4 +1,4 @@
-"""Image operations of augmentation policies, with separate magnitudes for each image.
+"""Image operations of augmentation policies, with magnitudes per image.
 
 Images are uint8 (B, 3, H, W) before and after an operation. Magnitudes are float32 (B,) on their
 device. On a CPU each operation gives the same bytes as torchvision's, which has one magnitude for a
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 def affine_matrices(amounts: Floats, height: int, width: int) -> Floats:
-    """Return matrices (B, 2, 3) for `affine`: each one is a shear, translation or rotation.
+    """Return matrices (B, 2, 3) of shears, translations or rotations.
 
     The rows of `amounts` (5, B) are slopes of shears along x and y, which keep the top left corner,
     pixels of translations along x and y, and degrees of counter-clockwise rotations around the

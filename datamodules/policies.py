@@ -1,4 +1,4 @@
-"""Augmentation policies: the operations of each image of a batch, and their strengths.
+"""Augmentation policies: operations and strengths for each image.
 
 NumPy draws all numbers on the host, so that the host knows how many images get each operation
 without a synchronisation. Images are sorted by operation, and each operation processes only its own
@@ -255,7 +255,7 @@ class AugMix:
 
 
 def make_policy(name: str, n: int, m: int, severity: int) -> Policy | None:
-    """Return the policy of a name; `n` and `m` are for RandAugment, `severity` for AugMix.
+    """Return a policy; `n` and `m` are for RandAugment, `severity` for AugMix.
 
     Raises ValueError for an unknown name, and for wrong arguments of any policy.
     """

@@ -34,7 +34,7 @@ class CIFAR10C:
             )
 
     def images(self, name: str, severity: int) -> Tensor:
-        """Return the test set under a corruption of severity 1 to 5, uint8 (N, 3, 32, 32)."""
+        """Return the test set, uint8 (N, 3, 32, 32), at a severity from 1 to 5."""
         part = slice((severity - 1) * self.count, severity * self.count)
         return _as_tensor(self.arrays[name][part])
 

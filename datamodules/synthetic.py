@@ -1,4 +1,4 @@
-"""Synthetic images of shapes and textures in CIFAR-10's format, for machines without data."""
+"""Synthetic images in CIFAR-10's format: shapes and textures."""
 
 from collections.abc import Callable
 from typing import Literal

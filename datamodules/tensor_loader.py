@@ -30,14 +30,6 @@ def shard(items: Tensor, rank: int, world_size: int) -> Tensor:
     return items.tensor_split(world_size)[rank]
 
 
-def eval_batch_size(device: torch.device) -> int:
-    """Return the default number of images per evaluation step.
-
-    On two CPU cores, batches of 1,000 images take up to 4 times as long per image.
-    """
-    return 2_500 if device.type == "cuda" else 250
-
-
 class EvalLoader:
     """Batches in order: normalised images float32 (B, 3, H, W) and labels int64 (B,)."""
 
@@ -58,9 +50,10 @@ class EvalLoader:
 
 
 class TrainLoader:
-    """Shuffled, augmented, normalised and mixed batches, without a last incomplete batch.
+    """Shuffled, augmented, normalised and mixed batches of one size.
 
-    Each batch is a pure function of seed, epoch, position and rank. So precision, validation and
+    A last incomplete batch is dropped. Each batch is a pure function of seed, epoch, position and
+    rank. So precision, validation and
     interruptions do not change the following batches, and an epoch can be repeated. Targets are
     int64 labels (B,), or float32 (B, classes) if `mixing` is active. AugMix makes several views of
     each image, float32 (B, views, 3, H, W), and excludes `mixing`.
@@ -112,7 +105,7 @@ class TrainLoader:
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; another epoch starts at its first batch."""
+        """Choose the epoch of the next iteration; a new epoch starts at batch 0."""
         if epoch != self.epoch:
             self.start = 0
         self.epoch = epoch

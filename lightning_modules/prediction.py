@@ -20,7 +20,7 @@ Average = Literal["logits", "probabilities"]
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
-    """Move pictures (..., H, W) by whole pixels, and repeat their edges, as in SAMResNet's code."""
+    """Move pictures (..., H, W) by whole pixels, and repeat their edges."""
     height, width = images.shape[-2:]
     rows = (torch.arange(height, device=images.device) - down).clamp_(0, height - 1)
     columns = (torch.arange(width, device=images.device) - right).clamp_(0, width - 1)
@@ -74,11 +74,11 @@ def average_predictions(predictions: Tensor, weights: Tensor, average: Average) 
 
 
 def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
-    """Return bool (N,): whether a prediction between the two likeliest classes is unsure.
+    """Return bool (N,): whether the two likeliest classes are almost equal.
 
-    It is unsure if the first one has less than `threshold` of their summed probability.
-    `predictions` are log-probabilities (N, C). A ratio is used because label smoothing can keep all
-    probabilities below 0.9.
+    The likeliest class has less than `threshold` of the probability of both. `predictions` are
+    log-probabilities (N, C). A threshold of the probability alone would be worse, because label
+    smoothing can keep all probabilities below 0.9.
     """
     first, second = predictions.topk(2, dim=1).values.unbind(1)
     return first - second < log(threshold / (1 - threshold))
@@ -87,11 +87,11 @@ def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature for the lowest mean NLL of labels int64 (N,) (Guo et al. 2017).
+    """Return the temperature with the lowest mean NLL (Guo et al. 2017).
 
-    Logits are (N, C). The result is clamped to [0.05, 20], which matters only if almost all
-    predictions are correct or if they are no better than chance. Use validation images, never test
-    images.
+    Logits are (N, C), labels int64 (N,). The result is clamped to [0.05, 20], which matters only if
+    almost all predictions are correct or if they are no better than chance. Use validation images,
+    never test images.
     """
     # Copies, because tensors of inference mode have no gradients.
     logits, labels = logits.to(torch.float64, copy=True), labels.clone()

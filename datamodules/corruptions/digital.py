@@ -50,7 +50,7 @@ def _with_pillow(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Ten
 def elastic_transform(
     x: Tensor, generator: Generator, alpha: float, sigma: float, affine: float
 ) -> Tensor:
-    """Apply a random affine map, then move each pixel; strengths are shares of the side."""
+    """Apply a random affine map, then move each pixel, by shares of the side."""
     corners = torch.tensor([[26.0, 26.0], [26.0, 6.0], [6.0, 6.0]]).expand(len(x), 3, 2)
     moved = corners + uniform(-1, 1, (len(x), 3, 2), generator) * affine * SIDE
     back = torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), corners)

@@ -19,7 +19,7 @@ def uniform(low: float, high: float, size: tuple[int, ...], generator: Generator
 
 
 def correlate(images: Tensor, kernel: Tensor, outside: Literal["reflect", "constant"]) -> Tensor:
-    """Correlate each channel of images (N, C, H, W) with a kernel (h, w) of odd sides.
+    """Correlate each channel (N, C, H, W) with a kernel (h, w) of odd sides.
 
     Outside the image is a mirror image without the edge, or zeros.
     """

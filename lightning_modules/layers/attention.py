@@ -76,7 +76,7 @@ class CBAM(nn.Sequential):
 
 
 class CoordinateAttention(nn.Module):
-    """Weights each channel and position by the means of its row and column (Hou 2021).
+    """Weights channels and positions by row and column means (Hou 2021).
 
     One 1x1 convolution maps the means of all rows and columns to max(8, C // reduction) channels,
     with BatchNorm and Hardswish. Two others map rows and columns back to C channels. The weight of

@@ -78,7 +78,7 @@ def make_stages(
     strides: Sequence[int],
     blocks: Sequence[int],
 ) -> nn.Sequential:
-    """Return the stages; the first block of each changes the width and has the stride.
+    """Return the stages; their first blocks change the width and have the stride.
 
     `block` makes a block from its input channels, output channels and stride. Raises ValueError if
     `blocks` is not one positive count per stage.

@@ -69,7 +69,7 @@ class EnhancedEfficientResNet(nn.Module):
 
 
 def _make_extra_conv(kind: ExtraConv, width: int, channel_attention: bool) -> nn.Sequential:
-    """Return the convolution after the last stage, which keeps the shape (N, width, H, W)."""
+    """Return the convolution after the last stage, which keeps the shape."""
     if kind == "none":
         return nn.Sequential()
     pointwise = nn.Sequential(conv_bn(width, width, kernel_size=1), nn.ReLU(inplace=True))

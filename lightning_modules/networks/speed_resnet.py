@@ -15,7 +15,7 @@ LOGIT_SCALE = 1 / 9
 
 
 def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
-    """Return BatchNorm with scale 1; `momentum` is the new batch's share of statistics."""
+    """Return BatchNorm with scale 1 and a batch's share `momentum` of statistics."""
     norm = nn.BatchNorm2d(channels, momentum=momentum)
     norm.weight.requires_grad_(False)
     return norm
@@ -67,13 +67,13 @@ class ConvGroup(nn.Module):
 
 
 class SpeedResNet(nn.Module):
-    """A whitening layer and three groups of convolutions, each with half the resolution.
+    """A whitening layer and three groups of convolutions.
 
-    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The groups have `base_width` times
-    `widths` channels and `convs` convolutions each. The default, with 1,971,352 trainable
-    parameters, is the network of "94% on CIFAR-10 in 3.29 Seconds". Its network for 96% has three
-    convolutions per group and `residual`, and more than 5,000,000 parameters; with `widths`
-    (1, 4, 6) it has 4,959,576.
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10). Each group has `base_width` times
+    `widths` channels and `convs` convolutions, and halves the resolution. The default, with
+    1,971,352 trainable parameters, is the network of "94% on CIFAR-10 in 3.29 Seconds". Its network
+    for 96% has three convolutions per group, `residual`, and more than 5,000,000 parameters; with
+    `widths` (1, 4, 6) it has 4,959,576.
     """
 
     def __init__(
