@@ -43,6 +43,8 @@ AUGMIX_OPERATIONS = (
 AFFINE = OPERATIONS[1:6]
 SIGNED = np.isin(OPERATIONS, OPERATIONS[1:10])
 BINS = 31
+#: of each of AugMix's mixtures
+CHAINS = 3
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "brightness": brightness,
@@ -191,30 +193,18 @@ class RandAugment:
 class AugMix:
     """Three views of each image: itself and two augmented mixtures (Hendrycks 2020).
 
-    A mixture has `width` chains of `depth` operations, or one to three operations if `depth` is
-    None. The chains are mixed by Dirichlet(alpha), and the result with the image by Beta(alpha,
-    alpha). As in the authors' code, the level is uniform in [0.1, severity] of 10, resampling is
-    bilinear, and mixtures are not rounded. Returns float32 (B, 3, 3, H, W) in [0, 1]; [:, 0] are
-    the images. The loss is `lightning_modules.losses.jensen_shannon`.
-
-    Raises ValueError for a width or depth below 1, a severity outside [1, 10], and an alpha of 0 or
-    less.
+    A mixture has three chains of one to three operations. The chains are mixed with random shares,
+    and the result with the image; all shares are equally likely. As in the authors' code, the level
+    is uniform in [0.1, severity] of 10, resampling is bilinear, and mixtures are not rounded.
+    Returns float32 (B, 3, 3, H, W) in [0, 1]; [:, 0] are the images. The loss is
+    `lightning_modules.losses.jensen_shannon`. Raises ValueError for a severity outside [1, 10].
     """
 
     severity: int = 3
-    width: int = 3
-    depth: int | None = None
-    alpha: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.severity <= 10:
             raise ValueError(f"augmix_severity must be in [1, 10], got {self.severity}")
-        if self.width < 1:
-            raise ValueError(f"width must be 1 or more, got {self.width}")
-        if self.depth is not None and self.depth < 1:
-            raise ValueError(f"depth must be 1 or more, or None, got {self.depth}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {self.alpha}")
 
     def draw(self, count: int, height: int, width: int, rng: np.random.Generator) -> Choice:
         """Draw one operation for each of `count` chains of images of a size."""
@@ -227,29 +217,27 @@ class AugMix:
         numbers = np.array([OPERATIONS.index(name) for name in AUGMIX_OPERATIONS])
         return _with_sign(numbers[picked], magnitudes[picked, np.arange(count)], rng)
 
-    def draw_shares(self, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Draw the shares float32 (count, 1 + width) of the image and of each chain."""
-        mixed = rng.beta(self.alpha, self.alpha, size=(count, 1))
-        chains = rng.dirichlet([self.alpha] * self.width, size=count)
+    @staticmethod
+    def draw_shares(count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Draw the shares float32 (count, 1 + CHAINS) of the image and of each chain."""
+        mixed = rng.beta(1.0, 1.0, size=(count, 1))
+        chains = rng.dirichlet([1.0] * CHAINS, size=count)
         return np.hstack([1 - mixed, mixed * chains]).astype(np.float32)
 
     def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         height, width = images.shape[-2:]
-        count = len(images) * 2 * self.width
-        if self.depth is None:
-            depths = rng.integers(1, 4, size=count)
-        else:
-            depths = np.full(count, self.depth)
-        chains = images.repeat_interleave(2 * self.width, 0)
+        count = len(images) * 2 * CHAINS
+        depths = rng.integers(1, 4, size=count)
+        chains = images.repeat_interleave(2 * CHAINS, 0)
         for turn in range(depths.max()):
             choice = self.draw(count, height, width, rng)
             # Operation 0 is the identity.
             active = Choice(choice.operations * (turn < depths), choice.magnitudes)
             chains = apply(chains, active, "bilinear")
         shares = _send(self.draw_shares(2 * len(images), rng), images.device)
-        shares = shares.view(-1, 2, 1 + self.width, 1, 1, 1)
+        shares = shares.view(-1, 2, 1 + CHAINS, 1, 1, 1)
         clean = as_float(images)[:, None]
-        chained = as_float(chains).unflatten(0, (-1, 2, self.width))
+        chained = as_float(chains).unflatten(0, (-1, 2, CHAINS))
         mixtures = shares[:, :, 0] * clean + (shares[:, :, 1:] * chained).sum(2)
         return torch.cat([clean, mixtures], dim=1)
 
