@@ -1,4 +1,4 @@
-"""Measure speed, the sides of each comparison in turns, and record it.
+"""Measure speed: the sides of each comparison take turns, and a record is written.
 
 python experiments/benchmark.py data
 python experiments/benchmark.py step --output step.json
@@ -21,7 +21,7 @@ from experiments.console import ArgumentParser, UserError, command
 
 
 class Subcommand(ArgumentParser):
-    """The parser of one kind of benchmark, made as argparse makes those of subcommands."""
+    """The parser of a subcommand, with the arguments that argparse passes."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(description)
@@ -65,20 +65,18 @@ def main() -> None:
 
     available = torch.cuda.is_available()
     if flags.device == "cuda" and not available:
-        raise UserError(
-            "--device cuda: PyTorch finds no such device here; for example --device cpu"
-        )
+        raise UserError("--device cuda: PyTorch finds no GPU on this machine; use --device cpu")
     flags.device = flags.device or ("cuda" if available else "cpu")
     quiet()
     keep_freed_memory()  # as in run.py and evaluate.py
     code = git_state()
-    if flags.output:  # an error now, not after minutes
+    if flags.output:  # an error at once, not after minutes
         flags.output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(flags.output.parent, os.W_OK):
-            raise UserError(f"--output {flags.output}: nothing can be written there")
+            raise UserError(f"--output {flags.output}: the folder is not writable")
     module = import_module(f"experiments.benchmarks.{KINDS[flags.kind].module}")
     rows = module.measure(flags)
-    # Printed first: a full disk must not lose the figures.
+    # Printed first, so that a full disk does not lose the results.
     print_table(module.table(rows))
     print(f"On {describe_device(torch.device(flags.device))}.")
     if flags.output:

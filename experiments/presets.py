@@ -1,4 +1,4 @@
-"""What `--arch` knows: every architecture, and presets of some under names of their own.
+"""The names of `--arch`: every architecture, and further presets.
 
 `configs/NAME.yaml` is the preset of NAME.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: folder of the presets
 CONFIGS = Path(__file__).with_name("configs")
-#: name -> architecture, where the two differ
+#: preset -> its architecture, if the names differ
 PRESETS = {
     "champion": "wide_resnet",
     "champion_1m": "wide_resnet",
@@ -24,7 +24,7 @@ PRESETS = {
 
 
 class _Experiments(Mapping[str, "type[ImageClassifier]"]):
-    """Name -> class of its architecture, imported when it is asked for."""
+    """Name -> class of its architecture, imported on first use."""
 
     def __getitem__(self, name: str) -> "type[ImageClassifier]":
         return ARCHITECTURES[PRESETS.get(name, name)]

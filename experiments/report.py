@@ -1,7 +1,7 @@
 """Make one self-contained HTML page from records and finished runs.
 
 python experiments/report.py
-python experiments/report.py runs/NAME runs/OTHER experiments/results --out report
+python experiments/report.py runs/NAME runs/OTHER experiments/results --output report
 """
 
 import argparse
@@ -23,13 +23,16 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         "experiments/results)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder for index.html (default: report)"
+        "--output",
+        type=Path,
+        default=Path("report"),
+        help="folder for index.html (default: report)",
     )
     parser.add_argument("--root", help="folder of CIFAR-10 (default: the folder of each run)")
     flags = parser.parse_args(argv)
-    for folder in (flags.out, *flags.out.parents):
+    for folder in (flags.output, *flags.output.parents):
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out {flags.out} must be a folder: {folder} is a file")
+            raise UserError(f"--output {flags.output} must be a folder: {folder} is a file")
     return flags
 
 
@@ -57,8 +60,8 @@ def make_page(flags: argparse.Namespace) -> None:
         steps = track(enumerate(with_folders, 1), "Describing runs", len(with_folders))
         details = [describe_run(entry, f"run-{i}", images) for i, entry in steps]
     page = render(rows, details, claims, unread=len(found.unread))
-    flags.out.mkdir(parents=True, exist_ok=True)
-    path = flags.out / "index.html"
+    flags.output.mkdir(parents=True, exist_ok=True)
+    path = flags.output / "index.html"
     write_atomically(path, page)
     runs = f"{len(found.entries)} records, {len(details)} runs"
     print(f"Written: {path} ({runs}, {len(page) / 1e6:.1f} MB)")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
-    parser = ArgumentParser("Train what the papers' tables still lack, and judge their claims.")
+    parser = ArgumentParser("Train the missing rows of the papers' tables, and judge their claims.")
     parser.add_argument(
         "suites",
         metavar="SUITE",
@@ -119,18 +119,18 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_results(flags: argparse.Namespace) -> None:
-    """Say that `--results` is not there yet; end the process where nothing would make it."""
+    """UserError if `--results` is missing and this command does not make it."""
     if flags.results.is_dir():
         return
     if flags.results.exists() or flags.dry_run or not flags.suites:
         raise UserError(
-            f"--results {flags.results} is not a folder: name the one that holds the records"
+            f"--results {flags.results} is not a folder: name the folder of the records"
         )
-    print(f"There are no records: {flags.results} does not exist, and is made")
+    print(f"There are no records yet: the folder {flags.results} is made")
 
 
 def show_plan(jobs: Sequence["Job"], results: "Results", runs: Path, scale: Scale) -> None:
-    """Print the runs to do, in order, with their cost."""
+    """Print the missing runs in their order, with their cost."""
     from rich.table import Table
 
     from experiments.reporting.tables import print_table
@@ -139,13 +139,13 @@ def show_plan(jobs: Sequence["Job"], results: "Results", runs: Path, scale: Scal
 
     stopwatch = Stopwatch(results.records)
     table = Table(
-        title=f"{len(jobs)} runs to do, {SCALES[scale]}",
-        caption="Claims: comparable ones without any measurement so far. Operations: forward and "
-        "backward passes on training images; a multiply-add is two. Time: on this machine, one "
-        "training after the other, by the speed of the record, or of the step, that is named.",
+        title=f"{len(jobs)} missing runs, {SCALES[scale]}",
+        caption="Claims: comparable claims without a measurement. Operations: forward and backward "
+        "passes on training images; a multiply-add is two. Time: on this machine, one training "
+        "after the other, at the speed of the source.",
     )
-    for column in ("", "row", "claims", "operations", "time", "by", "state"):
-        text = column in ("row", "by", "state")
+    for column in ("", "row", "claims", "operations", "time", "source", "state"):
+        text = column in ("row", "source", "state")
         table.add_column(column, justify="left" if text else "right", overflow="fold")
     total = 0.0
     for number, job in enumerate(jobs, start=1):
@@ -224,13 +224,15 @@ def summarise(outcomes: Sequence["Outcome"], scale: Scale) -> int:
     left = len(outcomes) - count["finished"] - count["failed"]
     print(f"{count['finished']} finished, {count['failed']} failed, {left} left, {SCALES[scale]}")
     if left:
-        print("The same command goes on where this one has stopped.")
+        print("The same command continues from here.")
     for outcome in outcomes:
         if outcome.ending == "failed":
             print(f"failed: {outcome.job.name}: {outcome.reason}", file=sys.stderr)
     full = [outcome for outcome in outcomes if outcome.ending == "full disk"]
     if full:
-        raise UserError(f"{full[0].job.name}: {full[0].reason}: make room and repeat the command")
+        raise UserError(
+            f"{full[0].job.name}: {full[0].reason}: free some space and repeat the command"
+        )
     return 1 if count["failed"] else 0
 
 

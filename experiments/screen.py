@@ -30,19 +30,19 @@ from experiments.console import ArgumentParser, UserError, command
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags; a mistake in them ends the process."""
+    """Read the flags; UserError for a mistake."""
     parser = ArgumentParser("Choose among a suite's rows by short trainings, on validation.")
     parser.add_argument("suite", metavar="SUITE", help="a suite of experiments/suites, or a file")
     parser.add_argument(
         "--rows",
         metavar="NAME,NAME",
-        help="some of its rows, the one that others are compared with first (default: all)",
+        help="some of its rows; the others are compared with the first (default: all)",
     )
     parser.add_argument(
-        "--epochs", type=int, default=2, help="of the first trainings (default: %(default)s)"
+        "--epochs", type=int, default=2, help="epochs of the first trainings (default: %(default)s)"
     )
     parser.add_argument(
-        "--seeds", type=int, default=1, help="of the first trainings (default: %(default)s)"
+        "--seeds", type=int, default=1, help="seeds of the first trainings (default: %(default)s)"
     )
     parser.add_argument(
         "--rungs", type=int, default=3, help="rounds of trainings (default: %(default)s)"
@@ -51,13 +51,13 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--budget-minutes", type=float, default=math.inf, help="stop by then (default: no limit)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs"), help="where run folders lie (default: runs)"
+        "--output", type=Path, default=Path("runs"), help="folder of run folders (default: runs)"
     )
     parser.add_argument(
         "--results",
         type=Path,
         default=RESULTS / "screening",
-        help="where records and the page are written (default: experiments/results/screening)",
+        help="folder of records and page (default: experiments/results/screening)",
     )
     flags = parser.parse_args(argv)
     for name in ("epochs", "seeds", "rungs", "budget_minutes"):
@@ -72,23 +72,25 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def read_suite(flags: argparse.Namespace) -> Suite:
-    """The suite with the rows that are asked for, in that order."""
+    """Read the suite, with the rows of `--rows` in that order."""
     if flags.suite == "all":
-        raise UserError("all is no suite: rows of several cannot be compared, so name one")
+        raise UserError(
+            "all is not a suite: rows of several suites cannot be compared, so name one"
+        )
     (suite,) = read_suites([flags.suite])
     names = read_rows(flags.rows, [suite]) or list(suite.rows)
     return replace(suite, rows={name: suite.rows[name] for name in names})
 
 
 def command_of(flags: argparse.Namespace) -> str:
-    """What finds the same anywhere: neither the time that it may take nor folders decide that."""
+    """The command that repeats this screening, without folders and time limits."""
     rows = f" --rows {flags.rows}" if flags.rows else ""
     sizes = f"--epochs {flags.epochs} --seeds {flags.seeds} --rungs {flags.rungs}"
     return f"python experiments/screen.py {flags.suite}{rows} {sizes}"
 
 
 def page_name(flags: argparse.Namespace, suite: Suite) -> str:
-    """One for the whole suite, and one for each choice of its rows."""
+    """The page's name: the suite, and the rows of `--rows`."""
     return "-".join([suite.name, *(suite.rows if flags.rows else [])])
 
 
@@ -110,16 +112,16 @@ def main() -> None:
     rungs = make_rungs(flags.rungs, flags.epochs, flags.seeds)
     suite = read_suite(flags)
     for name in suite.rows:
-        row_of(suite, name, rungs[0])  # refused here, not hours later
+        row_of(suite, name, rungs[0])  # rejects a row now, not hours later
     worker = Worker(suite, place, deadline, stop.is_set)
     ended = screen(worker, rungs, partial(print, flush=True))
     page = flags.results / f"{page_name(flags, suite)}.md"
     results = load_results(flags.results)
     flags.results.mkdir(parents=True, exist_ok=True)
     write_atomically(page, render(suite, rungs, results, command_of(flags)))
-    print(f"What the records say: {page}")
+    print(f"Ranking: {page}")
     if not ended:
-        print("It was stopped: the same command goes on there.")
+        print("Stopped: the same command continues.")
 
 
 if __name__ == "__main__":

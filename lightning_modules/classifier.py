@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.captured_step import CapturedStep
+from lightning_modules.distillation import Distillation
 from lightning_modules.fitting import largest_fit
 from lightning_modules.hyperparameters import (
     CompileMode,
@@ -45,11 +46,9 @@ class ImageClassifier(EvaluationModule):
     line's flags, the checkpoint's hyper-parameters and W&B's columns.
     """
 
-    #: number of classes
     classes: ClassVar[int] = 10
-    #: hyper-parameter of the network's size
+    #: hyper-parameter of the network's size, and one step of it
     grows: ClassVar[str] = "base_width"
-    #: one step of that hyper-parameter
     grows_by: ClassVar[float] = 1
     #: hyper-parameters of the small version that `--quick` trains
     quick: ClassVar[dict[str, Any]] = {}
@@ -127,15 +126,25 @@ class ImageClassifier(EvaluationModule):
             self.network.compile(dynamic=False, mode=mode)
         #: the training step as a CUDA graph, between `setup` and `teardown`
         self.captured: CapturedStep | None = None
+        self.distillation: Distillation | None = None
         self.train_metric = LossAndAccuracy()
         self._soft_targets = False
         self._gradient_norm: Tensor | None = None
 
+    def learn_from(self, distillation: Distillation) -> None:
+        """Train with the loss of a distillation; its teachers are compiled if the student is."""
+        distillation.prepare(self.memory_format, self.compiled)
+        self.distillation = distillation
+
     def setup(self, stage: str) -> None:
-        mode, trainer = self.hparams["compile"], self._trainer
-        if stage != "fit" or mode not in CAPTURED:
+        if stage != "fit":
             return
+        trainer, mode = self._trainer, self.hparams["compile"]
         device = self.device if trainer is None else trainer.strategy.root_device
+        if self.distillation is not None:
+            self.distillation.to(device)
+        if mode not in CAPTURED:
+            return
         alone = trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
         if device.type == "cuda" and alone:
             self.captured = CapturedStep(self.network, self._forward_and_backward)
@@ -150,10 +159,7 @@ class ImageClassifier(EvaluationModule):
         self.captured = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, 10) of normalised images (N, 3, 32, 32).
-
-        Views (N, views, 3, 32, 32) have logits (N, views, 10).
-        """
+        """Return logits (N, 10) of images, or (N, V, 10) of views (N, V, 3, 32, 32)."""
         if images.ndim == 5:
             return self(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         return self.network(images.contiguous(memory_format=self.memory_format))
@@ -180,15 +186,16 @@ class ImageClassifier(EvaluationModule):
         With SAM the first is the loss at the perturbed weights, which the network keeps until
         `Ascent.descend`.
         """
+        soft = self.distillation.ask(images) if self.distillation else None
         logits = self(images)
-        loss = self.loss(logits, targets)
+        loss = self.loss(logits, targets, soft)
         clean = logits if logits.ndim == 2 else logits[:, 0]
         correct = accuracy_per_image(clean.detach(), targets)
         if self.ascent is None:
             return loss, loss.detach(), correct
         self.ascent.climb(self.network, self._scaled(loss))
         with frozen_statistics(self.network), uncached_casts(images.device):
-            return self.loss(self(images), targets), loss.detach(), correct
+            return self.loss(self(images), targets, soft), loss.detach(), correct
 
     def _forward_and_backward(
         self, images: Tensor, targets: Tensor, batches: int
@@ -232,12 +239,19 @@ class ImageClassifier(EvaluationModule):
         clipping = gradient_clip_val, gradient_clip_algorithm
         self._gradient_norm = clip_gradients(optimizer, *clipping, wants_norm=last)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy; for three views (N, 3, 10) also add their divergence."""
+    def loss(self, logits: Tensor, targets: Tensor, soft: Tensor | None = None) -> Tensor:
+        """Return the cross-entropy, mixed with the distillation loss for `soft` targets.
+
+        For AugMix's views (N, 3, 10) it is the cross-entropy of the first one, plus the weighted
+        Jensen-Shannon divergence of all.
+        """
+        clean = logits if logits.ndim == 2 else logits[:, 0]
+        loss = F.cross_entropy(clean, targets, label_smoothing=self.hparams["label_smoothing"])
         if logits.ndim == 3:
-            divergence = self.hparams["jsd_weight"] * jensen_shannon(*logits.unbind(1))
-            return self.loss(logits[:, 0], targets) + divergence
-        return F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
+            loss = loss + self.hparams["jsd_weight"] * jensen_shannon(*logits.unbind(1))
+        if self.distillation is None or soft is None:
+            return loss
+        return self.distillation.loss(loss, logits, soft)
 
     def on_train_epoch_end(self) -> None:
         loss, accuracy = self.train_metric.compute()

@@ -1,1 +1,1 @@
-"""What `experiments/benchmark.py` measures, a module for each of its subcommands."""
+"""The subcommands of `experiments/benchmark.py`, one module each."""

@@ -2,16 +2,16 @@
 
 python experiments/benchmarks/airbench.py cifar10-airbench/legacy/airbench94.py
 
-It is run once, in the folder where this is started, and downloads CIFAR-10 to `cifar10` there. The
-last line of output is for `benchmark.py time-to-accuracy --beside`: accuracy with the file's own
-test-time augmentation, seconds as the file counts them, and the operations of its training.
+The file runs once, in the current folder, and downloads CIFAR-10 to its subfolder `cifar10`. The
+last line of output is for `benchmark.py time-to-accuracy --beside`: the accuracy with the file's
+own test-time augmentation, the seconds that the file counts, and the operations of its training.
 
-On a GPU nothing is replaced. On a CPU, what the file takes from CUDA is: events by a wall clock,
-weights and images in fp16 by float32 ones, and the network's arithmetic by autocast to bf16.
+On a GPU the file runs unchanged. On a CPU a wall clock replaces CUDA's events, float32 replaces
+weights and images in fp16, and autocast to bf16 replaces the network's arithmetic in fp16.
 
-The file counts the seconds of its first layer's computation, of training with augmentation, and of
-the test set's six views, by CUDA events that it waits for. It leaves out reading the data, building
-the network, and each epoch's accuracy.
+The file counts the seconds of computing its first layer, of training with augmentation, and of
+predicting the test set with six views. It does not count reading the data, building the network,
+and the accuracy after each epoch.
 """
 
 import functools
@@ -31,7 +31,7 @@ from experiments.console import ArgumentParser
 
 
 class Event:
-    """What the file asks of `torch.cuda.Event`."""
+    """The part of `torch.cuda.Event` that the file uses, with a wall clock."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self.seconds = 0.0
@@ -44,7 +44,7 @@ class Event:
 
 
 def stand_in_for_cuda(replace: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Have what the file asks of CUDA done on the CPU, for the rest of this process."""
+    """Replace the CUDA functions that the file uses, for the rest of this process."""
     replacements: dict[Any, dict[str, Any]] = {
         torch: {"load": functools.partial(_load, torch.load)},
         torch.cuda: {"Event": Event, "synchronize": lambda: None},
@@ -61,7 +61,7 @@ def _load(load: Any, path: str, map_location: Any = None) -> Any:
 
 
 def load_program(path: Path, device: torch.device) -> Any:
-    """The file as a module; on a CPU its networks compute in bf16 and answer in float32."""
+    """Import the file; on a CPU its networks compute in bf16 and return float32."""
     spec = importlib.util.spec_from_file_location("airbench", path)
     assert spec is not None
     assert spec.loader is not None
@@ -87,9 +87,9 @@ def load_program(path: Path, device: torch.device) -> Any:
 
 
 def operations(program: Any, steps: int, steps_with_bias: int) -> int:
-    """Of forward and backward passes, a multiply-add as two; the first bias is frozen on the way.
+    """Operations of all forward and backward passes; a multiply-add is two.
 
-    Counted for one image: all of them cost the same.
+    The first bias is trained in `steps_with_bias` steps. One image is counted; all cost the same.
     """
     net, of_step = program.make_net(), {}
     image = torch.randn(1, 3, 32, 32).to(net[0].weight)
@@ -105,7 +105,7 @@ def operations(program: Any, steps: int, steps_with_bias: int) -> int:
 def write_images(
     folder: Path, train: bool, images: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> None:
-    """Write a split, uint8 (N, 3, 32, 32) and int64 (N,), as the file keeps what it downloads."""
+    """Write a split, uint8 (N, 3, 32, 32) and int64 (N,), in the format of the file's download."""
     content = {
         "images": images.cpu().permute(0, 2, 3, 1).contiguous(),
         "labels": labels.cpu(),
@@ -116,7 +116,7 @@ def write_images(
 
 
 def run(program: Any) -> dict[str, Any]:
-    """Train once; accuracy, seconds and operations."""
+    """Train once, and return accuracy, seconds and operations."""
     seen: dict[str, Any] = {}
     show = program.print_training_details
 
@@ -140,10 +140,10 @@ def run(program: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = ArgumentParser("Run a file of airbench once.")
-    parser.add_argument("file", type=Path, help="legacy/airbench94.py of a clone of it")
+    parser.add_argument("file", type=Path, help="legacy/airbench94.py of a clone")
     file = parser.parse_args().file
     if not file.is_file():
-        parser.error(f"{file} is not a file: clone KellerJordan/cifar10-airbench and name its own")
+        parser.error(f"{file} is not a file: clone KellerJordan/cifar10-airbench and name its file")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         stand_in_for_cuda()

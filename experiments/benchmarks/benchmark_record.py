@@ -35,7 +35,7 @@ class Benchmark:
 def make_benchmark(
     flags: argparse.Namespace, code: tuple[str, bool], rows: Sequence[dict[str, Any]]
 ) -> Benchmark:
-    """Put a record together of flags, `git_state()` when they were read, and what was measured."""
+    """Make a record of flags, the `git_state()` at the start, and measured rows."""
     commit, dirty = code
     settings = {
         name: str(value) if isinstance(value, Path) else value
@@ -62,5 +62,5 @@ def write_benchmark(benchmark: Benchmark, path: Path) -> None:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """The record that `write_benchmark` wrote; TypeError where a field is missing or unknown."""
+    """Read a record of `write_benchmark`; TypeError if a field is missing or unknown."""
     return Benchmark(**json.loads(path.read_text()))

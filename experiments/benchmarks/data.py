@@ -1,13 +1,12 @@
-"""`data`: images per second of each preset's data path, and of the stock way to do the same.
+"""`data`: images per second of each preset's data path, and of torchvision's transforms.
 
-Ours is `TrainLoader` whole: choosing images that lie on the device, augmenting, normalising and
-mixing them there. The stock way is torchvision's v2 transforms of one image after another in the
-worker processes of a `DataLoader`, mixing of the collated batch in these processes too, and on a
-GPU pinned memory and a copy that nobody waits for. Both have the same strengths, probabilities and
-batches. Worker processes live through all repeats, so that their start is in no figure.
+Our side is the whole `TrainLoader`: it selects, augments, normalises and mixes images on the
+device. The stock side is a `DataLoader` whose worker processes apply torchvision's v2 transforms to
+one image after the other, and mix the collated batch; on a GPU it has pinned memory and copies
+asynchronously. Both sides have the same strengths, probabilities and batches. Worker processes
+survive all repeats, so that no time includes their start.
 
-`--share` times our data path in turns with the preset's training step as `step` takes it, with
-whole batches, as every step of a training has its own.
+`--share` times a batch of our data path in turns with a training step of the preset.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import default_config, resolve_config
 from experiments.training.trainer import Trainer, resolve_precision
 
-# Beside the presets: crop, flip and Cutout.
+#: a plain recipe in addition to the presets: crop, flip and Cutout
 PLAIN = "-"
 POLICIES = {
     "none": "",
@@ -41,15 +40,15 @@ POLICIES = {
     "rand_augment": "RandAugment",
     "augmix": "AugMix",
 }
-# What decides no image.
+#: settings that do not change the images
 ELSEWHERE = ("root", "source", "download", "eval_batch_size", "val_fraction", "split_seed", "seed")
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each recipe: those of several presets that are alike are one.
+    """Measure a row for each recipe; presets with the same recipe share a row.
 
-    UserError for a preset that does not exist, for one to share that is not among
-    them, and for one that has no stock counterpart.
+    UserError for an unknown preset, for a `--share` that is not among them, and for a preset
+    without a stock counterpart.
     """
     wanted = list(EXPERIMENTS) if flags.presets is None else flags.presets.split(",")
     for name in wanted:
@@ -73,7 +72,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
         if flags.share in presets:
             row["share"] = share_of_step(flags.share, settings, flags)
         rows.append(row)
-        # Worker processes that are left to the next recipe's complain when they find themselves.
+        # Worker processes that survive into the next recipe print errors.
         gc.collect()
     return rows
 
@@ -81,9 +80,9 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
 def share_of_step(
     preset: str, settings: Mapping[str, Any], flags: argparse.Namespace
 ) -> dict[str, Any]:
-    """The time of the data path's batch over that of a preset's step with as many images.
+    """The time of a batch in the data path, divided by the time of a training step.
 
-    UserError for a number format of the preset that `step` does not take.
+    UserError for a precision of the preset that `step` does not support.
     """
     config, device = resolve_config(["--arch", preset]), torch.device(flags.device)
     model = config["model"]
@@ -108,14 +107,14 @@ def share_of_step(
 
 
 def endless(loader: TrainLoader) -> Iterator[Batch]:
-    """The batches of one epoch after the other."""
+    """The batches of all epochs."""
     while True:
         yield from loader
         loader.set_epoch(loader.epoch + 1)
 
 
 def compare(settings: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
-    """Time both ways of a recipe, which is arguments of `CIFAR10DataModule`."""
+    """Time both sides of a recipe; `settings` are arguments of `CIFAR10DataModule`."""
     device = torch.device(flags.device)
     ours = train_loader(settings, flags.device)
     size = ours.batch_size
@@ -156,7 +155,7 @@ def compare(settings: Mapping[str, Any], flags: argparse.Namespace) -> dict[str,
 
 
 def train_loader(settings: Mapping[str, Any], device: str) -> TrainLoader:
-    """Our loader of a recipe, as a run's, its images on the device."""
+    """The loader that a run with this recipe has, with its images on the device."""
     data = CIFAR10DataModule(**settings)
     data.trainer = trainer_on(device)
     data.prepare_data()
@@ -166,7 +165,7 @@ def train_loader(settings: Mapping[str, Any], device: str) -> TrainLoader:
 
 @cache
 def trainer_on(device: str) -> Trainer:
-    """A Trainer for all recipes, because each that is made says which devices it found."""
+    """A Trainer for all recipes, because each new Trainer prints its devices."""
     return Trainer(
         accelerator=device,  # type: ignore[arg-type]
         devices=1,
@@ -178,7 +177,7 @@ def trainer_on(device: str) -> Trainer:
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-    """What a recipe does to images, and how large a hole it cuts: presets differ in that alone."""
+    """The operations of a recipe, with the size of Cutout's hole."""
     flip = {"random": "flip", "alternating": "alternating flip"}[settings["flip_mode"]]
     tones = [name for name in ("brightness", "contrast", "saturation", "hue") if settings[name]]
     does = {
@@ -198,14 +197,14 @@ def in_words(settings: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(
         title="Data path, images per second",
-        caption="Medians. Ratio: ours over the stock way, with its range over the rounds. Share: "
-        "a batch's time in our data path over a training step's.",
+        caption="Medians. Ratio: our speed over torchvision's, with its range over the rounds. "
+        "Share: the time of a batch in our data path over the time of a training step.",
     )
     shown.add_column("recipe")
     shown.add_column("presets", no_wrap=True)
     for column in ("batch", "ours", "stock", "ratio", "share"):
         shown.add_column(column, justify="right")
-    shown.add_column("stock way otherwise")
+    shown.add_column("torchvision differs in")
     for row in rows:
         shown.add_row(
             row["recipe"],

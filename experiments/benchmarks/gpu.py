@@ -1,15 +1,15 @@
 """`gpu`: every target of a GPU in one process and one record.
 
-A row is a measure with its target: repeats with their minimum, median and maximum. The record is
-written after each row, so that an interrupted command leaves the rows before. A row that fails has
-its error in place of figures, and the others follow. After `--minutes` no row begins, and a row
-that is running ends after the repeat that it is in: a compilation is not interrupted.
+A row is a measure with its target, and its repeats with minimum, median and maximum. The record is
+written after each row, so an interrupted command keeps the finished rows. The row of a failed
+measurement contains its error, and the other rows follow. After `--minutes` no row begins, and the
+current row ends after its current repeat; a compilation is not interrupted.
 
-A step in the Trainer is that of the preset as shipped, without validation: see `StepWindows`. Its
-share of the matrix ceiling and its memory floor are by the figures of `step`. The epoch over the
-bare loop is that of `overhead`, and the time to 94% that of `time-to-accuracy --airbench`, whose
-target also asks for 94% of CIFAR-10 on average. Without CIFAR-10 the stand-in is taken, on which no
-step's time depends.
+The step in the Trainer is that of the unchanged preset, without validation: see `StepWindows`. Its
+share of the matrix ceiling and its memory floor are computed as in `step`. The epoch over the bare
+loop is measured as in `overhead`, and the time to 94% as in `time-to-accuracy --airbench`, whose
+target also requires a mean of 94% on CIFAR-10. Without CIFAR-10 the images are synthetic; the time
+of a step does not depend on them.
 """
 
 import argparse
@@ -41,7 +41,7 @@ Found = dict[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """One row: its measure, the most that it may be, and the function that measures it."""
+    """One row: its measure, its upper limit, and the function that measures it."""
 
     measure: str
     unit: str
@@ -51,7 +51,7 @@ class Target:
 
 
 def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: float) -> Found:
-    """Milliseconds of a preset's step in the Trainer, one repeat a window.
+    """Milliseconds of a preset's step in the Trainer; each window of steps is a repeat.
 
     A smaller batch than the one asked for does not reach the target.
     """
@@ -87,7 +87,7 @@ def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: 
 def limits(
     arch: str, arguments: list[str], precision: str, batch_size: int, device_type: str
 ) -> Found:
-    """A step's operations, the matrix ceiling, and the memory floor, of the eager network."""
+    """Operations, matrix ceiling and memory floor of a step of the eager network."""
     device = torch.device(device_type)
     variant = Variant(False, precision, "channels_last" if device_type == "cuda" else "contiguous")
     step = Step(arch, resolve_config(arguments)["model"], variant, batch_size, device)
@@ -101,14 +101,14 @@ def limits(
 
 
 def share_of_ceiling(row: Mapping[str, Any]) -> float:
-    """Of a step's row: its operations per second over the ceiling's."""
+    """The operations per second of a step's row, divided by the ceiling."""
     return row["operations"] / (row["value"] / 1000) / row["ceiling"]
 
 
 def epoch_over_bare_loop(
     arch: str, asked: int, flags: argparse.Namespace, deadline: float
 ) -> Found:
-    """The ratio of the Trainer's epoch to the bare loop's, of medians; one repeat a round."""
+    """Median epoch of the Trainer over that of the bare loop; each round is a repeat."""
     batch_size = min(asked, flags.max_images or asked)
     arguments = [
         f"--arch={arch}",
@@ -130,7 +130,7 @@ def epoch_over_bare_loop(
 
 
 def time_over_airbench(flags: argparse.Namespace, deadline: float) -> Found:
-    """The ratio of our time to 94% to airbench94's, of medians; one repeat a round.
+    """Our median time to 94% over airbench94's; each round is a repeat.
 
     Both train on all training images.
     """
@@ -202,7 +202,7 @@ TARGETS = {
 
 
 def measure(flags: argparse.Namespace) -> list[Found]:
-    """A row for each target; --output has, after each of them, all rows so far."""
+    """Measure a row for each target; `--output` is written after each row."""
     names = list(TARGETS) if flags.rows is None else flags.rows.split(",")
     for name in names:
         if name not in TARGETS:
@@ -218,7 +218,7 @@ def measure(flags: argparse.Namespace) -> list[Found]:
 
 
 def measure_row(name: str, flags: argparse.Namespace, deadline: float) -> Found:
-    """One target's row; with an error in place of figures if it fails or comes too late."""
+    """Measure one row; it contains an error if it fails or the time is over."""
     target = TARGETS[name]
     row: Found = {
         "name": name,
@@ -245,7 +245,7 @@ def measure_row(name: str, flags: argparse.Namespace, deadline: float) -> Found:
 
 
 def release() -> None:
-    """Give back memory and compiled code, of which a process keeps only a number of versions."""
+    """Free memory and compiled code; a process keeps a limited number of compiled versions."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
@@ -263,8 +263,8 @@ def in_words(row: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(
         title="Targets on a GPU",
-        caption="Value: of steps the median, of ratios that of two medians, with the range over "
-        "the repeats. Share: of the best matrix product. Floor: activations over copy bandwidth.",
+        caption="Value: the median, or the ratio of two medians, with the range over the repeats. "
+        "Share: of the best matrix product. Floor: activations over copy bandwidth.",
     )
     shown.add_column("measure")
     for column in ("value", "target", "met", "share", "floor, ms"):

@@ -21,7 +21,7 @@ def now(device: torch.device) -> float:
 
 
 def fit(arguments: Sequence[str], *callbacks: Callback) -> ExperimentCLI:
-    """Train as `run.py` does with these arguments, without its evaluation and its record.
+    """Train as `run.py` with these arguments, without evaluation and record.
 
     The callbacks come before the experiment's own. The run's folder is free afterwards.
     """

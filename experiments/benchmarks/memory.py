@@ -1,4 +1,4 @@
-"""How much memory tensors take while something runs."""
+"""The memory of tensors during a call."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -11,10 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_growth(function: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors on a device during a call, above those before it.
+    """The peak of a device's tensors during a call, in bytes above the state before it.
 
-    On a GPU as its caching allocator counts them, on a CPU by what torch's profiler sees allocated
-    and freed: what libraries take for themselves, oneDNN's scratch space for one, is not in it.
+    A GPU's caching allocator counts them; on a CPU torch's profiler does. Memory that libraries
+    allocate themselves, such as oneDNN's scratch space, is not included.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -33,7 +33,7 @@ def peak_growth(function: Callable[[], object], device: torch.device) -> int:
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, and those in dictionaries among them."""
+    """The tensors among values, also within dictionaries."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, dict):
@@ -44,18 +44,18 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes that tensors keep allocated, shared ones counted once."""
+    """Bytes of the tensors' storages; a shared storage counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def saved_bytes(function: Callable[[], object], kept: Iterable[Tensor]) -> int:
-    """Bytes that autograd saves for the backward pass during a call, those of `kept` left out.
+    """Bytes that autograd saves for the backward pass during a call, without the tensors `kept`.
 
-    Storages are counted once, in whole. `function` does not run the backward pass.
+    Every storage counts once and as a whole. `function` must not run the backward pass.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in kept}
-    saved: list[Tensor] = []  # held until the end, so that no address is used twice
+    saved: list[Tensor] = []  # kept until the end, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in own:

@@ -1,4 +1,4 @@
-"""Operations of training as they are carried out, a multiply-add counted as two."""
+"""Count the operations of a training; a multiply-add is two."""
 
 import json
 from collections import Counter
@@ -22,17 +22,14 @@ Kind = tuple[Any, ...]
 class CountOperations(Callback):
     """Counts a training's operations and writes them to `operations.json` in the run's folder.
 
-    A run that is resumed goes on with the count of its checkpoint.
+    Steps that train the same parameters on batches of one shape have the same operations.
+    `torch.utils.flop_counter` counts the first step of each kind. The count includes forward and
+    backward passes without frozen layers, further passes such as SAM's, and the matrix products of
+    the optimizer. It excludes elementwise operations, validation, and the computation of a first
+    layer from the data. A counted step runs without compilation and CUDA graphs, and may differ
+    from others in the last bits. A resumed run continues the count of its checkpoint.
 
-    Steps are alike while they train the same parameters on batches of one shape: the first of each
-    kind is counted by `torch.utils.flop_counter` while it is taken, and stands for the others. So
-    the count has what a step really does: the backward pass without what is frozen, the optimizer's
-    matrix products, further passes. Matrix products and convolutions count, what is done to each
-    element does not. A counted step rounds otherwise in the last bits, as some operations are taken
-    apart for it, and it is taken without compilation and without a CUDA graph.
-
-    Not counted is what happens between training steps: validation, and computing a first layer from
-    the data. UserError on several devices.
+    UserError on several devices.
     """
 
     def __init__(self) -> None:
@@ -65,7 +62,7 @@ class CountOperations(Callback):
         self._kind = None
 
     def _before_step(self, module: LightningModule) -> None:
-        # Not in on_train_batch_start: the module's own, which may freeze parameters, comes later.
+        # Not in on_train_batch_start, because the module may freeze parameters after this hook.
         trained = (name for name, p in module.named_parameters() if p.requires_grad)
         self._kind = (*self._batch, *trained)
         if self._kind not in self.operations:

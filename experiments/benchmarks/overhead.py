@@ -1,13 +1,13 @@
-"""`overhead`: an epoch under the Trainer as `run.py` sets it up, over the same in a bare loop.
+"""`overhead`: the time of an epoch in the Trainer of `run.py`, divided by that of a bare loop.
 
-The Trainer's side is everything that `run.py` has for a preset: its callbacks (checkpoints and
-progress bar among them), CSV and W&B loggers, schedule, metrics. An epoch is timed from its start
-to the start of the next one, the checkpoint at its end inside. There is no validation.
+The Trainer's side has everything that `run.py` sets up for a preset: callbacks with checkpoints and
+progress bar, CSV and W&B loggers, schedule, and metrics. An epoch is timed from its start to the
+start of the next epoch, with the checkpoint in between. There is no validation.
 
-The bare side takes one epoch of the same batches after each of the Trainer's, in the same process:
-the same network, compiled or captured as the preset has it, optimizer, clipping, autocast, EMA and
-Lookahead, and nothing of Lightning. Schedule, logging, progress and checkpoints count as overhead.
-The first round of both sides, in which networks are compiled, does not count.
+The bare loop trains one epoch of the same batches after each epoch of the Trainer, in the same
+process. It has the same network, compiled or captured as in the preset, optimizer, clipping,
+autocast, EMA and Lookahead, and nothing of Lightning. Schedule, logging, progress and checkpoints
+are the overhead. The first round of both sides is a warm-up, which includes compilation.
 """
 
 import argparse
@@ -35,12 +35,14 @@ from experiments.training.length import batches_per_epoch
 from experiments.training.trainer import resolve_precision
 from lightning_modules.speed_resnet import SpeedResNetClassifier
 
-WARM_UP = 2  # steps of the bare loop in the round that does not count
+#: steps of the bare loop in the first round
+WARM_UP = 2
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row; UserError for a setting that the bare loop does not follow, and for
-    more steps than an epoch has.
+    """Measure one row.
+
+    UserError for a setting that the bare loop lacks, and for more steps than an epoch has.
     """
     arguments = arguments_of(flags)
     config = resolve_config(arguments)
@@ -65,10 +67,10 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
 def alternate_epochs(
     arguments: Sequence[str], repeats: int, deadline: float = inf
 ) -> tuple[list[float], list[float], str]:
-    """Seconds of the Trainer's epochs and of the bare loop's, in turns, and their precision.
+    """Seconds of epochs in the Trainer, of epochs in the bare loop, and their precision.
 
-    `arguments` are those of `run.py`. After `deadline`, on the clock of `time.perf_counter`, no
-    round follows the first that counts.
+    `arguments` are flags of `run.py`. After `deadline`, on the clock of `time.perf_counter`, only
+    the first timed round is completed.
     """
     always = ["--trainer.max_steps=-1", f"--trainer.max_epochs={repeats + 1}"]
     arguments = [*arguments, "--data.val_fraction=0", *always]
@@ -80,7 +82,7 @@ def alternate_epochs(
 
 
 def refuse_others(config: Mapping[str, Any]) -> None:
-    """UserError for a setting that the bare loop does not follow."""
+    """Raise UserError for a setting that the bare loop lacks."""
     trainer = config["trainer"]
     precision = resolve_precision(trainer["precision"], trainer["accelerator"])
     followed = {
@@ -97,7 +99,7 @@ def refuse_others(config: Mapping[str, Any]) -> None:
 
 
 class Epochs(Callback):
-    """Times each epoch of the Trainer, and a bare one after it."""
+    """Times each epoch of the Trainer, and an epoch of the bare loop after it."""
 
     def __init__(self, deadline: float = inf) -> None:
         self.deadline = deadline
@@ -130,9 +132,9 @@ class Epochs(Callback):
 
 
 def bare_epoch(trainer: Trainer, module: LightningModule, steps: int) -> float:
-    """The seconds of a plain loop over an epoch's first batches, within a `fit`.
+    """Seconds of a bare loop over the first batches of an epoch, within a `fit`.
 
-    EMA and Lookahead act on the optimizer's steps, so that they are part of it.
+    It includes EMA and Lookahead, which are hooks of the optimizer's step.
     """
     (optimizer,), loader = trainer.optimizers, trainer.train_dataloader
     assert loader is not None
@@ -153,8 +155,8 @@ def bare_epoch(trainer: Trainer, module: LightningModule, steps: int) -> float:
 
 
 def arguments_of(flags: argparse.Namespace) -> list[str]:
-    """Those of `run.py` for epochs of `--steps` batches."""
-    # SpeedResNet's first bias is frozen on the way, which the bare loop does not know of.
+    """Flags of `run.py` for epochs of `--steps` batches."""
+    # The bare loop does not freeze SpeedResNet's first bias during training.
     freezes = EXPERIMENTS[flags.arch] is SpeedResNetClassifier
     always = ["--model.whitening_bias=1"] if freezes else []
     return [
@@ -175,8 +177,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(
         title=f"An epoch of {row['steps']} steps: {row['arch']}, batch {row['batch_size']:,}, "
         f"{row['precision']}",
-        caption="Medians; the ratio is theirs, with its range over the rounds. The Trainer's side "
-        "copies its state for a checkpoint, which a thread writes; neither validates.",
+        caption="Medians, and the ratio of the medians with its range over the rounds. The Trainer "
+        "copies its state for a checkpoint, which a thread writes. There is no validation.",
     )
     shown.add_column("side")
     for column in ("seconds", "ms a step", "ratio"):

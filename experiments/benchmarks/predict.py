@@ -93,7 +93,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def images_of(run: FinishedRun, root: str | None) -> tuple[EvalLoader, str]:
-    """The run's validation images, or its test images where it has none, and which these are."""
+    """The run's validation images, or else its test images, and the name of the split."""
     data = run.data(root)
     data.prepare_data()
     data.setup("validate")
@@ -104,7 +104,7 @@ def images_of(run: FinishedRun, root: str | None) -> tuple[EvalLoader, str]:
 
 
 def noise(count: int, batch_size: int) -> EvalLoader:
-    """Random pixels, on which no time depends."""
+    """Random pixels: times do not depend on the pixels."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     labels = torch.zeros(count, dtype=torch.int64)
     return EvalLoader(images, labels, batch_size, torch.tensor(MEAN), torch.tensor(STD))
@@ -118,7 +118,7 @@ def first(loader: EvalLoader, count: int, device: torch.device) -> EvalLoader:
 
 
 def share(true: Tensor) -> float:
-    """Of bool (N,), how much is true."""
+    """The share of true values in bool (N,)."""
     return true.double().mean().item()
 
 

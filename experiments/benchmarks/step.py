@@ -1,25 +1,24 @@
 """`step`: forward pass, backward pass and optimizer step of every preset's network.
 
-A step is what training takes: the module's own `training_step` under Lightning's own autocast, its
-loss and metrics, and the preset's optimizer with every parameter trained that is trained at the
-beginning. Images and labels are random, lie on the device, and are the same for all variants;
-mixing, schedule, clipping, callbacks and loggers are left out.
+A step is the module's `training_step` under Lightning's autocast, with loss and metrics, and a step
+of the preset's optimizer for all parameters that training begins with. Images and labels are
+random tensors on the device, equal for all variants. Mixing, schedule, clipping, callbacks and
+loggers are not included.
 
-The variants of an architecture are timed in turns, operations are counted in one real step (a
-compiled network's are those of the eager one), and memory is measured in a step of its own: that of
-weights, gradients, optimizer state and batch, and the most that a step takes above it.
+The variants of an architecture are timed in turns. Operations are counted in one step of the eager
+network. Memory is measured in a separate step: the bytes of weights, gradients, optimizer state and
+batch, and the peak of a step above them.
 
-The memory floor is the time that a step needs at least to move its activations: the bytes that
-autograd saves for the backward pass, each written once and read once, over the bytes per second
-that the device copies. It is that of the eager network: a compiled one may save less.
+The memory floor is the least time for moving the activations: the bytes that autograd saves for the
+backward pass, written once and read once, divided by the device's copy bandwidth. It is computed
+for the eager network; a compiled one may save less.
 
-`--compile` takes several modes, which are timed in turns. `torch-reduce-overhead` and
-`torch-max-autotune` are torch's own modes, whose CUDA graphs are of forward and backward pass
-alone: they compare with `reduce-overhead` and `max-autotune`, in which the project captures the
-step in one graph.
+`--compile` accepts several modes, which are timed in turns. `torch-reduce-overhead` and
+`torch-max-autotune` are torch's own modes, whose CUDA graphs contain only forward and backward
+pass. This project's `reduce-overhead` and `max-autotune` capture the whole step in one graph.
 
-`--profile` adds, of a step under torch.profiler: kernel launches and the milliseconds until the
-host has issued the step. On a CPU there are no launches.
+`--profile` adds the kernel launches of a step and the milliseconds until the host has issued it,
+by torch.profiler. A CPU has no launches.
 """
 
 import argparse
@@ -57,7 +56,7 @@ from lightning_modules.optimizers import make_optimizer
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 PROFILED = 5  # steps
-# The names of CUDA's runtime and driver calls, of which a replayed graph is one.
+#: names of CUDA's runtime and driver calls; a replayed graph is one call
 LAUNCH = re.compile(r"cu(da)?(Graph)?Launch")
 
 
@@ -172,7 +171,7 @@ def profile_steps(step: Callable[[], object], device: torch.device) -> dict[str,
 
 
 def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
-    """Every combination that the flags ask for, the baseline first where it is among them."""
+    """All combinations of the flags; the baseline comes first if it is among them."""
     modes: dict[str, list[bool | str]] = {"off": [False], "on": [True], "both": [False, True]}
     compiled = [x for mode in flags.compile.split(",") for x in modes.get(mode, [mode])]
     precisions = list(DTYPES) if flags.precision == "both" else [flags.precision]
@@ -181,17 +180,17 @@ def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each variant of each architecture; UserError for an unknown one."""
+    """Measure a row for each variant of each architecture; UserError for an unknown name."""
     names = list(ARCHITECTURES) if flags.arch is None else flags.arch.split(",")
     for name in names:
         if name not in EXPERIMENTS:
             raise UserError(f"--arch {name} is unknown{near(name, [*EXPERIMENTS])}")
     device = torch.device(flags.device)
-    torch.backends.cudnn.benchmark = True  # as the Trainer has it
+    torch.backends.cudnn.benchmark = True  # as in the Trainer
     variants = chosen_variants(flags)
     for mode in {v.compiled for v in variants if isinstance(v.compiled, str)} - {*TORCH_MODES}:
         for name in names:
-            resolve_config([f"--arch={name}", f"--model.compile={mode}"])  # refuses another one
+            resolve_config([f"--arch={name}", f"--model.compile={mode}"])  # rejects an unknown mode
     ceilings = {x: matmul_ceiling(DTYPES[x], device) for x in {v.precision for v in variants}}
     bandwidth = copy_bandwidth(device)
     rows = []
@@ -208,7 +207,7 @@ def compare(
     bandwidth: float,
     flags: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Time the variants of one architecture; one that fails has an error in place of figures."""
+    """Time the variants of one architecture; the row of a failed variant contains its error."""
     config = resolve_config(["--arch", arch])
     batch_size = flags.batch_size or config["data"]["batch_size"]
     batch_size = min(batch_size, flags.max_images or batch_size)
@@ -229,7 +228,7 @@ def compare(
                 step = Step(arch, config["model"], eager, batch_size, device)
             activations[variant] = step.activation_bytes()
             operations = step.operations() if operations is None else operations
-        except Exception as error:  # whatever a compiler, a number format or a full memory raises
+        except Exception as error:  # of a compiler, a precision or full memory
             errors[variant] = first_line(error)
             steps.pop(variant, None)
     timed = alternate({str(v): step for v, step in steps.items()}, flags.repeats, device)

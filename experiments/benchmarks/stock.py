@@ -1,4 +1,4 @@
-"""The stock way to a recipe's batches: torchvision's v2 transforms of one image after another."""
+"""A recipe in torchvision: v2 transforms of one image after the other in a DataLoader."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +15,7 @@ from experiments.console import UserError
 
 
 class Images(Dataset):
-    """Images uint8 (N, 3, 32, 32) and labels, each image transformed when it is asked for."""
+    """Images uint8 (N, 3, 32, 32) and labels; each access transforms an image."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: v2.Transform) -> None:
         self.images, self.labels, self.transform = images, labels, transform
@@ -28,7 +28,7 @@ class Images(Dataset):
 
 
 class Cutout(v2.Transform):
-    """Zero a square hole of a normalised image, as `datamodules.augmentation.cutout` places it.
+    """Zero a square of a normalised image, placed as in `datamodules.augmentation.cutout`.
 
     Torchvision's RandomErasing keeps its hole within the image and draws its size.
     """
@@ -87,7 +87,7 @@ def collate(mix: v2.Transform, items: list[tuple[Tensor, Tensor]]) -> Batch:
 def stock_loader(
     settings: Mapping[str, Any], ours: TrainLoader, batches: int, workers: int
 ) -> DataLoader:
-    """As many batches of the images of our loader, by the stock way."""
+    """A DataLoader with torchvision's transforms of our loader's images, of so many batches."""
     classes = len(CIFAR10_CLASSES)
     mixtures: dict[v2.Transform, float] = {}
     if alpha := settings["mixup_alpha"]:
@@ -109,7 +109,7 @@ def stock_loader(
 
 
 def stock_instead(settings: Mapping[str, Any]) -> str:
-    """What torchvision does otherwise, because it has no counterpart."""
+    """The operations that torchvision lacks, and their replacements."""
     instead = []
     if settings["flip_mode"] == "alternating":
         instead.append("flips by chance")

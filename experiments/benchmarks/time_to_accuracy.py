@@ -1,21 +1,20 @@
-"""`time-to-accuracy`: a preset trained with several seeds, and what its accuracy has cost.
+"""`time-to-accuracy`: train a preset with several seeds; report accuracy, time and operations.
 
-Each run is a process of `run.py` as anybody would start it. Its network then answers the test
-images once more by a strategy of `experiments.inference.strategies`, with weights, images and
-precision as `evaluate.py` takes them. `training_seconds` is the record's, from the first step to
-the end of the last epoch; `answering_seconds` is the wall clock of the strategy for the whole test
-set, on the device that `evaluate.py` takes, normalising included; `seconds` is both. Operations are
-of training: see `CountOperations`.
+Each run is a process of `run.py`. Its network then predicts the test images with a strategy of
+`experiments.inference.strategies`, with the weights and the precision that `evaluate.py` uses.
+`training_seconds` comes from the record: from the first step to the end of the last epoch.
+`answering_seconds` is the time of predicting the whole test set, including normalisation. `seconds`
+is their sum. Only training's operations are counted: see `CountOperations`.
 
-With `--beside` another program is run in alternation. It prints as its last line a JSON object with
-its accuracy in [0, 1], its seconds, and its operations if it knows them.
+With `--beside` the runs alternate with runs of another program. Its last line of output is a JSON
+object with its accuracy in [0, 1], its seconds, and its operations if it knows them.
 
-With `--airbench` the other program is a file of KellerJordan/cifar10-airbench, unchanged on a GPU,
-and both sides are warm: all runs are in this process, and each side's first run does not count. Our
-seconds are then those that the file counts: computing the first layer, training with augmentation,
-and the views of the test set, with a synchronised device at both ends; not reading images,
-building the network and its optimizer, or the first run's compilation. Lightning's own start, our
-loggers and our checkpoints count, which the file has not.
+With `--airbench` the other program is a file of KellerJordan/cifar10-airbench, unchanged on a GPU.
+All runs are in this process, and the first run of each side is a warm-up. Our seconds then include
+the same parts as the file's: computing the first layer, training with augmentation, and predicting
+the test set, with a synchronised device at both ends. They exclude reading images, building the
+network, and compilation. They include Lightning's start, loggers and checkpoints, which the file
+lacks.
 """
 
 import argparse
@@ -57,7 +56,7 @@ COUNTER = f"{CountOperations.__module__}.{CountOperations.__name__}"
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each run; --output has, after each of them, all that there are so far."""
+    """Measure a row for each run; `--output` is written after each row."""
     code = git_state()
     rows: list[dict[str, Any]] = []
     if flags.airbench:
@@ -75,7 +74,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run_all(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Our runs and the other program's, in turns."""
+    """Our runs and the other program's runs, in turns."""
     seeds = range(flags.first_seed, flags.first_seed + flags.seeds)
     others = range((flags.beside_runs or flags.seeds) if flags.beside else 0)
     began = f"{datetime.now():%Y%m%d-%H%M%S}"
@@ -90,7 +89,7 @@ def run_all(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
-    """Train with a seed in a process of its own, and answer the test images.
+    """Train with a seed in a new process, and predict the test images.
 
     A training that fails ends this process as well.
     """
@@ -125,7 +124,7 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_warm(flags: argparse.Namespace, deadline: float = inf) -> Iterator[dict[str, Any]]:
-    """Our runs and airbench's in turns, in this process, after one of each that does not count.
+    """Our runs and airbench's in turns in this process, after a warm-up run of each.
 
     After `deadline`, on the clock of `time.perf_counter`, no round follows the first that counts.
     """
@@ -152,7 +151,7 @@ def run_warm(flags: argparse.Namespace, deadline: float = inf) -> Iterator[dict[
 
 
 class FitClock(Callback):
-    """The seconds of a fit, from before the first layer is computed to the end of training."""
+    """The seconds from the computation of the first layer to the end of training."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = now(pl_module.device)
@@ -164,7 +163,7 @@ class FitClock(Callback):
 def train_here(
     folder: Path, seed: int, flags: argparse.Namespace
 ) -> tuple[ExperimentCLI, dict[str, Any]]:
-    """Train with a seed in this process, and answer the test images with the last weights."""
+    """Train with a seed in this process, and predict the test images with the last weights."""
     clock = FitClock()
     arguments = [
         f"--arch={flags.arch}",
@@ -199,7 +198,7 @@ def train_here(
 
 
 def write_data(cli: ExperimentCLI, folder: Path) -> None:
-    """Write the experiment's training images and test images as airbench reads them."""
+    """Write the experiment's images in airbench's format."""
     data = cli.datamodule
     for train, loader in ((True, data.train_dataloader()), (False, data.test_dataloader())):
         airbench.write_images(folder, train, loader.images, loader.labels, data.classes)
@@ -214,7 +213,7 @@ def start(arguments: Sequence[str]) -> int:
 def answer(
     networks: Mapping[str, nn.Module], loader: EvalLoader, device: torch.device, strategy: Strategy
 ) -> tuple[float, float]:
-    """Accuracy of a strategy on a loader's images, and the seconds of answering them."""
+    """Accuracy of a strategy on a loader's images, and its seconds."""
     loader.images, loader.labels = loader.images.to(device), loader.labels.to(device)
     loader.mean, loader.std = loader.mean.to(device), loader.std.to(device)
     module = strategy.build(networks, loader.mean, loader.std)
@@ -225,7 +224,7 @@ def answer(
 
 
 def run_beside(command: str) -> dict[str, Any]:
-    """Run another program; one that fails, or reports nothing, ends this process."""
+    """Run another program; UserError if it fails or reports nothing."""
     ended = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode != 0:
         raise UserError(f"--beside {command}: ended with exit code {ended.returncode}")
@@ -258,7 +257,7 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 
 def spread(values: Sequence[float], scale: float, form: str) -> str:
-    """Mean, and standard deviation where there are two or more."""
+    """The mean, with the standard deviation of two or more values."""
     text = format(scale * mean(values), form)
     return f"{text} ± {format(scale * stdev(values), form)}" if len(values) > 1 else text
 
@@ -273,19 +272,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         ours, theirs = (mean(row["seconds"] for row in sides[side]) for side in sides)
         words.append(f"Ours takes {ours / theirs:.3g} times the other's mean time.")
     if any(row.get("source") == "synthetic" for row in rows):
-        words.append("On the SYNTHETIC stand-in: the accuracies say nothing about CIFAR-10.")
+        words.append("On SYNTHETIC images: the accuracies say nothing about CIFAR-10.")
     shown = Table(
-        title="Test accuracy, and what it cost",
+        title="Test accuracy and its cost",
         caption=" ".join(
             [
-                "Below the runs their mean ± standard deviation. Time: training and answering the "
-                "test set, which is also told apart. PFLOP: of training, counted.",
+                "The last line is mean ± standard deviation. Time: training and predicting the "
+                "test set, also listed separately. PFLOP: counted operations of training.",
                 *words,
             ]
         ),
     )
     shown.add_column("run")
-    for column in ("accuracy", "one view", "time, s", "training, s", "answering, s", "PFLOP"):
+    for column in ("accuracy", "one view", "time, s", "training, s", "predicting, s", "PFLOP"):
         shown.add_column(column, justify="right")
     columns = (
         ("accuracy", 100, ".2f"),

@@ -1,4 +1,4 @@
-"""Wall clocks of things that are compared: measured in turns, summed up by medians."""
+"""Wall-clock times of compared functions, measured in turns, with their medians."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,11 @@ from experiments.training.devices import synchronise
 def alternate(
     sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Wall-clock seconds of each side in each of `repeats` rounds, after one warm-up of each.
+    """Seconds of each side in each of `repeats` rounds, after a warm-up call of each side.
 
-    A round runs every side once, every other round in the reversed order: what heats up or slows
-    down a machine in the meantime meets all sides alike. What a side gives the device is waited
-    for. ValueError for fewer than one round.
+    A round runs every side once; every second round reverses the order, so that a change of the
+    machine's speed affects all sides equally. The device's work is waited for. ValueError for fewer
+    than one round.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
@@ -37,7 +37,7 @@ def alternate(
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one side took as another."""
+    """The time of one side divided by the time of another."""
 
     median: float  # the ratio of the two medians
     low: float  # the lowest ratio within a round
@@ -56,15 +56,15 @@ def ratio(seconds: Sequence[float], others: Sequence[float]) -> Ratio:
 #: rows and columns of the matrices
 SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 REPEATS = 10
-#: bytes of a copied tensor, many times what a cache holds
+#: bytes of a copied tensor, many times the size of a cache
 COPIED = {"cpu": 2**28, "cuda": 2**31}
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """The most operations per second that products of two square matrices reach.
+    """The most operations per second of a product of square matrices; a multiply-add is two.
 
-    The best of several sizes and repeats, a multiply-add counted as two. In 32 bits a GPU may take
-    TF32 where cuDNN's convolutions may, so that both are measured in one number format.
+    It is the best of several sizes and repeats. In 32 bits it uses TF32 if cuDNN's convolutions do,
+    so that both have the same precision.
     """
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -88,7 +88,7 @@ def _products_per_second(size: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """The most bytes per second that a device copies; it reads and writes each of them once."""
+    """The most bytes per second that a device copies: each is read once and written once."""
     source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     best = float("inf")

@@ -1,4 +1,4 @@
-"""What the records say of each claim of the papers."""
+"""Every claim of the papers with its measured value and its verdict."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from lightning_modules.networks import count_parameters
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One claim, what was measured of it at one scale, and the verdict.
+    """One claim, its measured value at one scale, and the verdict.
 
     The texts are a table's cells: accuracies in percent, their differences in points.
     """
@@ -36,10 +36,10 @@ class ClaimRow:
     scale: Scale | Literal["counted"]
     estimate: Estimate | None  # None without records
     verdict: Verdict
-    over_images: tuple[float, float] | None = None  # of a single run: its interval over test images
-    seeds_needed: int | None = None  # None where no difference is claimed, or its sd is not known
-    paired: bool = False  # whether both sides of the difference are of the same runs
-    note: str | None = None  # how it is read, why it cannot be judged, what sets runs apart
+    over_images: tuple[float, float] | None = None  # interval over test images, of a single run
+    seeds_needed: int | None = None  # None without a claimed difference or a known sd
+    paired: bool = False  # whether both sides of the difference come from the same runs
+    note: str | None = None  # our reading, or the reason why it cannot be judged
 
     @property
     def source(self) -> str:
@@ -51,14 +51,14 @@ class ClaimRow:
 
     @property
     def claimed(self) -> str:
-        """As the paper printed it: 5.02M, 4,913,705, +0.62, 0.7 to 1.0, > 0."""
+        """The value as the paper prints it: 5.02M, 4,913,705, +0.62, 0.7 to 1.0, > 0."""
         text = self.claim.claimed.text.replace("e6", "M")
         text = re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", text)
         return f"+{text}" if self._is_difference and text[0].isdigit() else text
 
     @property
     def measured(self) -> str:
-        """Mean and 95% interval; of a single run the interval over images where it is known."""
+        """Mean and 95% interval; for a single run the interval over images, if it is known."""
         if self.estimate is None:
             return ""
         value, interval = self._number(self.estimate.value), self.estimate.interval
@@ -69,27 +69,27 @@ class ClaimRow:
                 return value
             low, high = (self._number(x) for x in self.over_images)
             return f"{value} [{low}, {high}] over images"
-        if self.claim.metric == SPREAD:  # not the same to both sides
+        if self.claim.metric == SPREAD:  # not symmetric
             return f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]"
         return f"{value} ± {(interval[1] - interval[0]) / 2:.2f}"
 
     @property
     def n(self) -> str:
-        """Runs, of each side where there are two."""
+        """Number of runs, of both sides of a difference."""
         if self.estimate is None or self.scale == "counted":
             return ""
         return " + ".join(map(str, self.estimate.n))
 
     @property
     def seeds(self) -> str:
-        """Runs that the claimed difference needs."""
+        """Number of runs that the claimed difference needs."""
         if self.seeds_needed is None:
             return ""
         return f"{self.seeds_needed} {'pairs' if self.paired else 'a side'}"
 
     @property
     def command(self) -> str:
-        """What measures it, or counts."""
+        """The command that measures or counts it."""
         if self.scale == "counted":
             return "python experiments/reproduce.py --table"
         rows = ",".join(self.claim.rows)
@@ -114,9 +114,9 @@ def claim_rows(
     evaluations: Iterable[Evaluation] = (),
     suites: Mapping[str, Suite] | None = None,
 ) -> list[ClaimRow]:
-    """Every claim of the suites, at full scale and, where there are records, at mini scale too.
+    """Every claim of the suites at full scale, and at mini scale if there are records.
 
-    Claims that counting decides have one row. ValueError where a row does not build.
+    A counted claim has one row. ValueError if a row's network cannot be built.
     """
     results = Results(tuple(records), tuple(evaluations))
     rows: list[ClaimRow] = []
@@ -140,12 +140,12 @@ def _count(suite: Suite, claim: Claim) -> ClaimRow:
 
 
 def parameters(row: Row) -> int:
-    """Trainable parameters of a row's network at full scale, counted."""
+    """Count the trainable parameters of a row's network at full scale."""
     return parameters_of(config_of_row(row, "full"))
 
 
 def parameters_of(config: dict[str, Any]) -> int:
-    """Trainable parameters of the network that a configuration trains, counted."""
+    """Count the trainable parameters of a configuration's network."""
     return _parameters(config["arch"], json.dumps(config["model"]))
 
 
@@ -168,7 +168,7 @@ def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Claim
         verdict = judge_side(claimed, estimate.interval, claim.threshold)
     else:
         verdict = "not comparable"
-        notes.append("what the paper states is not of a miniature")
+        notes.append("the paper's value does not apply to a miniature")
     if estimate is not None:
         notes += reservations(
             [x for row in claim.rows for x in results.of_row(suite.rows[row], scale).values()]
@@ -193,7 +193,7 @@ def reservations(records: list[Record]) -> list[str]:
     changed = sum(record.dirty for record in runs)
     found = []
     if len(formats) > 1:
-        found.append(f"number formats: {', '.join(formats)}")
+        found.append(f"precisions: {', '.join(formats)}")
     if changed:
         found.append(f"{changed} of {len(runs)} runs from a changed checkout")
     return found
@@ -202,9 +202,9 @@ def reservations(records: list[Record]) -> list[str]:
 def _seeds_needed(
     suite: Suite, claim: Claim, scale: Scale, estimate: Estimate | None
 ) -> int | None:
-    """Of the difference that is claimed, in the middle of a range, at the sd that was measured.
+    """Seeds for the claimed difference (the middle of a range) at the measured standard deviation.
 
-    Before there is one, and at full scale, at the usual sd of runs that share nothing.
+    Without a measurement at full scale, the usual standard deviation of independent runs is used.
     """
     pair, claimed = claim.measure.pair, claim.claimed
     if claim.not_comparable or not pair or pair[0] != "-" or claimed.bound is not None:

@@ -16,35 +16,35 @@ PAGE = RESULTS / "CLAIMS.md"
 
 HEAD = f"""# Every claim of both papers, measured
 
-Written by `python experiments/reproduce.py --table` from the records in this folder and from
-nothing else; a test renders it again. [What the suites are](../suites/README.md). Those of the
-table's last column are not the papers': hand counts that theirs are checked against, what they
-name as future work, and candidates for better networks, with the bets on them.
+Written by `python experiments/reproduce.py --table` from the records in this folder alone; a test
+renders it again. [The suites](../suites/README.md) contain the claims. The last column of the
+first table counts the claims of our own suites: hand counts of parameters, the papers' future
+work, and candidates for better networks.
 
-Accuracies are in percent, their differences in points, both with the 95% interval over *n* runs
-that differ in their seed: t-intervals, paired where both sides are of the same runs, Welch's where
-they are not, the F-test's for ratios of standard deviations. Test accuracy is that of the standard
-test set, read once after training; validation accuracy that of the 5,000 held-out training images.
-SAMResNet's test accuracies are of Kaggle's hidden test set, with which ours cannot be compared; the
-difference between two of its rows is compared with the difference between ours.
+Accuracies are in percent and their differences in points, with the 95% interval over *n* seeds.
+Means have t-intervals, differences between two strategies of the same runs have paired
+t-intervals, other differences have Welch's interval, and ratios of standard deviations have the
+interval of the F-test. Test accuracy is measured on the standard test set, which is read once,
+after training. Validation accuracy is measured on 5,000 training images that are not trained on.
+SAMResNet's test accuracies come from Kaggle's hidden test set, so ours are not comparable.
+Differences between its rows are compared with differences between ours.
 
-**Scale.** *full* is the recipe as the papers have it. *mini* is the same table at a reduced width
-and a short schedule, on the real CIFAR-10: a verdict there is about the miniature, whether it
-differs in the direction that the paper claims, and none on the paper's figure. *counted* needs no
-training: the networks' parameters are counted, and what the papers computed is computed again.
+**Scale.** *full* is the papers' recipe. *mini* is the same table with narrow networks and short
+schedules on the real CIFAR-10: its verdicts are about the direction of a difference in the
+miniature, not about the paper's value. *counted* needs no training: parameters are counted, and
+the papers' arithmetic is repeated.
 
-**Seeds needed** find the claimed difference with probability 0.8 in a two-sided t-test at 5%, at
-the standard deviation that was measured. Before there is one, that of two trainings at full scale
-is taken as {USUAL_SD} points, which is usual for CIFAR-10 near 94%: then 0.1 points need
-{needed_seeds(0.1, USUAL_SD)} runs a side.
+**Seeds needed** is the number of seeds that find the claimed difference with probability 0.8 in a
+two-sided t-test at 5%, at the measured standard deviation. Without a measurement at full scale,
+{USUAL_SD} points are assumed, which is usual for CIFAR-10 near 94%: then 0.1 points need
+{needed_seeds(0.1, USUAL_SD)} runs on each side.
 
-Runs of one row may differ in the number format that their machine chose, and some may be of code
-with changes that are not committed: where that is so, the claim says it.
+If runs of one claim differ in precision, or come from uncommitted code, the claim says so.
 """
 
 
 def render(results: Results, suites: dict[str, Suite] | None = None) -> str:
-    """The page; ValueError where a suite is malformed."""
+    """The page; ValueError if a suite is malformed."""
     suites = load_suites() if suites is None else suites
     rows = claim_rows(results.records, results.evaluations, suites)
     parts = [HEAD, _summary(rows)]
@@ -62,7 +62,7 @@ def write_claims(folder: Path = RESULTS) -> Path:
 
 
 def _summary(rows: list[ClaimRow]) -> str:
-    """How many claims have each verdict, and what it means."""
+    """The number of claims with each verdict, and the verdict's meaning."""
     columns = ("counted", "full", "mini", "of no paper")
     counts = Counter[tuple[str, str]](
         (row.scale if row.suite.paper else columns[-1], row.verdict) for row in rows
@@ -86,7 +86,7 @@ def _claims(rows: list[ClaimRow]) -> str:
 
 
 def _measurements(suite: Suite, results: Results) -> str:
-    """What there are records of, row by row: raw weights, then their moving average."""
+    """The rows with records: accuracy of raw weights, then of averages."""
     lines = []
     for name, row in suite.rows.items():
         for scale in get_args(Scale):

@@ -1,4 +1,4 @@
-"""From records to what they say of a claim, in numbers."""
+"""The measured value of a claim, from records."""
 
 from experiments.claims.matching import Results, training_of_row
 from experiments.claims.measures import Measure, Term
@@ -22,8 +22,8 @@ SPLITS = {"test accuracy": "test", "val accuracy": "val", SPREAD: "val"}
 def estimate_claim(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Estimate | None:
     """The measured value of a claim; None if one of its terms has no record.
 
-    Two terms of one training are paired by its runs. Two trainings share nothing but a seed's
-    number, so their difference is Welch's. Anything else is computed seed by seed.
+    Two terms of the same training are paired by its runs. Different trainings are independent, so
+    their difference is Welch's. All other measures are computed seed by seed.
     """
     measure, pair = claim.measure, claim.measure.pair
     values = {x: _values(claim.metric, suite.rows[x.row], x, scale, results) for x in measure.terms}
@@ -36,7 +36,7 @@ def estimate_claim(suite: Suite, claim: Claim, scale: Scale, results: Results) -
 
 
 def _seed_by_seed(measure: Measure, values: dict[Term, dict[int, float]]) -> Estimate | None:
-    """Over the seeds that all terms have; None where there is none."""
+    """The measure over the seeds that all terms have; None if there are none."""
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
     if not seeds:
         return None
@@ -44,17 +44,17 @@ def _seed_by_seed(measure: Measure, values: dict[Term, dict[int, float]]) -> Est
         return paired_difference(*([values[x][seed] for seed in seeds] for x in measure.pair[1:]))
     try:
         return mean_of([measure({x: values[x][seed] for x in values}) for seed in seeds])
-    except ZeroDivisionError:  # a share of a gain that is none
+    except ZeroDivisionError:  # a share of a gain of zero
         return undefined(len(seeds))
 
 
 def is_paired(suite: Suite, claim: Claim, scale: Scale) -> bool:
-    """Whether all its terms are of one and the same training."""
+    """Whether all terms of a claim come from the same training."""
     return len({training_of_row(suite.rows[row], scale) for row in claim.rows}) == 1
 
 
 def _values(metric: str, row: Row, term: Term, scale: Scale, results: Results) -> dict[int, float]:
-    """A metric of each run of a row by seed, where the run's records know it."""
+    """A metric by seed, for the runs of a row whose records contain it."""
     found = {}
     for seed, record in results.of_row(row, scale).items():
         value = _value(metric, term.strategy, record, results.evaluation_of(record))
@@ -86,7 +86,7 @@ def _value(
 def interval_over_images(
     suite: Suite, claim: Claim, scale: Scale, results: Results
 ) -> tuple[float, float] | None:
-    """Of one run's gain over plain inference: the paired bootstrap that `evaluate.py` recorded."""
+    """Interval of a single run's gain over one view: the paired bootstrap of `evaluate.py`."""
     pair = claim.measure.pair
     if claim.metric != "test accuracy" or not pair or pair[0] != "-":
         return None

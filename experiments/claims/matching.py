@@ -18,39 +18,39 @@ from experiments.training.cli import SWITCHES
 from experiments.training.configuration import default_config, resolve_config
 from experiments.training.length import steps_of_epochs
 
-#: Settings that a training can differ in and still be the same. All others count.
+#: Settings that do not change the training. All others count.
 IRRELEVANT = frozenset(
     [
-        # where things lie, and what they are called
+        # folders and names
         *("name", "output", "ckpt_path", "data.root", "data.download", "trainer.default_root_dir"),
-        # the seed, which a record states beside its configuration
+        # the seed, which a record contains separately
         *("seed", "seed_everything", "data.seed"),
-        # what is shown and logged
+        # output and logging
         *("wandb", "trainer.logger", "trainer.log_every_n_steps", "trainer.profiler"),
         *("trainer.enable_progress_bar", "trainer.enable_model_summary"),
         *("trainer.enable_autolog_hparams", "trainer.model_registry"),
-        # when a run pauses: what has a record has reached its last epoch
+        # pauses: a run with a record has reached its last epoch
         "trainer.max_time",
-        # the machine, and how it goes about the same arithmetic
+        # the machine, and its way to compute the same
         *("trainer.accelerator", "trainer.benchmark", "trainer.inference_mode"),
         *("model.compile", "model.channels_last", "model.fused", "data.eval_batch_size"),
-        # a network that the budget refuses has no record
+        # a network over the budget has no record
         *("budget", "budget.limit", "budget.action"),
     ]
 )
 
 
 def training_of(config: dict[str, Any], source: str | None = None) -> str:
-    """A text that is equal for configurations with the same training, apart from the seed.
+    """A text that is equal for configurations of the same training with any seed.
 
-    A setting that an older configuration lacks has today's default. `source` names the images that
-    were used if the configuration leaves the choice to the machine.
+    A setting that an older configuration lacks has today's default. `source` is the source of the
+    images, if the configuration says "auto".
     """
     return json.dumps(_relevant(config, source), sort_keys=True)
 
 
 def _relevant(config: dict[str, Any], source: str | None = None) -> dict[str, Any]:
-    """`{"model.lr": 0.1, "ema.decay": 0.99, "swa": False, ...}`, filled up, of what counts."""
+    """All settings that count: `{"model.lr": 0.1, "ema.decay": 0.99, "swa": False, ...}`."""
     defaults = default_config(config["arch"])
     settings: dict[str, Any] = {}
     for group, value in (defaults | config).items():
@@ -65,20 +65,26 @@ def _relevant(config: dict[str, Any], source: str | None = None) -> dict[str, An
             settings[group] = given
     if source is not None:
         settings["data.source"] = source
+    # A teacher is its weights, whatever its folder is called.
+    teachers = settings["teacher"] or []
+    teachers = [teachers] if isinstance(teachers, str) else teachers
+    settings["teacher"] = [name.rpartition("@")[2] for name in teachers]
+    if not teachers:
+        settings = {key: x for key, x in settings.items() if not key.startswith("distill.")}
     if settings["trainer.max_steps"] >= steps_of_epochs(config):
-        settings["trainer.max_steps"] = -1  # a limit that is not met
+        settings["trainer.max_steps"] = -1  # a limit that is never reached
     return {key: value for key, value in settings.items() if key not in IRRELEVANT}
 
 
 def training_of_row(row: Row, scale: Scale) -> str:
-    """`training_of` the row's flags: equal for rows that are one and the same training."""
+    """`training_of` for the row's flags: equal for rows with the same training."""
     return _resolve_row(row, scale)[1]
 
 
 def config_of_row(row: Row, scale: Scale) -> dict[str, Any]:
-    """What the row's flags resolve to, with seed 0; not to be changed.
+    """The configuration of a row's flags with seed 0; do not change it.
 
-    SuiteError, with file, line and row, where `run.py` refuses one of them.
+    SuiteError, with file, line and row, if `run.py` rejects a flag.
     """
     return _resolve_row(row, scale)[0]
 
@@ -98,16 +104,16 @@ def _resolve(flags: tuple[str, ...]) -> tuple[dict[str, Any], str]:
 
 @dataclass(frozen=True)
 class Results:
-    """What has been measured."""
+    """The records of trainings and evaluations."""
 
     records: tuple[Record, ...]
     evaluations: tuple[Evaluation, ...] = ()
 
     @cached_property
     def trainings(self) -> dict[str, dict[int, Record]]:
-        """The records of each training by seed, in order; of several with one seed the earliest.
+        """The records of each training by seed; for a repeated seed the earliest record.
 
-        A run that was copied, or repeated, says nothing of how much runs differ.
+        A copied or repeated run does not show how much runs differ.
         """
         found: dict[str, dict[int, Record]] = defaultdict(dict)
         for record in sorted(self.records, key=lambda x: x.finished):
@@ -115,27 +121,26 @@ class Results:
         return {training: dict(sorted(by_seed.items())) for training, by_seed in found.items()}
 
     def of_row(self, row: Row, scale: Scale) -> dict[int, Record]:
-        """Those of the training that a row is."""
+        """The records of a row's training by seed."""
         return self.trainings.get(training_of_row(row, scale), {})
 
     def evaluation_of(self, record: Record) -> Evaluation | None:
-        """What `evaluate.py` recorded of a run: the latest that finds its test accuracy again."""
+        """The latest evaluation of a run that agrees with its record; None if there is none."""
         of_run = [x for x in self.evaluations if x.runs == [record.name] and _agree(x, record)]
         return max(of_run, key=lambda x: x.finished, default=None)
 
 
 def _agree(evaluation: Evaluation, record: Record) -> bool:
-    """Whether both are of the same weights: devices and number formats move a few images."""
+    """Whether both have the same accuracy, up to the rounding of devices and precisions."""
     split = "test" if "test" in record.scores else "val"
     ours, theirs = (evaluation.strategies[PLAIN].scores[split], record.scores[split]["raw"])
     return ours.images == theirs.images and abs(ours.accuracy - theirs.accuracy) <= 0.002
 
 
 def load_results(folder: Path = RESULTS) -> Results:
-    """The records and evaluations anywhere under a folder; other files are passed over.
+    """Load the records and evaluations under a folder; other files are ignored.
 
-    UserError, in one line, for a file that is broken, of another version or an
-    unknown architecture, or edited since it was written.
+    UserError for a file that is damaged, edited, or of another version or architecture.
     """
     records = []
     evaluations = []
@@ -154,10 +159,10 @@ def load_results(folder: Path = RESULTS) -> Results:
 
 
 def check_record(record: Record) -> None:
-    """ValueError where a record contradicts itself.
+    """Raise ValueError if a record contradicts itself.
 
-    What has a digest was compared with it when it was read. An older record must have the
-    configuration that its own commands resolve to.
+    A digest is checked when a record is read. An older record without a digest must have the
+    configuration of its commands.
     """
     for field in ("arch", "seed"):
         if (stated := getattr(record, field)) != record.config.get(field):
@@ -167,7 +172,7 @@ def check_record(record: Record) -> None:
     places = ArgumentParser(add_help=False)
     for flag in ("--name", "--output", "--ckpt_path"):
         places.add_argument(flag)
-    # A resumed run goes on with what it was started with, and later flags stand above that.
+    # A resumed run keeps its first settings, which later flags replace.
     words = [word for line in record.command for word in shlex.split(line)[2:]]
     _, flags = places.parse_known_args(words)
     given = _relevant(resolve_config(flags), record.source)

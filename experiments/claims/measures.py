@@ -26,7 +26,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Measure:
-    """Numbers and terms with + - * / and parentheses; ValueError for anything else."""
+    """Arithmetic of numbers and terms: + - * / and parentheses; else ValueError."""
 
     text: str
 
@@ -46,12 +46,12 @@ class Measure:
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
-        """The terms in order of their appearance, each once."""
+        """The different terms in order of their first appearance."""
         return tuple(dict.fromkeys(_terms(self._tree)))
 
     @cached_property
     def pair(self) -> tuple[str, Term, Term] | None:
-        """`-` or `/` and both sides, where the measure is one term less or over another."""
+        """The operator and both sides of a difference or ratio of two terms; else None."""
         tree = self._tree
         if not isinstance(tree, ast.BinOp) or not isinstance(tree.op, ast.Sub | ast.Div):
             return None
@@ -60,7 +60,7 @@ class Measure:
         return (symbol, left, right) if left and right else None
 
     def __call__(self, values: Mapping[Term, float]) -> float:
-        """The measure where each term has this value; ZeroDivisionError where it has none."""
+        """The measure for these values of its terms; may raise ZeroDivisionError."""
         return _value(self._tree, values)
 
 
@@ -68,7 +68,7 @@ def _term(node: ast.expr) -> Term | None:
     if isinstance(node, ast.Name):
         return Term(node.id)
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
-        # `ema+tta` and `six-view` read as sums and differences of names, and are written back.
+        # Python parses `ema+tta` and `six-view` as sums and differences: unparse them.
         return Term(node.value.id, ast.unparse(node.slice).replace(" ", ""))
     return None
 

@@ -1,4 +1,4 @@
-"""What a few training runs say about all the runs there could be: pure functions of numbers.
+"""Statistics of a few training runs: means, differences and their intervals.
 
 How sure one run is about other test images is another question:
 `experiments/inference/bootstrap.py`.
@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-#: run-to-run standard deviation of CIFAR-10 test accuracy near 94%, in points: what is assumed of
-#: it before there are runs
+#: usual standard deviation over seeds of CIFAR-10 test accuracy near 94%, in points; used if there
+#: are no runs yet
 USUAL_SD = 0.14
 
 
@@ -21,15 +21,14 @@ USUAL_SD = 0.14
 class Estimate:
     """A mean, a difference of means or a ratio of spreads, with its interval at `LEVEL`.
 
-    One run has no spread and no interval, and what is not defined has none either. Runs that are
-    all the same have an interval of one point.
+    A single run, or an undefined value, has no interval. Equal runs have an interval of one point.
     """
 
-    value: float  # nan where it is not defined
-    sd: float | None  # of one run, in a difference of both sides together; None where n is 1
+    value: float  # nan if it is not defined
+    sd: float | None  # of one run; pooled over both sides of a difference; None for n = 1
     low: float | None
     high: float | None
-    n: tuple[int, ...]  # runs, of each side where there are two
+    n: tuple[int, ...]  # number of runs, of both sides of a difference
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -52,19 +51,19 @@ def mean_of(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Mean of `ours - theirs`, each pair from one run: the interval of the paired t-test.
+    """Mean of `ours - theirs`, each pair from one run, with the interval of the paired t-test.
 
-    It leaves out 0 exactly where the two-sided test at 5% rejects that there is no difference. `sd`
-    is that of the differences.
+    The interval excludes 0 exactly if the two-sided test at 5% finds a difference. `sd` is the
+    standard deviation of the differences.
     """
     return mean_of([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Difference of the means of runs that have nothing to do with each other (Welch 1947).
+    """Difference of the means of independent runs (Welch 1947).
 
-    Its interval leaves out 0 exactly where Welch's two-sided test at 5% rejects that there is no
-    difference. `sd` is the root of the mean of both variances.
+    The interval excludes 0 exactly if Welch's two-sided test at 5% finds a difference. `sd` is the
+    root of the mean of both variances.
     """
     value = float(np.mean(ours) - np.mean(theirs))
     n = (len(ours), len(theirs))
@@ -84,9 +83,9 @@ def undefined(*n: int) -> Estimate:
 
 
 def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Ratio of two standard deviations with the interval of the F-test: of normal values.
+    """Ratio of two standard deviations of normal values, with the interval of the F-test.
 
-    Undefined where either side is a single run or does not spread at all.
+    Undefined if one side is a single run, or has no spread.
     """
     n = (len(ours), len(theirs))
     if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
@@ -99,15 +98,14 @@ def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
 def needed_seeds(
     difference: float, sd: float, paired: bool = False, alpha: float = 0.05, power: float = 0.8
 ) -> int:
-    """Runs that a difference needs to be seen: on each side, or pairs of them.
+    """Number of runs on each side, or of pairs, that a difference needs; at least two.
 
-    The fewest, and two at least, with which the two-sided t-test at `alpha` finds it, on its own
-    side of none, with probability `power`: exact for normal values of one `sd` on both sides, by
-    the noncentral t distribution. 32 a side for 0.1 points at sd 0.14. In pairs `sd` is that of
-    their differences.
+    With this number, the two-sided t-test at `alpha` finds the difference, with the right sign and
+    with probability `power`. Exact for normal values with equal `sd` (noncentral t distribution):
+    32 on each side for 0.1 points at sd 0.14. For pairs, `sd` belongs to their differences.
     """
     if difference == 0:
-        raise ValueError("difference must not be 0: no number of runs tells it from none")
+        raise ValueError("difference must not be 0")
     if sd == 0:
         return 2
     sides = 1 if paired else 2
@@ -118,7 +116,7 @@ def needed_seeds(
         critical = stats.t.ppf(1 - alpha / 2, degrees)
         return float(stats.nct.sf(critical, degrees, effect * sqrt(n / sides)))
 
-    # With the standard deviation known fewer would do: that is where to begin.
+    # The number for a known standard deviation is a lower bound.
     quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
     n = max(2, ceil(sides * (quantiles / effect) ** 2))
     while found(n) < power:

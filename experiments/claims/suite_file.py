@@ -1,4 +1,4 @@
-"""A YAML file whose mistakes are named with their line and key."""
+"""A YAML file whose mistakes are reported with line and key."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +13,7 @@ class SuiteError(UserError):
 
 
 def read_entry(path: Path) -> "Entry":
-    """All of a file; SuiteError where it is no YAML."""
+    """Read a file; SuiteError if it is not YAML."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -33,7 +33,7 @@ class Entry:
         self.path, self.node, self.key, self.line = path, node, key, line
 
     def refuse(self, reason: str) -> NoReturn:
-        """Raise SuiteError with the place and a reason that goes on from the key."""
+        """Raise SuiteError with file, line and key; the reason continues the sentence."""
         message = " ".join(f"{self.key} {reason}".split())
         raise SuiteError(f"{self.path}, line {self.line}: {message}")
 
@@ -69,7 +69,7 @@ class Entry:
         ]
 
     def text(self) -> str:
-        """The characters of a scalar as they stand in the file: a number keeps its digits."""
+        """The characters of a scalar in the file: a number keeps its digits."""
         if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
             self.refuse("must be a text")
         return " ".join(self.node.value.split())
@@ -82,7 +82,7 @@ class Entry:
         return text
 
     def value(self) -> Any:
-        """What YAML makes of it."""
+        """The value in Python."""
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_document(self.node)

@@ -1,6 +1,6 @@
-"""Suites: a paper's tables, figures and ablations as rows to train and claims about them.
+"""Suites: the tables, figures and ablations of a paper as rows to train and claims.
 
-One YAML file each in `experiments/suites/`, whose README.md explains the schema that is here.
+Each suite is a YAML file in `experiments/suites/`. The README.md there explains the schema.
 """
 
 import json
@@ -23,7 +23,7 @@ SUITES = Path(__file__).resolve().parents[1] / "suites"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 Scale = Literal["full", "mini"]
-#: how every output describes its scale
+#: the description of each scale in all outputs
 SCALES: dict[Scale, str] = {
     "full": "full scale: as the papers describe it",
     "mini": "MINI scale: smaller networks and shorter schedules than the papers'",
@@ -38,24 +38,24 @@ Metric = Literal[
     "parameters",
     "arithmetic",
 ]
-#: what needs no training
+#: metrics that need no training
 COUNTED = ("parameters", "arithmetic")
-#: what a run's record holds of itself; every other strategy needs `evaluate.py`
+#: strategies that a run's record contains; all others need `evaluate.py`
 SINGLE_VIEWS = {PLAIN: "raw", "ema": "ema", "swa": "swa"}
-#: the strategies of which there is such a metric, where it is not all of them
+#: metric -> the strategies that have it, if not all have it
 KNOWN_OF = {"train accuracy": [PLAIN], "parameters": [PLAIN], "best epoch": [*SINGLE_VIEWS]}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: what is trained for it."""
+    """One line of a table, and its training."""
 
     name: str
     arch: str
     title: str
     overrides: dict[str, Any]  # flag -> value, on top of the architecture's preset
-    mini: dict[str, Any]  # laid over the overrides at mini scale: the suite's, then the row's own
-    where: str  # file and line that it stands in
+    mini: dict[str, Any]  # replace overrides at mini scale: the suite's, then the row's
+    where: str  # file and line
 
     def flags(self, scale: Scale, seed: int) -> list[str]:
         """The flags of `run.py` that train this row."""
@@ -66,10 +66,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Claimed:
-    """What a paper says that a measure is: anything from `low` to `high`, as it was printed.
+    """The claimed value of a measure: from `low` to `high`.
 
-    A number stands for all that round to it: 92.7 for 92.65 to 92.75. What is only said to be more
-    or less than something has an infinite end.
+    A number includes all values that round to it: 92.7 is 92.65 to 92.75. A claim of "more" or
+    "less" has an infinite end.
     """
 
     text: str
@@ -86,7 +86,7 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence, cell of a table or bar of a figure, and how it is measured."""
+    """One sentence, table cell or bar of a figure, and its measure."""
 
     id: str
     text: str  # as the paper words it
@@ -94,17 +94,17 @@ class Claim:
     metric: Metric
     measure: Measure  # arithmetic of the rows' metrics
     claimed: Claimed  # accuracies and sds in percentage points
-    not_comparable: str | None = None  # why no measurement of ours can judge it
-    note: str | None = None  # how it is read where the paper leaves that open
+    not_comparable: str | None = None  # the reason why we cannot judge it
+    note: str | None = None  # our reading if the paper is ambiguous
 
     @property
     def rows(self) -> list[str]:
-        """The rows it is about, each once."""
+        """The names of its rows."""
         return list(dict.fromkeys(term.row for term in self.measure.terms))
 
     @property
     def threshold(self) -> float | None:
-        """What the claim sets itself apart from, as `verdicts.judge` asks for it."""
+        """The value of no effect for `verdicts.judge`; None if the claim compares nothing."""
         if self.claimed.bound is not None:
             return self.claimed.bound
         if self.counted or len(self.measure.terms) < 2:
@@ -113,11 +113,11 @@ class Claim:
 
     @property
     def counted(self) -> bool:
-        """Whether it is judged by counting, without any training."""
+        """Whether it is counted, without training."""
         return self.metric in COUNTED
 
     def needs_evaluation(self, row: str) -> bool:
-        """Whether it asks for more of a row's runs than their records hold: see `evaluate.py`."""
+        """Whether it needs `evaluate.py` on the runs of a row."""
         return not self.counted and any(
             term.strategy not in SINGLE_VIEWS or self.metric == "fitted temperature"
             for term in self.measure.terms
@@ -131,15 +131,15 @@ class Suite:
 
     name: str
     title: str
-    paper: str | None  # that makes its claims; None where they are this project's own
+    paper: str | None  # the paper of its claims; None for our own
     rows: dict[str, Row]
     claims: tuple[Claim, ...]
 
     @cached_property
     def trained_rows(self) -> list[Row]:
-        """Those that are to be trained, which a row is not that only counting asks for.
+        """The rows to train: without the rows whose claims are all counted.
 
-        Nor are those without a claim where counting judges all that the suite claims.
+        Empty if all claims of the suite are counted.
         """
         counted = {row for claim in self.claims if claim.counted for row in claim.rows}
         trained = {row for claim in self.claims if not claim.counted for row in claim.rows}
@@ -153,12 +153,12 @@ class Suite:
 
 
 def load_suites(folder: Path = SUITES) -> dict[str, Suite]:
-    """Every suite of a folder by its name, in alphabetical order; SuiteError as in `load_suite`."""
+    """Load every suite of a folder, in alphabetical order; SuiteError as in `load_suite`."""
     return {path.stem: load_suite(path) for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_suite(path: Path) -> Suite:
-    """SuiteError, in one line with file, line and key, where it cannot be read or is malformed."""
+    """Load a suite; SuiteError with file, line and key if it is malformed."""
     suite = read_entry(path)
     keys = suite.mapping(required=("title", "rows", "claims"), optional=("paper", "mini"))
     mini = _overrides(keys.get("mini"))
@@ -175,7 +175,7 @@ def load_suite(path: Path) -> Suite:
 
 def _row(name: str, entry: Entry, suite_mini: dict[str, Any]) -> Row:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        entry.refuse("is no name of a row: lower-case letters, digits and underscores")
+        entry.refuse("is not a row name: use lower-case letters, digits and underscores")
     keys = entry.mapping(required=("arch", "title"), optional=("overrides", "mini"))
     row = Row(
         name,
@@ -197,7 +197,7 @@ def _overrides(entry: Entry | None) -> dict[str, Any]:
     entries = entry.mapping() if entry else {}
     for flag, value in entries.items():
         if flag.partition(".")[0] in ("arch", "seed", "name", "output", "ckpt_path", "config"):
-            value.refuse("is no override: the runner sets it")
+            value.refuse("cannot be overridden: the runner sets it")
     return {flag: value.value() for flag, value in entries.items()}
 
 
@@ -213,7 +213,7 @@ def _claim(entry: Entry, rows: dict[str, Row]) -> Claim:
     for term in measure.terms:
         if term.row not in rows:
             hint = near(term.row, list(rows))
-            keys["measure"].refuse(f"names {term.row}, which is no row of the suite{hint}")
+            keys["measure"].refuse(f"names {term.row}, which is not a row of the suite{hint}")
     metric = keys["metric"].choice(get_args(Metric))
     if metric.startswith("sd of") and not (measure.pair and measure.pair[0] == "/"):
         keys["measure"].refuse(f"must be one row over another for {metric}, got {measure.text}")
@@ -223,7 +223,7 @@ def _claim(entry: Entry, rows: dict[str, Row]) -> Claim:
         keys["measure"].refuse(f"names no row, got {measure.text}")
     for term in measure.terms:
         if term.strategy not in KNOWN_OF.get(metric, STRATEGIES):
-            keys["measure"].refuse(f"names {term.strategy}, of which there is no {metric}")
+            keys["measure"].refuse(f"names {term.strategy}, which has no {metric}")
     return Claim(
         id=keys["id"].text(),
         text=keys["text"].text(),
@@ -237,7 +237,7 @@ def _claim(entry: Entry, rows: dict[str, Row]) -> Claim:
 
 
 def _claimed(entry: Entry, tolerance: Entry | None) -> Claimed:
-    """`92.70`, `0.7 to 1.0`, `> 0` or `< 0`; a tolerance takes the place of a number's rounding."""
+    """Read `92.70`, `0.7 to 1.0`, `> 0` or `< 0`; a tolerance replaces the rounding."""
     text = entry.text()
     if tolerance and not re.fullmatch(r"[^<> ]+", text):
         tolerance.refuse(f"goes with a number, got {text}")
@@ -271,7 +271,7 @@ def _flag_value(value: Any) -> str:
 
 
 def read_suites(names: Sequence[str]) -> list[Suite]:
-    """The suites of these names or files; an unknown one ends the process."""
+    """Load suites by name or file; UserError for an unknown name."""
     known = [path.stem for path in sorted(SUITES.glob("*.yaml"))]
     if "all" in names:
         return list(load_suites().values())
@@ -280,14 +280,14 @@ def read_suites(names: Sequence[str]) -> list[Suite]:
         is_file = name.endswith((".yaml", ".yml"))
         if not is_file and name not in known:
             raise UserError(
-                f"{name} is no suite{near(name, known)}: name some of {', '.join(known)}, or all"
+                f"{name} is not a suite{near(name, known)}: name some of {', '.join(known)}, or all"
             )
         suites.append(load_suite(Path(name) if is_file else SUITES / f"{name}.yaml"))
     return suites
 
 
 def read_rows(names: str | None, suites: Sequence[Suite]) -> list[str]:
-    """The rows that are asked for; an unknown one ends the process."""
+    """The row names of `--rows`; UserError for an unknown name."""
     rows = names.split(",") if names is not None else []
     known = list(dict.fromkeys(row for suite in suites for row in suite.rows))
     for row in rows:

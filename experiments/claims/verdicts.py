@@ -1,4 +1,4 @@
-"""The rule by which a claim is judged."""
+"""The rule for verdicts on claims."""
 
 from math import inf, isfinite
 from typing import Literal
@@ -13,17 +13,18 @@ Verdict = Literal[
 ]
 Interval = tuple[float, float]
 
-#: The rule in words. The last two come before any interval is looked at.
+#: The rule in words. The last two do not depend on an interval.
 MEANING: dict[Verdict, str] = {
-    "reproduced": "The claim is inside our interval. Where it says that there is a difference, our "
-    "whole interval is on the claimed side of no difference.",
-    "direction only": "Our whole interval is on the claimed side, and the claimed size is outside "
-    "of it, or was not asked for, as in a miniature.",
-    "contradicted": "The claim is outside our interval, which is not on the claimed side either.",
-    "undecided": "Our interval holds the claim and no difference as well, or there is no interval: "
-    "of a single run, or where the measure is not defined.",
-    "not comparable": "No measurement of ours can judge it: the paper's is on Kaggle's hidden test "
-    "set, or ours is of a miniature.",
+    "reproduced": "The claim is inside our interval. If it claims a difference, our whole interval "
+    "is on the claimed side of zero.",
+    "direction only": "Our whole interval is on the claimed side. The claimed size is outside of "
+    "it, or is not judged, as in a miniature.",
+    "contradicted": "The claim is outside our interval, and the interval is not on the claimed "
+    "side.",
+    "undecided": "Our interval contains both the claim and zero difference. Or there is no "
+    "interval, because there is a single run or the measure is not defined.",
+    "not comparable": "Our measurements cannot judge it: the paper used Kaggle's hidden test set, "
+    "or ours is a miniature.",
     "not yet measured": "There is no record.",
 }
 
@@ -51,9 +52,9 @@ def judge(claimed: Interval, measured: Interval | None, threshold: float | None)
 
 
 def judge_side(claimed: Interval, measured: Interval | None, threshold: float) -> Verdict:
-    """The verdict on which side of `threshold` a measure lies, whatever size is claimed.
+    """Judge only the direction of a claim: the side of `threshold`, not the size.
 
-    It is for a miniature, of which a size that was claimed of the whole network says nothing.
+    It is used for miniatures, because the claimed size holds for the whole network.
     """
     side = (threshold, inf) if _claims_more(claimed, threshold) else (-inf, threshold)
     verdict = judge(side, measured, threshold)

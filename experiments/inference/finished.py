@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import datamodules
+from datamodules.normalisation import CIFAR10_CLASSES
+from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.presets import PRESETS
 from experiments.records.record import (
@@ -40,13 +42,18 @@ class Weights:
     epoch: int
 
 
+def weights_file(folder: Path, name: str) -> Path:
+    """Return the checkpoint with these weights: the best one, else the last one."""
+    best = folder / ("best.ckpt" if name == "raw" else f"best_{name}.ckpt")
+    return best if best.exists() else folder / "last.ckpt"
+
+
 def load_weights(folder: Path, name: str) -> Weights | None:
     """Load a run's "raw", "ema" or "swa" weights: the best ones, else the last ones.
 
     None if the run has no such weights, for example if averaging never began.
     """
-    best = folder / ("best.ckpt" if name == "raw" else f"best_{name}.ckpt")
-    path = best if best.exists() else folder / "last.ckpt"
+    path = weights_file(folder, name)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # A best file has averages as the module's weights, a whole checkpoint as a callback's state.
     if name == "raw" or "callbacks" not in checkpoint:
@@ -132,6 +139,40 @@ def open_run(folder: Path) -> FinishedRun:
     if not path.exists():
         raise UserError(f"{folder} holds no finished run: there is no {path.name}")
     return FinishedRun(folder, read(read_record, path))
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network in evaluation mode and 32 bits, the names of its classes, and its file."""
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    file: Path
+
+
+def open_network(folder: Path) -> TrainedNetwork:
+    """Open a finished run with its best weights on validation, or an exported folder.
+
+    Raises UserError for any other folder.
+    """
+    if (folder / "model.safetensors").exists():
+        return _open_export(folder)
+    run = open_run(folder)
+    weights = run.record.selected or "raw"
+    classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
+    return TrainedNetwork(run.network(weights), classes, weights_file(folder, weights))
+
+
+def _open_export(folder: Path) -> TrainedNetwork:
+    from lightning_modules.pretrained import PretrainedClassifier
+
+    try:
+        model = PretrainedClassifier.from_pretrained(folder, strict=True)
+    except Exception as error:  # its class depends on the file's bytes
+        raise UserError(
+            f"the exported network in {folder} cannot be read ({type(error).__name__})"
+        ) from None
+    return TrainedNetwork(model.network.float(), model.classes, folder / "model.safetensors")
 
 
 def read(reader: Callable[[Path], T], path: Path) -> T:

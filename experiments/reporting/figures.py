@@ -58,7 +58,7 @@ class Result:
 @matplotlib.rc_context(STYLE)
 def draw_results(results: Sequence[Result]) -> Drawing:
     """Accuracy against parameters with the standard deviation over seeds, and the budget."""
-    figure = Figure(figsize=(5.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
     for i, arch in enumerate(dict.fromkeys(result.arch for result in results)):
         points = [result for result in results if result.arch == arch]

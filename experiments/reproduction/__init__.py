@@ -1,1 +1,1 @@
-"""Training what the suites still lack, here or on many machines."""
+"""Trains the rows of suites that have no record, on this machine or on a cluster."""

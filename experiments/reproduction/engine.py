@@ -1,4 +1,4 @@
-"""Execute a plan: `run_row` for each of its jobs, here or wherever an engine calls it."""
+"""Execute a plan: call `run_row` for each job, on this machine or on a cluster."""
 
 import os
 import time
@@ -13,26 +13,28 @@ from experiments.reproduction.runner import Outcome, Workplace, run_row
 
 
 class Engine(Protocol):
-    """Something that calls `run_row`, and gives a handle to each call."""
+    """Calls `run_row` for jobs, and returns a handle of each call."""
 
     def submit(self, job: Job) -> Any:
-        """Call it as soon as there is room."""
+        """Call `run_row` as soon as there is room."""
 
     def done(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
-        """Those of some calls that have ended, after a while at the latest."""
+        """Wait at most so many seconds for a call to end, and return the ended calls."""
 
     def outcome(self, call: Any, job: Job) -> Outcome:
-        """What a call that has ended gave."""
+        """The outcome of an ended call."""
 
     def stop(self) -> None:
-        """Have all calls end soon, with a checkpoint."""
+        """Ask all calls to write a checkpoint and to end."""
 
 
 class Here:
-    """Rows on this machine, so many at once, which share its processors.
+    """Trains `rows_at_once` rows at the same time on this machine.
 
-    On two cores, two trainings with one thread each reach 591 images/s together, and with two
-    threads each 305.
+    The rows share its processors.
+
+    Two trainings on two cores reach 591 images/s together
+    with one thread each, and 305 with two threads each.
     """
 
     def __init__(self, place: Workplace, deadline: float, rows_at_once: int = 1) -> None:
@@ -70,11 +72,11 @@ def execute(
     look: Callable[[], None],
     ended: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Run jobs in their order until all have ended; one outcome for each.
+    """Run jobs in their order until all have ended, and return their outcomes.
 
-    All end soon once the time is up, `stop` is set or the disk is full. `look` is called about once
-    a second, and `ended` with each outcome as it comes. What another runner trains is waited for:
-    it is tried again behind everything else.
+    All jobs end early at the deadline, if `stop` is set, or if the disk is full. `look` is called
+    about once a second, and `ended` with each outcome. A job that another runner trains is tried
+    again after all others.
     """
     outcomes = []
     calls = {engine.submit(job): job for job in jobs}

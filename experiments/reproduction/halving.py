@@ -1,4 +1,4 @@
-"""Successive halving over a suite's rows: more epochs and more seeds for fewer of them."""
+"""Successive halving of a suite's rows: more epochs and seeds for the better half."""
 
 import math
 import time
@@ -16,53 +16,53 @@ from experiments.records.record import Record
 from experiments.reproduction.plan import Job, make_plan
 from experiments.reproduction.runner import Workplace, run_row
 
-#: one in so many rows goes on to the next rung, which has so many times the epochs
+#: the best 1 / REDUCTION of the rows continue with REDUCTION times the epochs
 REDUCTION = 2
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One round of trainings: how long they are, and how many of each row."""
+    """One round of trainings."""
 
     number: int  # from 0
-    epochs: int  # of the suite's first row; others keep their share of its epochs at mini scale
-    seeds: int
+    epochs: int  # of the suite's first row; the ratio of other rows to it is that at mini scale
+    seeds: int  # for each row
 
 
 def make_rungs(count: int, epochs: int, seeds: int = 1) -> list[Rung]:
-    """`epochs` and `seeds`, then `REDUCTION` times the epochs with one seed more, and so on."""
+    """Rungs: each has `REDUCTION` times the epochs of the last one, and one more seed."""
     return [Rung(i, epochs * REDUCTION**i, seeds + i) for i in range(count)]
 
 
 def row_of(suite: Suite, name: str, rung: Rung) -> Row:
-    """A row as a rung trains it: small, short, and with the test set unread.
+    """The row with a rung's epochs, at mini scale and without the test set.
 
-    SuiteError, in one line, where its share of the first row's epochs is not whole.
+    SuiteError if its number of epochs is not whole.
     """
     row, first = suite.rows[name], next(iter(suite.rows.values()))
     own, usual = (config_of_row(x, "mini")["trainer"]["max_epochs"] for x in (row, first))
     epochs, rest = divmod(rung.epochs * own, usual)
     if rest:
         raise SuiteError(
-            f"{name} has {own} epochs where {first.name} has {usual}: --epochs must be a multiple "
+            f"{name} has {own} epochs and {first.name} has {usual}: --epochs must be a multiple "
             f"of {usual // math.gcd(own, usual)}"
         )
     return replace(row, mini=row.mini | {"trainer.max_epochs": epochs, "test": False})
 
 
 def records_of(suite: Suite, name: str, rung: Rung, results: Results) -> list[Record]:
-    """What has been measured of a row in a rung, by seed."""
+    """The records of a row in a rung, in the order of seeds."""
     records = results.of_row(row_of(suite, name, rung), "mini")
     return [records[seed] for seed in range(rung.seeds) if seed in records]
 
 
 def val_accuracy(record: Record) -> float:
-    """Of the weights that are best on validation, in percent."""
+    """Validation accuracy of the selected weights, in percent."""
     return 100 * record.scores["val"][record.selected or "raw"].accuracy
 
 
 class OutOfTimeError(Exception):
-    """The deadline came, or the user stopped it, before a training had ended."""
+    """The deadline or the user ended a training early."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,26 @@ class Worker:
 
     suite: Suite
     place: Workplace
-    deadline: float  # in seconds of the epoch: then the training writes a checkpoint and ends
-    stopped: Callable[[], bool] = lambda: False  # the same, once this is true
+    deadline: float  # seconds since 1970; then the training writes a checkpoint and ends
+    stopped: Callable[[], bool] = lambda: False  # true has the same effect
 
     def train(self, name: str, rung: Rung) -> list[float]:
-        """Train what a row lacks in a rung; its validation accuracies in percent, by seed.
+        """Train the missing seeds of a row in a rung; return validation accuracies in percent.
 
-        OutOfTimeError; UserError, in one line, where a training fails.
+        OutOfTimeError at the deadline; UserError if a training fails.
         """
         rows = {name: row_of(self.suite, name, rung)}
         title = f"{self.suite.name}_{rung.epochs}epochs"
         short = replace(self.suite, name=title, rows=rows, claims=())
         results = load_results(self.place.results)
         jobs = make_plan([short], [name], "mini", rung.seeds, results, self.place.runs)
-        while jobs:  # those that another process trains are waited for last
+        while jobs:  # jobs that another process trains come last
             jobs = [job for job in jobs if not self._finish(job)]
         records = records_of(self.suite, name, rung, load_results(self.place.results))
         return [val_accuracy(record) for record in records]
 
     def _finish(self, job: Job) -> bool:
-        """Train one; False where another process does."""
+        """Train one; false if another process trains it."""
         outcome = run_row(job, self.place, self.deadline, self.stopped)
         in_time = time.time() < self.deadline and not self.stopped()
         if outcome.ending == "taken" and in_time:
@@ -111,7 +111,7 @@ def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) ->
     others are compared with it. A training with a record is not repeated, so that a second call
     continues an interrupted one and makes the same decisions.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of what ends a trial
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of every pruned trial
     pruner = optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     names = list(worker.suite.rows)

@@ -18,23 +18,23 @@ from experiments.training.length import batches_per_epoch
 
 @dataclass(frozen=True)
 class Job:
-    """One training that a suite lacks."""
+    """One missing training or evaluation of a suite."""
 
     name: str  # of the run's folder and of its record
     scale: Scale
     flags: tuple[str, ...]  # of run.py
-    training: str  # what `training_of` says it is
+    training: str  # the text of `training_of`
     seed: int
-    trained: bool  # it has a record, and lacks what `evaluate.py` finds with its weights
-    evaluates: bool  # a claim asks for what `evaluate.py` finds
-    config: dict[str, Any]  # every setting that the flags resolve to, seed apart
-    measured: int  # seeds of the same training that stand before it
-    open_claims: int  # comparable claims without any measurement that it takes part in
+    trained: bool  # it has a record, and only its evaluation is missing
+    evaluates: bool  # a claim needs the results of `evaluate.py`
+    config: dict[str, Any]  # every setting of the flags, with seed 0
+    measured: int  # seeds of the same training that come before it
+    open_claims: int  # its comparable claims without a measurement
     operations: int  # of its training
 
     @property
     def key(self) -> str:
-        """The same for everything that is this very training, whatever it is called."""
+        """Equal for jobs with the same training and seed, whatever their names are."""
         return hashlib.sha256(f"{self.training}/{self.seed}".encode()).hexdigest()[:16]
 
     @property
@@ -64,7 +64,7 @@ def make_plan(
     measured whenever the time ends. Among equals, the row that takes part in the most comparable
     claims without a measurement comes first, then the row with fewer operations.
 
-    UserError, in one line, where a run of another training has a row's name.
+    UserError if a run with other settings has the name of a row.
     """
     only = set(only)
     rows: dict[str, list[tuple[Suite, Row]]] = {}
@@ -112,7 +112,7 @@ def _of(suite: Suite, row: Row) -> list[Claim]:
 
 
 def _is_open(claim: Claim, suite: Suite, scale: Scale, results: Results) -> bool:
-    """Whether a claim that can be judged at this scale waits for a first measurement."""
+    """Whether a claim that this scale can judge has no measurement yet."""
     if claim.counted or claim.not_comparable or (scale == "mini" and claim.threshold is None):
         return False
     return estimate_claim(suite, claim, scale, results) is None
@@ -127,7 +127,7 @@ def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
     found = {}
     finished = {path.parent for path in runs.glob("*/result.json")}
     begun = finished | {path.parent for path in runs.glob("*/last.ckpt")}
-    # Finished ones last, so that they take the places of others.
+    # Finished runs come last and replace the others.
     for folder in sorted(begun, key=lambda folder: (folder in finished, folder)):
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -138,10 +138,10 @@ def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
 
 
 def _refuse_anothers_name(name: str, runs: Path, results: Results) -> None:
-    """A suite that was changed since: neither that run nor its record may be overwritten."""
+    """Protect the run or the record of a row whose suite has changed: UserError."""
     recorded = any(record.name == name for record in results.records)
     if recorded or any((runs / name / file).exists() for file in ("last.ckpt", "result.json")):
         raise UserError(
-            f"{'the record' if recorded else runs / name} {name} is of another training than the "
-            "row of that name: the row or its suite was changed since. Name one of them differently"
+            f"{'the record' if recorded else runs / name} {name} has other settings than the row "
+            "of that name: the row or its suite has changed. Rename one of them"
         )

@@ -14,7 +14,7 @@ from experiments.reproduction.runner import Outcome
 
 
 def steps_done(folder: Path) -> int:
-    """Training batches that a run's curves cover so far; 0 without curves."""
+    """Number of training batches in a run's metrics.csv; 0 without the file."""
     try:
         with (folder / "metrics.csv").open(newline="") as file:
             steps = [row["step"] for row in csv.DictReader(file)]
@@ -25,20 +25,20 @@ def steps_done(folder: Path) -> int:
 
 
 def share_done(job: Job, runs: Path) -> float:
-    """Of a job's training, in [0, 1]."""
+    """The finished share of a job's training, in [0, 1]."""
     return min(steps_done(runs / job.name) / job.steps, 1)
 
 
 class Display:
-    """Bars on a terminal; otherwise a line for each epoch and each row's end."""
+    """Shows bars on a terminal, else one line for each epoch and for each row that ends."""
 
     def __init__(self, jobs: Sequence[Job], runs: Path, console: Console) -> None:
         self.jobs, self.runs, self.console = jobs, runs, console
         self.began = time.time()
         self.outcomes: dict[str, Outcome] = {}
         self.before = {job.name: share_done(job, runs) for job in jobs}
-        self.since: dict[str, float] = {}  # when a row was first seen in training
-        self.epochs: dict[str, int] = {}  # that were shown last
+        self.since: dict[str, float] = {}  # first time at which a row was training
+        self.epochs: dict[str, int] = {}  # the epoch shown last
         name, bar, text = "{task.description}", BarColumn(bar_width=20), "{task.fields[text]}"
         columns = (TextColumn(name), bar, TextColumn(text))
         self.bars = Progress(*columns, console=console, disable=not console.is_interactive)
@@ -46,7 +46,7 @@ class Display:
         self.bar_of: dict[str, TaskID] = {}
 
     def look(self) -> None:
-        """Read how far the trainings are, and show it."""
+        """Read and show the progress of the trainings."""
         for job in self.jobs:
             output = self.runs / job.name / "output.txt"
             begun = output.exists() and output.stat().st_mtime >= self.began
@@ -65,7 +65,7 @@ class Display:
             self._say(f"{name}: {outcome.ending} ({self._rows()})")
 
     def _done(self, job: Job) -> float:
-        """Operations."""
+        """The finished operations of a job."""
         return job.operations * (job.name in self.outcomes or share_done(job, self.runs))
 
     def _rows(self) -> str:

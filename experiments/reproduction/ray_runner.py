@@ -13,14 +13,14 @@ from experiments.records.provenance import ROOT
 from experiments.reproduction.plan import Job
 from experiments.reproduction.runner import Outcome, Workplace, run_row
 
-#: how often a row is begun again, from its checkpoint, whose worker or machine was lost
+#: times that a row is restarted from its checkpoint after its worker or machine was lost
 RETRIES = 3
 
 
 class RayCluster:
-    """An engine that calls `run_row` wherever a cluster has the processors and GPUs for it.
+    """An engine that calls `run_row` on machines of a Ray cluster.
 
-    UserError, in one line, where there is no cluster or no machine of it is enough.
+    UserError if there is no cluster, or if no machine has enough processors and GPUs.
     """
 
     def __init__(
@@ -28,21 +28,21 @@ class RayCluster:
     ) -> None:
         """
         Args:
-            address: of the cluster's head, or "auto" for the one that runs on this machine.
+            address: address of the cluster's head; "auto" is the cluster of this machine.
             cpus: processors for a row.
-            gpus: GPUs for a row, also a fraction; None is 1 where the cluster has any.
-            place: where the plan is executed, on every machine of the cluster.
-            deadline: when the time is up, in seconds of the epoch.
+            gpus: GPUs for a row, also a fraction; None is 1 if the cluster has GPUs.
+            place: folders of the plan, on every machine of the cluster.
+            deadline: end of the time, in seconds since 1970.
         """
         try:
             _knock(address)
-            # The workers import this checkout, wherever they were started.
+            # The workers import this checkout, whatever folder they were started in.
             environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=ERROR)
         except (OSError, ValueError, RayError) as error:
             raise UserError(
                 f"--ray {address}: no Ray cluster answers ({error}). `ray start --head` starts one "
-                "and says its address"
+                "and prints its address"
             ) from None
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -78,12 +78,12 @@ class RayCluster:
         if not self.stopped:
             self.stopped = True
             for call in self.calls:
-                # In the task this is a KeyboardInterrupt, at which it ends its training.
+                # The task gets a KeyboardInterrupt and ends its training.
                 ray.cancel(call)
 
 
 def _knock(address: str) -> None:
-    """OSError or ValueError where nothing listens at an address, for which Ray waits minutes."""
+    """Raise OSError or ValueError if nothing listens at an address: Ray would wait for minutes."""
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -18,8 +18,8 @@ from experiments.reproduction.plan import Job, begun_runs
 
 #: seconds that a process has, after SIGTERM, to end its step and write its checkpoint
 GRACE = 120
-# Linux ends a process with SIGTERM when the one that started it dies, however it dies, if it is
-# asked to. On other systems the training goes on, and its lock with it.
+# On Linux the training gets SIGTERM when its runner dies. On other systems it continues, and keeps
+# its lock.
 LEASH = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -33,18 +33,18 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a plan is executed; the same paths on every machine that takes part."""
+    """The folders of a plan; they are the same on every machine of a cluster."""
 
     runs: Path  # folder of run folders
-    results: Path  # where records are filed
-    cwd: Path = field(default_factory=Path.cwd)  # of the processes: relative paths are of there
+    results: Path  # folder of records
+    cwd: Path = field(default_factory=Path.cwd)  # working folder of the processes
     scripts: Path = ROOT / "experiments"  # of run.py and evaluate.py
     threads: int | None = None  # CPU threads of a process; None leaves the choice to torch
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job."""
+    """How a job ended, and why."""
 
     job: Job
     ending: Literal["finished", "cut off", "failed", "taken", "full disk"]
@@ -53,10 +53,10 @@ class Outcome:
 
 @contextmanager
 def lock(path: Path) -> Iterator[int | None]:
-    """A file descriptor that holds the lock until it and all copies are closed; None if taken.
+    """Lock a file: a descriptor that holds the lock until all its copies are closed; None if taken.
 
-    A process that inherits it holds the lock too, so that a training which outlives its runner is
-    left alone. The system frees the lock of a process that is killed.
+    A process that inherits the descriptor holds the lock too: another runner then leaves a training
+    alone whose runner has died. The system frees the lock of a killed process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -74,13 +74,13 @@ def lock(path: Path) -> Iterator[int | None]:
 def run_row(
     job: Job, place: Workplace, deadline: float, stopped: Callable[[], bool] = lambda: False
 ) -> Outcome:
-    """Train a row, or go on with it, and file its record: the same here and as a Ray task.
+    """Train a row, or continue its training, and copy its record to the results.
 
-    At `deadline`, in seconds of the epoch, or once `stopped`, the training is asked to write a
-    checkpoint and to end. A row that another process works on is "taken".
+    At `deadline` (seconds since 1970), or if `stopped` returns true, the training writes a
+    checkpoint and ends. A row that another process trains is "taken".
     """
 
-    def go_on() -> bool:
+    def in_time() -> bool:
         return time.time() < deadline and not stopped()
 
     try:
@@ -88,14 +88,14 @@ def run_row(
             if held is None:
                 time.sleep(1)
                 return Outcome(job, "taken")
-            # Another runner may have begun the same training since, under another name.
+            # Another runner may have begun the same training under another name.
             name = begun_runs(place.runs).get((job.training, job.seed), job.name)
             folder = place.runs / name
             record, evaluation = folder / "result.json", folder / "evaluation.json"
             if job.trained and not record.exists():
                 reason = (
-                    f"evaluate.py needs its weights, which are not in {folder}: bring that folder "
-                    "here, or remove the record to train the row again"
+                    f"evaluate.py needs its weights, but {folder} does not contain them: copy that "
+                    "folder to this machine, or remove the record to train the row again"
                 )
                 return Outcome(job, "failed", reason)
             steps = {record: _training(job, name, place)}
@@ -104,12 +104,12 @@ def run_row(
             for file, command in steps.items():
                 if file.exists():
                     continue
-                if not go_on():
+                if not in_time():
                     return Outcome(job, "cut off")
-                code = _call(command, folder / "output.txt", place, held, go_on)
+                code = _call(command, folder / "output.txt", place, held, in_time)
                 if not file.exists():
-                    return _unfinished(job, code, folder / "output.txt", go_on())
-            if not job.trained:  # else its record is where it was found
+                    return _unfinished(job, code, folder / "output.txt", in_time())
+            if not job.trained:  # else the record is in the results already
                 file_away(record, place.results / f"{name}.json")
             if job.evaluates:
                 file_away(evaluation, place.results / "evaluations" / f"{name}.json")
@@ -126,7 +126,6 @@ def _training(job: Job, name: str, place: Workplace) -> list[str]:
         f"--name={name}",
         f"--output={os.path.relpath(place.runs, place.cwd)}",
         "--wandb=disabled",
-        "--trainer.enable_progress_bar=false",
         *(["--ckpt_path=last"] if resumes else []),
     ]
 
@@ -137,9 +136,9 @@ def _evaluation(name: str, place: Workplace) -> list[str]:
 
 
 def _call(
-    command: list[str], output: Path, place: Workplace, held: int, go_on: Callable[[], bool]
+    command: list[str], output: Path, place: Workplace, held: int, in_time: Callable[[], bool]
 ) -> int:
-    """Run a Python script to its end, or ask it to end once it may not go on; its exit code."""
+    """Run a Python script, and end it with SIGTERM if it is out of time; return its exit code."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as file:
         print("$ python", *command, file=file, flush=True)
@@ -151,12 +150,12 @@ def _call(
             stdout=file,
             stderr=file,
             pass_fds=[held],
-            start_new_session=True,  # Ctrl-C is the runner's to handle
+            start_new_session=True,  # the runner handles Ctrl-C
         )
     try:
-        while process.poll() is None and go_on():
+        while process.poll() is None and in_time():
             time.sleep(0.2)
-    finally:  # also where Ray cancels the task
+    finally:  # also if Ray cancels the task
         if process.poll() is None:
             process.terminate()
             try:
@@ -166,20 +165,20 @@ def _call(
     return process.wait()
 
 
-def _unfinished(job: Job, code: int, output: Path, may_go_on: bool) -> Outcome:
-    """What a process means that ended without a record."""
+def _unfinished(job: Job, code: int, output: Path, in_time: bool) -> Outcome:
+    """The outcome of a process that ended without a record."""
     lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
     reason = f"{lines[-1].strip()} (exit code {code}, see {output})"
     if any(os.strerror(number) in lines[-1] for number in FULL_DISK):
         return Outcome(job, "full disk", reason)
-    # Asked to end, by us or by another, Lightning ends with 0.
-    return Outcome(job, "failed" if code > 0 or (code < 0 and may_go_on) else "cut off", reason)
+    # After SIGTERM Lightning ends with 0.
+    return Outcome(job, "failed" if code > 0 or (code < 0 and in_time) else "cut off", reason)
 
 
 def file_away(written: Path, path: Path) -> None:
-    """Copy a record to where records lie; OSError where another record has its name."""
+    """Copy a record to the results; OSError if another record has its name."""
     content = written.read_text()
     if path.exists() and path.read_text() != content:
-        raise FileExistsError(f"{path} is another record than {written}: rename one of them")
+        raise FileExistsError(f"{path} differs from {written}: rename one of them")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

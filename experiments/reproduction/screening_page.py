@@ -1,4 +1,4 @@
-"""What a screening has found, as Markdown: from its records and from nothing else."""
+"""The page of a screening as Markdown, made from its records alone."""
 
 from experiments.claims.matching import Results
 from experiments.claims.seed_statistics import Estimate, mean_of, welch_difference
@@ -9,23 +9,24 @@ from experiments.reproduction.halving import Rung, records_of, val_accuracy
 HEAD = """# {title}
 
 Written by `{command}`
-from the records in this folder and from nothing else; a test renders it again. Each row is
-`--scale mini` of the suite `{name}`: a small network and few epochs, which rank candidates for the
-long runs and do not replace them. Columns count the epochs of the first row; one that is longer or
-shorter in the suite keeps that share. {went_on}
+from the records in this folder alone; a test renders it again. Each row has the settings of the
+suite `{name}` at `--scale mini`: a small network and few epochs. The ranking selects candidates
+for long runs and does not replace them. The columns give the epochs of the first row. If another
+row has more or fewer epochs in the suite, it keeps that ratio.
+{went_on}
 
-Accuracies are in percent, of {images} validation images, of the weights that are best on them,
-with 95% t-intervals over runs that differ in their seed; the test set was not read. *Gain* is over
-the first row in the last column that both have, in points, with Welch's interval.{dirty}
+Accuracies are in percent on {images} validation images, with the weights that are best on them
+and 95% t-intervals over seeds. The test set was not read. *Gain* is the difference from the first
+row in the last column that both rows have, in points, with Welch's interval.{dirty}
 
 """
-WENT_ON = """A row went on to the next column if it was
-in the better half of those before it in the suite, itself included; the first always did. A
-training that two rows have in common stands at both, also where one had been left out by then."""
+WENT_ON = """A row continued to the next column if it was in the better half of the rows up
+to it; the first row always continued. A training that two rows share is shown for both, even if
+one of them was left out earlier."""
 
 
 def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> str:
-    """The page: rows with the most whole columns first, of these the most accurate."""
+    """The page, ordered by the number of complete columns, then by accuracy."""
     header = ["row", *(f"epochs {x.epochs}, n = {x.seeds}" for x in rungs), "gain"]
     lines = [header, ["---"] * len(header)]
     records = {name: [records_of(suite, name, x, results) for x in rungs] for name in suite.rows}
@@ -51,14 +52,14 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
 def _head(suite: Suite, command: str, records: list[Record], several: bool) -> str:
     images = sorted({f"{score.images:,}" for x in records for score in x.scores["val"].values()})
     changed = sum(record.dirty for record in records)
-    dirty = f" Of {len(records)} runs, {changed} are of a changed checkout." if changed else ""
+    dirty = f" Of {len(records)} runs, {changed} are from a changed checkout." if changed else ""
     return HEAD.format(
         title=suite.title,
         name=suite.name,
         command=command,
         images=" or ".join(images) or "no",
         dirty=dirty,
-        went_on=WENT_ON if several else "None was trained for longer.",
+        went_on=WENT_ON if several else "No row was trained for longer.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a training will cost: operations by counting, seconds by what was measured."""
+"""The cost of a training: counted operations, and seconds estimated from measurements."""
 
 import json
 import math
@@ -27,8 +27,8 @@ def operations_of_training(config: dict[str, Any]) -> int:
     steps = batches_per_epoch(config) * config["trainer"]["max_epochs"]
     if (most := config["trainer"]["max_steps"]) > 0:
         steps = min(steps, most * config["trainer"]["accumulate_grad_batches"])
-    # AugMix shows three views of each image, SAM takes two gradients a step. Records of before
-    # there were these have no such settings.
+    # AugMix has three views of each image, and SAM two gradients per step. Old records lack these
+    # settings.
     views = 3 if config["data"].get("policy") == "augmix" else 1
     gradients = 2 if config["model"].get("sharpness", "none") != "none" else 1
     per_image = _operations_per_image(config["arch"], json.dumps(config["model"]))
@@ -44,18 +44,18 @@ class Stopwatch:
     """Seconds that trainings take on this device, validation included."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        """`records` are of any device: those of this one count."""
+        """Of the `records` only those of this device are used."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = describe_device(self.device)
         self.records = [r for r in records if r.device == name and r.training_seconds > 0]
         self._measured: dict[tuple[str, str], float] = {}
 
     def seconds(self, config: dict[str, Any]) -> tuple[float, str]:
-        """An estimate for a training, and what it is based on.
+        """Estimate the seconds of a training, and name the source of the speed.
 
-        The speed is that of a record of the same architecture with the same precision, and of
-        several the nearest in operations per image. Without any it is that of a step taken now:
-        architectures differ several times in how fast their operations are.
+        The source is the record with the same architecture and precision that is nearest in
+        operations per image. Without such a record, one step is timed now, because architectures
+        differ several times in operations per second.
         """
         operations = operations_of_training(config)
         precision = resolve_precision(config["trainer"]["precision"], self.device.type)

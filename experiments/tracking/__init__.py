@@ -1,1 +1,1 @@
-"""What Weights & Biases gets, and how its workspace shows it."""
+"""Results for Weights & Biases, and the panels of its workspace."""

@@ -1,12 +1,12 @@
-"""The keys under which runs send W&B more than their metrics, and the charts of their tables."""
+"""The keys of the tables and images that runs send to W&B, and the charts of the tables."""
 
 from dataclasses import dataclass
 
 AUGMENTED = "augmented_images"
 HARDEST = "hardest_images"
 
-#: Accuracies that the papers claim, by architecture. SAMResNet's are of Kaggle's hidden test set,
-#: with which no validation accuracy can be compared; the key says so wherever it is drawn.
+#: Accuracies that the papers claim, by architecture. SAMResNet's come from Kaggle's hidden test set
+#: and are not comparable with validation accuracies; the key says so in every chart.
 CLAIMS: dict[str, dict[str, float]] = {
     "enhanced_efficient_resnet": {"claim/val_acc": 0.9530},
     "sam_resnet": {"claim/kaggle_test_acc_not_comparable": 0.9299},
@@ -16,7 +16,7 @@ CLAIMS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A table that a run sends, and the chart of it: a design of W&B's with a column per field."""
+    """A table that a run sends, and its chart: a design of W&B with a column per field."""
 
     key: str
     title: str

@@ -34,13 +34,15 @@ from experiments.training.launch import Launch, claim_folder
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.processes import is_first
 from experiments.training.quiet import quiet
+from experiments.training.teachers import Teacher, distillation, open_teacher
 from experiments.training.trainer import Trainer
 from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.distillation import Distillation
 from lightning_modules.optimizers import OPTIMIZER_HPARAMS
 
-# Flag -> callback and whether it is on where neither preset nor user says so. Lookahead stands
-# before EMA, which averages the weights that it leaves.
+#: flag -> callback, and whether it is on by default; Lookahead comes before EMA, which averages
+#: the weights after Lookahead's step
 SWITCHES: dict[str, tuple[type[Callback], bool]] = {
     "budget": (ParameterBudget, True),
     "lookahead": (Lookahead, False),
@@ -50,9 +52,9 @@ SWITCHES: dict[str, tuple[type[Callback], bool]] = {
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, whose errors are one line that names the flag."""
+    """Lightning's parser with errors of one line that names the flag."""
 
-    # The command line, of the class because jsonargparse makes parsers of its own for the switches.
+    # The command line; of the class, because jsonargparse makes further parsers for the switches.
     given: ClassVar[list[str]] = []
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -61,7 +63,7 @@ class Parser(LightningArgumentParser):
         raise UserError(f"{self.clear(message)}{near(unknown[1], flags) if unknown else ''}")
 
     def clear(self, message: str) -> str:
-        """The reason within jsonargparse's report on a switch, and the flag in full."""
+        """Shorten jsonargparse's message to its reason, with the full name of the flag."""
         message = " ".join(message.split())
         if switch := re.match(r'Parser key "(\w+)": .* import path string: (.+?) Given', message):
             return f"--{switch[1]} must be true or false, got {switch[2]}"
@@ -83,7 +85,7 @@ class Parser(LightningArgumentParser):
 
 
 def arguments_of(launch: Launch) -> list[str]:
-    """What the full parser reads: for --quick the small version, and above it what was given."""
+    """Arguments of the full parser: `--quick` begins with the settings of the small version."""
     if not launch.quick:
         return launch.arguments
     small = [f"--model.{name}={x}" for name, x in EXPERIMENTS[launch.arch].quick.items()]
@@ -91,17 +93,17 @@ def arguments_of(launch: Launch) -> list[str]:
 
 
 class ExperimentCLI(LightningCLI):
-    """`LightningCLI` for one architecture, its preset, and the callbacks that the preset asks for.
+    """`LightningCLI` for one architecture with its preset and its callbacks.
 
-    Precedence: the preset, then `--config`, then flags. A user's mistake ends the process with one
-    line and exit code 2.
+    Flags replace settings of `--config` files, which replace the preset's. UserError for a mistake.
     """
 
     model: Any
     datamodule: CIFAR10DataModule
     trainer: Trainer
     fitted: FittedBudget | None = None
-    lock: TextIO | None = None  # the run folder's, held until this process ends
+    teachers: list[Teacher]
+    lock: TextIO | None = None  # of the run folder, until this process ends
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
@@ -150,26 +152,30 @@ class ExperimentCLI(LightningCLI):
             parser.error(str(error))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--arch", type=str, default=self.launch.arch, help="Which network.")
+        parser.add_argument(
+            "--arch", type=str, default=self.launch.arch, help="Name of the network and its preset."
+        )
         parser.add_argument("--name", type=str | None, help="Name of the run's folder.")
-        parser.add_argument("--output", type=str, default="runs", help="Where run folders lie.")
+        parser.add_argument("--output", type=str, default="runs", help="Folder of all run folders.")
         parser.add_argument(
             "--seed", type=int, default=0, help="Seed of initialisation, order and augmentation."
         )
         parser.add_argument(
             "--quick",
             action="store_true",
-            help="Two minutes or less: a small network, a short schedule, the stand-in for CIFAR-10"
-            " where that cannot be had.",
+            help="Two minutes or less: a small network, a short schedule, and synthetic images if "
+            "CIFAR-10 is missing.",
         )
         parser.add_argument(
             "--test",
             type=bool,
             default=True,
-            help="Read the test set, once, after training; false where runs are chosen among.",
+            help="Read the test set once, after training; use false for runs that you choose from.",
         )
         parser.add_argument(
-            "--ckpt_path", type=str | None, help="Checkpoint to resume from; `last` finds it."
+            "--ckpt_path",
+            type=str | None,
+            help="Checkpoint to resume from; `last` is the newest unfinished run's.",
         )
         parser.add_argument(
             "--on_nan",
@@ -178,13 +184,19 @@ class ExperimentCLI(LightningCLI):
             help="At a loss that is not finite: stop, or rollback to last.ckpt with half the rate.",
         )
         parser.add_argument(
-            "--wandb", type=WandbMode, default="offline", help="Curves to Weights & Biases."
+            "--wandb", type=WandbMode, default="offline", help="Log to Weights & Biases."
         )
         parser.add_argument(
             "--fit_budget",
             type=float | None,
-            help="Parameters: choose the largest network in them.",
+            help="Choose the largest network within this number of parameters.",
         )
+        parser.add_argument(
+            "--teacher",
+            type=str | list[str] | None,
+            help="Folder of a finished run or of an exported network to learn from, or a list.",
+        )
+        parser.add_class_arguments(Distillation, "distill", instantiate=False, skip={"teachers"})
         for key, (callback, default) in SWITCHES.items():
             parser.add_argument(
                 f"--{key}", type=bool | callback, default=default, help=callback.__doc__
@@ -195,16 +207,28 @@ class ExperimentCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
 
+    def instantiate_classes(self) -> None:
+        names = self.config.teacher or []
+        names = [names] if isinstance(names, str) else names
+        self.teachers = [open_teacher(name) for name in names]
+        if self.teachers:
+            # With their digests: a resumed run must have the same teachers.
+            self.config.teacher = [str(teacher) for teacher in self.teachers]
+            self.before_instantiate_classes()
+        super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        # Nothing is written for a run that Lightning refuses, that has no data, or that cannot be
-        # resumed.
+        # All mistakes are found here, before the run writes its first file.
         trial = try_trainer(self.config_init.trainer.as_dict(), Parser.given)
         check_devices(trial, self.config.data.batch_size, self.config.trainer.sync_batchnorm)
-        given = self.config_init.trainer.callbacks or []  # one alone where a file gives one
+        given = self.config_init.trainer.callbacks or []  # a file may contain a single one
         given = given if isinstance(given, list) else [given]
         refuse_monitors(given, self._validated(), self.config.data.val_fraction > 0)
         if is_first():
             self.datamodule.prepare_data()
+        if self.teachers:
+            settings = self.config.distill.as_dict()
+            self.model.learn_from(distillation(self.teachers, settings, self.datamodule.classes))
         keep_steps = 0
         if self.launch.checkpoint is not None:
             checkpoint = read_checkpoint(self.launch.checkpoint, self.model)
@@ -221,13 +245,13 @@ class ExperimentCLI(LightningCLI):
             default_root_dir=str(folder),
             logger=[x for x in loggers if x],
             callbacks=callbacks,
-            max_time=None,  # our Timer's, which ends a run between two epochs
+            max_time=None,  # our Timer ends a run between two epochs
         )
         assert isinstance(trainer, Trainer)
         return trainer
 
     def _validated(self) -> list[str]:
-        """Suffixes of the weights that are validated, the raw ones' first."""
+        """Suffixes of the validated weights; the raw weights come first."""
         return [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
 
     def _callbacks(self) -> list[Callback]:
@@ -248,28 +272,28 @@ class ExperimentCLI(LightningCLI):
             *([Display(self.launch.arch)] if shown else []),
             Divergence(str(folder), self.config.on_nan),
             *(best if self.config.data.val_fraction else []),
-            # Behind the best ones, so that it holds their state.
+            # After the best ones, because it contains their state.
             LastCheckpoint(str(folder)),
         ]
 
 
 def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
-    """A checkpoint that fits a network and its optimizer; ends the process where it does not.
+    """Read a checkpoint for a network and its optimizer.
 
-    UserError, in one line, where it is of another network.
+    UserError if it cannot be read, or does not fit.
     """
     try:
         checkpoint = torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # which one depends on the bytes that unpickling meets
-        raise UserError(f"--ckpt_path {path} is no checkpoint: {type(error).__name__}") from None
+    except Exception as error:  # its class depends on the file's bytes
+        raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(error).__name__}") from None
     if not isinstance(checkpoint, dict):
-        raise UserError(f"--ckpt_path {path} is no checkpoint: {type(checkpoint).__name__}")
+        raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(checkpoint).__name__}")
     model.on_load_checkpoint(checkpoint)
     if "optimizer_states" not in checkpoint:
-        raise UserError(f"--ckpt_path {path} holds weights alone: name the last.ckpt of its run")
+        raise UserError(f"--ckpt_path {path} contains only weights: name the last.ckpt of its run")
     theirs = checkpoint["hyper_parameters"]
     for name in OPTIMIZER_HPARAMS:
-        # The optimizer's state holds these, and would go on with them whatever the flag says.
+        # The optimizer's state contains these values, and would ignore the flags.
         if name in theirs and theirs[name] != (ours := model.hparams[name]):
             raise UserError(
                 f"--model.{name} must stay {theirs[name]}, as in --ckpt_path {path}, got {ours}"

@@ -1,4 +1,4 @@
-"""Flags that are fine by themselves and may not stand together."""
+"""Combinations of flags: rejected ones, and settings that depend on the machine."""
 
 from collections.abc import Collection
 
@@ -13,7 +13,7 @@ from experiments.training.trainer import (
 from lightning_modules.classifier import CAPTURED
 from lightning_modules.optimizers import refuse_fused
 
-# Flags that do nothing but with another one: where it is, and its values with which they do.
+#: flag -> the setting that it needs, and the values of that setting that use it
 NEEDS = {
     "--model.rho": ("model.sharpness", ("sam", "asam")),
     "--data.rand_augment_n": ("data.policy", ("rand_augment",)),
@@ -23,10 +23,9 @@ NEEDS = {
 
 
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
-    """ValueError, or MisconfigurationException, in one line that names the flags.
+    """Reject flags that contradict each other: ValueError or MisconfigurationException.
 
-    `given` are the flags of the command line, above which nothing that only a preset says may
-    silently stand.
+    `given` are the flags of the command line: no setting of a preset may silently disable them.
     """
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"--seed: seed must be in [0, 2**32), got {config.seed}")
@@ -40,37 +39,42 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     for flag, (name, values) in NEEDS.items():
         if flag in given and config[name] not in values:
             raise ValueError(f"{flag} needs --{name} {' or '.join(values)}, got {config[name]}")
+    taught = [flag for flag in given if flag.startswith("--distill.")]
+    if taught and not config.teacher:
+        raise ValueError(f"{taught[0]} needs --teacher, the folder of a finished run")
     trainer = config.trainer
     if config.model.fused:
         precision = resolve_precision(trainer.precision, trainer.accelerator)
         refuse_fused(precision)
     if trainer.detect_anomaly and config.model.compile in CAPTURED:
         raise ValueError(
-            "--trainer.detect_anomaly true cannot look into CUDA graphs: set --model.compile "
+            "--trainer.detect_anomaly true does not work with CUDA graphs: set --model.compile "
             f"false, got {config.model.compile}"
         )
-    asked = "--trainer.max_epochs" in given and "--trainer.max_steps" not in given
-    if asked and 0 < trainer.max_steps < steps_of_epochs(config.as_dict()):
+    epochs_only = "--trainer.max_epochs" in given and "--trainer.max_steps" not in given
+    if epochs_only and 0 < trainer.max_steps < steps_of_epochs(config.as_dict()):
         raise ValueError(
             f"--trainer.max_epochs {trainer.max_epochs} would not be reached: --trainer.max_steps "
-            f"{trainer.max_steps} ends training before; give both, -1 for no limit"
+            f"{trainer.max_steps} ends training earlier; give both, -1 for no limit"
         )
     fraction, size = config.data.val_fraction, config.data.batch_size
     images = training_images(config.as_dict())
     if 0 < fraction < 1 and images == 50_000:
-        raise ValueError(f"--data.val_fraction {fraction} holds out no image: give 0 for none")
+        raise ValueError(
+            f"--data.val_fraction {fraction} leaves no validation image: use 0 for none"
+        )
     if 0 <= fraction < 1 and size > images:
         raise ValueError(
             f"--data.batch_size must be at most the {images:,} training images, got {size}"
         )
     if fraction == 0 and not config.test:
-        raise ValueError("--test false leaves nothing to evaluate where --data.val_fraction is 0")
+        raise ValueError("--test false leaves nothing to evaluate if --data.val_fraction is 0")
 
 
 def suit_machine(config: Namespace) -> None:
-    """Replace each `auto` of the model's settings by its value on this machine, for the record.
+    """Replace each `auto` of the model's settings by its value on this machine.
 
-    The precision stays `auto`: records are compared by it, and state their precision themselves.
+    The precision stays `auto`, because records are compared by it and contain its value separately.
     """
     model, trainer = config.model, config.trainer
     steps = steps_of_epochs(config.as_dict())

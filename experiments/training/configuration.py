@@ -16,7 +16,7 @@ from lightning_modules.classifier import ImageClassifier
 
 
 class _Resolver(ExperimentCLI):
-    """The command line up to where the data, the network and the trainer would be built."""
+    """Parses a command line, and builds neither data nor network nor trainer."""
 
     def _set_seed(self) -> None:
         pass
@@ -27,15 +27,15 @@ class _Resolver(ExperimentCLI):
 
 @cache
 def _resolver(arch: str) -> _Resolver:
-    """Building a parser takes as long as ten lines parsed with it."""
+    # Building a parser takes as long as parsing ten command lines.
     return _Resolver(Launch(arch, Path(), None, quick=False, arguments=[]))
 
 
 def resolve_config(flags: list[str]) -> dict[str, Any]:
-    """Every setting of `run.py` with these flags, `--arch` among them: a record's `config`.
+    """All settings of `run.py` with these flags, which contain `--arch`: a record's `config`.
 
-    Reads presets and what `--config` names, and no run folder. A mistake in a flag ends the process
-    with one line and exit code 2, as it would end `run.py`.
+    Reads presets and the files of `--config`, but no run folder. UserError for a mistake, as in
+    `run.py`.
     """
     known = read_flags(flags)
     if known.arch is None:
@@ -45,7 +45,7 @@ def resolve_config(flags: list[str]) -> dict[str, Any]:
 
 @cache
 def default_config(arch: str) -> dict[str, Any]:
-    """The same where neither a preset nor a flag says anything."""
+    """All settings without a preset and without flags."""
     parser = _resolver(arch).parser
     presets, parser.default_config_files = parser.default_config_files, []
     try:
@@ -63,6 +63,6 @@ def _resolve(arch: str, launch: Launch) -> dict[str, Any]:
 
 
 def on_meta(arch: str, hparams: Mapping[str, Any]) -> ImageClassifier:
-    """What `--arch` trains with these hyper-parameters, on the meta device and not compiled."""
+    """The network of `--arch` on the meta device, with these hyper-parameters, not compiled."""
     with torch.device("meta"):
         return EXPERIMENTS[arch](**dict(hparams) | {"compile": False})

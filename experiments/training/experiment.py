@@ -46,13 +46,11 @@ Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
 
 
 def run_experiment(cli: ExperimentCLI) -> Record | None:
-    """Train, evaluate validation and test once with each set of weights, and write the record.
+    """Train, evaluate validation and test images with each set of weights, and write the record.
 
-    With `--test false` the test set is not read, and the record has validation scores only. None if
-    `--trainer.max_time` ended the training before its last epoch. Of several processes the first
-    one alone evaluates, on its own device; the others return None.
-
-    A run that Ctrl-C or SIGTERM ends prints the command that continues it.
+    With `--test false` the record has only validation scores. Returns None if `--trainer.max_time`
+    ended the training early. Only the first of several processes evaluates, on its own device; the
+    others return None. An interrupted run prints the command that continues it.
     """
     try:
         return _train_and_evaluate(cli)
@@ -105,7 +103,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
         return None
     if not (folder / "last.ckpt").exists():
         raise UserError(
-            "no epoch has ended, so that there is nothing to evaluate: see the --trainer flags"
+            "no epoch has ended, so there is nothing to evaluate: see the --trainer flags"
         )
 
     labels, logits, scores = evaluate(cli, folder)
@@ -122,7 +120,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
 def evaluate(
     cli: ExperimentCLI, folder: Path
 ) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
-    """Labels, logits and scores of each split, with each set of weights of the run."""
+    """Labels, logits and scores of each split; logits and scores for each set of weights."""
     trainer, data = on_one_device(cli.trainer), cli.datamodule
     data.trainer = trainer
     data.setup("test" if cli.config.test else "validate")
@@ -145,7 +143,7 @@ def evaluate(
 
 
 def write_predictions(path: Path, labels: dict[str, Tensor], logits: Logits) -> None:
-    """Arrays `{split}_labels` (N,) and `{split}_{weights}` (N, 10): logits, for paired tests."""
+    """Write arrays `{split}_labels` (N,) and `{split}_{weights}`, logits (N, 10)."""
     arrays = {f"{split}_labels": x.numpy() for split, x in labels.items()}
     for split, by_weights in logits.items():
         arrays |= {f"{split}_{name}": x.numpy() for name, x in by_weights.items()}
@@ -196,16 +194,14 @@ def make_record(
 
 
 def epochs_trained(trainer: Trainer) -> int:
-    """Trained epochs; `max_steps` may have shortened the last one.
-
-    `current_epoch` is one less if a run that max_steps ended is resumed.
-    """
+    """Number of trained epochs; `max_steps` may have shortened the last one."""
+    # Not `current_epoch`, which is one too small in a resumed run that max_steps had ended.
     # Lightning annotates the tracker as its base class, which has no `processed`.
     return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
 def last_train_accuracy(metrics: Path) -> float:
-    """The training accuracy that was logged last, in this launch or in an earlier one."""
+    """The training accuracy that was logged last, in this or an earlier launch."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
@@ -225,7 +221,7 @@ def operations_per_image(module: ImageClassifier) -> int:
 def write_pictures(
     cli: ExperimentCLI, folder: Path, labels: Tensor | None, logits: Tensor | None
 ) -> None:
-    """Augmented training images, curves, and the test set's confusion matrix if it was read."""
+    """Draw augmented training images, curves, and the confusion matrix if the test set was read."""
     data = cli.datamodule
     images, _ = next(iter(data.train_dataloader()))
     images = images.flatten(0, -4)  # AugMix: the views of an image, side by side
@@ -251,9 +247,10 @@ def send_results(
 
 def show(record: Record, folder: Path) -> None:
     """Print the record's scores and the run's folder."""
-    source = "CIFAR-10" if record.source == "cifar10" else "the SYNTHETIC stand-in, not CIFAR-10"
+    source = "CIFAR-10" if record.source == "cifar10" else "SYNTHETIC images, not CIFAR-10"
+    epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
     table = Table(
-        title=f"{record.arch}: {record.parameters:,} parameters, {record.epochs} epochs on {source}"
+        title=f"{record.arch}: {record.parameters:,} parameters, {epochs} on {source}"
         f"{' (--quick)' if record.quick else ''}, {record.training_seconds:.0f} s"
     )
     for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "epoch"):

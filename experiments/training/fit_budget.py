@@ -18,13 +18,13 @@ class FittedBudget:
     """A budget, and the network that was chosen for it."""
 
     budget: int
-    grows: str  # the hyper-parameter that was decided
-    grows_by: float  # what of it is one step
+    grows: str  # the hyper-parameter that was chosen
+    grows_by: float  # its smallest step
     chosen: Fit
-    other: Fit | None  # the largest where a multiple of 8 was chosen, and the other way round
+    other: Fit | None  # the largest network, or the largest multiple of 8 channels
 
     def in_words(self, operations: int) -> str:
-        """The choice, its cost in operations per image, and what it was preferred to."""
+        """The choice, its operations per image, and the alternative."""
         text = (
             f"A budget of {self.budget:,} parameters: {self._words(self.chosen)} and "
             f"{operations:,} operations per image"

@@ -1,4 +1,4 @@
-"""What is decided before torch is imported: the architecture, the run folder, what to resume."""
+"""The decisions before torch is imported: architecture, run folder, checkpoint to resume."""
 
 import argparse
 import os
@@ -28,30 +28,30 @@ class Launch:
     """One start of `run.py`."""
 
     arch: str
-    folder: Path  # where everything of the run is written
-    checkpoint: Path | None  # what is resumed
-    quick: bool  # a small network for a short time
-    arguments: list[str]  # for the full parser: what the user gave, behind what it stands on
-    made_up: bool = False  # the folder's name: where it is taken, another one does as well
+    folder: Path  # contains all files of the run
+    checkpoint: Path | None  # to resume from
+    quick: bool  # a small network and a short schedule
+    arguments: list[str]  # for the full parser; later ones replace earlier ones
+    made_up: bool = False  # the folder's name; if it is taken, another name is used
 
     @property
     def resumes(self) -> bool:
-        """Whether an earlier launch began this very run."""
+        """Whether an earlier launch began this run."""
         return self.checkpoint is not None and self.checkpoint.parent == self.folder
 
 
 def agents_run_id() -> str | None:
-    """The id that the agent of a W&B sweep has given to the run that it starts; None without one.
+    """The run's id from the agent of a W&B sweep; None without an agent.
 
-    It is in the folder's name as well: several agents of a machine may start runs at one time.
+    The folder's name contains it, because several agents may start runs at the same time.
     """
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def read_flags(argv: list[str]) -> argparse.Namespace:
-    """The few flags that everything else depends on, also where a `--config` gives them.
+    """Read the few flags that all others depend on, from the command line and `--config` files.
 
-    A mistake in them ends the process.
+    UserError for a mistake in them.
     """
     parser = ArgumentParser(add_help=False)
     parser.add_argument("--arch")
@@ -67,7 +67,7 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
         except ValueError as error:
             raise UserError(f"--config {error}") from None
         if path.with_name("commands.txt").exists():
-            # A run's own file: these two are about that run, and whoever repeats it makes another.
+            # The config.yaml of a run: a repetition needs another name and begins anew.
             for name in ("name", "ckpt_path"):
                 content.pop(name, None)
         settings |= content
@@ -78,7 +78,7 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
 
 
 def read_launch(argv: list[str]) -> Launch:
-    """What a command line asks for, as far as it decides the rest; a mistake ends the process."""
+    """Read the launch from a command line; UserError for a mistake."""
     flags = read_flags(argv)
     known = list(EXPERIMENTS)
     if flags.arch is None:
@@ -115,8 +115,8 @@ def read_launch(argv: list[str]) -> Launch:
 def claim_folder(launch: Launch) -> tuple[Launch, TextIO]:
     """Make the run's folder, and lock it until the returned file is closed.
 
-    Of a run's processes the first one alone does. A folder that cannot be written or that another
-    process works on ends the process.
+    Only the first process of a run calls it. UserError if the folder cannot be written or another
+    process uses it.
     """
     try:
         folder = make_folder(launch.folder, launch.made_up)
@@ -124,7 +124,7 @@ def claim_folder(launch: Launch) -> tuple[Launch, TextIO]:
         if lock is None:
             raise UserError(IN_USE.format(folder))
         if not launch.resumes:
-            # Left by a launch that ended before its first checkpoint, and none of this run's.
+            # Files of an earlier launch that ended before its first checkpoint.
             for name in ("commands.txt", "wandb_id.txt"):
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
@@ -137,22 +137,22 @@ def _decided_folder(flags: argparse.Namespace) -> Path | None:
 
 
 def _resume_last(flags: argparse.Namespace, argv: list[str]) -> Launch:
-    """Go on with a run: the one that is named, or the latest."""
+    """Continue the named run, or else the latest."""
     folder = _decided_folder(flags) or _latest_run(flags.output, flags.arch)
     checkpoint = folder / "last.ckpt"
     if not checkpoint.exists():
         raise UserError(f"--ckpt_path last: there is no {checkpoint} to resume from")
     if (folder / "result.json").exists():
         raise UserError(f"--ckpt_path last: {folder} has finished; its record is result.json there")
-    # The run goes on with what it was started with; flags given now stand above that.
+    # The settings of the first launch, which the new flags replace.
     arguments = ["--config", str(folder / "config.yaml"), *argv]
     return Launch(flags.arch, folder, checkpoint, flags.quick, arguments)
 
 
 def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
-    """Begin a run, from a checkpoint if there is one."""
+    """Begin a run, from a checkpoint if `--ckpt_path` names one."""
     checkpoint = Path(flags.ckpt_path) if flags.ckpt_path else None
-    # Not Path's, which raises where a folder on the way must not be entered.
+    # Not Path.is_file, which raises if a parent folder forbids access.
     if checkpoint and not os.path.isfile(checkpoint):
         raise UserError(f"--ckpt_path {checkpoint} is not a file")
     folder, identity = _decided_folder(flags), agents_run_id()
@@ -165,7 +165,7 @@ def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file; ValueError, which names it, where it has none."""
+    """Read the settings in a YAML file; ValueError, which names the file, if it is invalid."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -178,7 +178,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _is_of(arch: str, folder: Path) -> bool:
-    """Whether a run is of an architecture; one whose config.yaml is none is of no architecture."""
+    """Whether a run has this `--arch`; false if its config.yaml is invalid."""
     try:
         return _read_config(folder / "config.yaml").get("arch") == arch
     except ValueError:
@@ -186,8 +186,9 @@ def _is_of(arch: str, folder: Path) -> bool:
 
 
 def _latest_run(output: Path, arch: str) -> Path:
-    """The run of an architecture that is unfinished, that no process works on, and whose checkpoint
-    is the newest.
+    """The folder of the newest unfinished run of an architecture that no process uses.
+
+    The time of its checkpoint counts. UserError if there is no such run.
     """
     unfinished = [
         path.parent

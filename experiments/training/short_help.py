@@ -27,6 +27,7 @@ FLAGS: dict[str, list[tuple[str, Any, str]]] = {
         ("model.lr", 0.1, "peak learning rate"),
         ("model.weight_decay", 5e-4, "L2 penalty"),
         ("model.label_smoothing", 0.0, "weight of the uniform distribution in the target"),
+        ("teacher", None, "folder of a finished run to learn from"),
         ("model.compile", "auto", "auto, false, true, graph, reduce-overhead, max-autotune"),
     ],
     "Network": [

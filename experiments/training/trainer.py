@@ -16,8 +16,8 @@ from torch.utils._triton import has_triton
 
 from callbacks.snapshot import snapshot
 
-# Not bf16-true and 16-true, in which Lightning keeps metrics and averages too: a count of images
-# stops at 2 ** 15, and EMA does not move.
+# Without bf16-true and 16-true, because Lightning then keeps metrics and averages in 16 bits too: a
+# count of images stops at 2 ** 15, and EMA does not change.
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
@@ -31,7 +31,7 @@ def _on_gpu(accelerator: str) -> bool:
 
 
 def _on_cpu_with_bf16(accelerator: str) -> bool:
-    """Whether a CPU trains that has instructions for bf16, AVX512-BF16 or AMX."""
+    """Whether the training device is a CPU with bf16 instructions (AVX512-BF16 or AMX)."""
     others = torch.cuda.is_available() or torch.backends.mps.is_available()
     if accelerator != "cpu" and (accelerator != "auto" or others):
         return False
@@ -148,7 +148,7 @@ class Trainer(LightningTrainer):
     ) -> None:
         """
         Args:
-            precision: number format of training; auto chooses by the machine.
+            precision: precision of training; auto chooses by the machine.
             accelerator: device that trains; auto is a GPU if there is one.
             plugins: Lightning plugins, in addition to ours for checkpoints.
         """
@@ -159,7 +159,7 @@ class Trainer(LightningTrainer):
             plugins=[BackgroundFiles(), *(plugins or [])],
             **kwargs,
         )
-        # Where there is max_steps Lightning takes a checkpoint of an epoch's end for one within it:
-        # what goes on from there would count and log that epoch twice, and leave out the next. It
-        # asks by this method alone, in two places, and both are wrong for a run of whole epochs.
+        # With max_steps, Lightning takes a checkpoint from the end of an epoch for a checkpoint
+        # within the epoch: a resumed run would count and log that epoch twice, and skip the next.
+        # Only this method decides it, in two places, and both are wrong for runs of whole epochs.
         self.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]

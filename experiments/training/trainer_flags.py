@@ -1,6 +1,6 @@
-"""The Trainer's flags: what is answered before anything is written that Lightning would find late.
+"""Checks of the Trainer's flags, before a run writes its first file.
 
-Lightning finds some of it after an epoch, some with a traceback, and some never.
+Lightning reports some of these mistakes after an epoch, some with a traceback, and some never.
 """
 
 import copy
@@ -19,15 +19,16 @@ from experiments.console import near
 from experiments.training.length import batches_per_epoch
 from experiments.training.trainer import Trainer
 
-# What is decided elsewhere, and by what, beside the values that leave it there.
+#: flag that another part of this project decides -> allowed values, and the reason
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_predict_batches": ((None,), "every image is evaluated"),
     "logger": ((None,), "curves go to metrics.csv, and to Weights & Biases as --wandb says"),
-    "default_root_dir": ((None,), "--output and --name say where the run lies"),
-    "enable_checkpointing": ((None, True), "what is evaluated is read from checkpoints"),
+    "default_root_dir": ((None,), "--output and --name choose the folder"),
+    "enable_checkpointing": ((None, True), "evaluation reads checkpoints"),
     "barebones": ((False,), "a run is logged and evaluated"),
     "fast_dev_run": ((False, 0), "--quick is a short run that is evaluated"),
 }
+#: flag -> its smallest value
 LEAST = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
@@ -38,11 +39,11 @@ LEAST = {
 
 
 def refuse_trainer_flags(config: dict[str, Any]) -> None:
-    """ValueError, in one line that names the flag and its value."""
+    """Reject wrong values: ValueError, which names the flag and its value."""
     trainer = config["trainer"]
     for name, (usual, reason) in REFUSED.items():
         if trainer[name] not in usual:
-            raise ValueError(f"--trainer.{name} is refused: {reason}")
+            raise ValueError(f"--trainer.{name} cannot be set: {reason}")
     for name, least in LEAST.items():
         if trainer[name] is not None and trainer[name] < least:
             raise ValueError(f"--trainer.{name} must be {least} or more, got {trainer[name]}")
@@ -70,13 +71,13 @@ def refuse_trainer_flags(config: dict[str, Any]) -> None:
     }
     if not available.get(trainer["accelerator"], True):
         raise ValueError(
-            f"--trainer.accelerator {trainer['accelerator']}: there is none here, or PyTorch "
-            "cannot use it; auto takes what there is"
+            f"--trainer.accelerator {trainer['accelerator']}: this machine has none, or PyTorch "
+            "cannot use it; auto uses the available device"
         )
 
 
 def _refuse_batches(config: dict[str, Any]) -> None:
-    """Shares and numbers of an epoch's batches that leave none."""
+    """Reject limits that leave no batch of an epoch: ValueError."""
     trainer, data = config["trainer"], config["data"]
     for split, needed in (("train", True), ("val", data["val_fraction"] > 0)):
         limit = trainer[f"limit_{split}_batches"]
@@ -98,13 +99,14 @@ def _refuse_batches(config: dict[str, Any]) -> None:
 def refuse_monitors(
     callbacks: Sequence[Callback], suffixes: Collection[str], validated: bool
 ) -> None:
-    """ValueError where one of a user's callbacks waits for a metric that there is not going to be.
+    """Reject a user's callback that monitors a metric of no run: ValueError.
 
-    `suffixes` are those of the weights that are validated, which happens where `validated`.
+    `suffixes` are the names of the validated weights, such as "" and "_ema"; `validated` is false
+    if the run has no validation images.
     """
     metrics = [f"val/{name}{suffix}" for name in ("loss", "acc") for suffix in suffixes]
     metrics += ["train/loss", "train/acc", "train/acc_soft"]
-    # A callback of the user's own may log what another one waits for.
+    # A user's own callback may log the metric that another one monitors.
     known = all(type(callback).__module__.startswith("lightning.") for callback in callbacks)
     for callback in callbacks:
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
@@ -122,10 +124,10 @@ def refuse_monitors(
 
 
 def try_trainer(arguments: Mapping[str, Any], given: Collection[str]) -> Trainer:
-    """A Trainer that writes nothing, and with which nothing is trained.
+    """Make a Trainer that writes nothing, to check its `arguments`.
 
-    ValueError in one line where Lightning refuses its `arguments`, which begins with the flag of
-    `given` that it is about, where it is about one.
+    ValueError if Lightning rejects them. The message begins with the flag of the command line,
+    `given`, that Lightning's message names.
     """
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = logger.level
@@ -136,10 +138,10 @@ def try_trainer(arguments: Mapping[str, Any], given: Collection[str]) -> Trainer
         "enable_checkpointing": False,
         "enable_progress_bar": False,
     }
-    # A strategy that has been in one Trainer cannot be in another.
+    # Two Trainers cannot share a strategy.
     trial = copy.deepcopy({k: v for k, v in arguments.items() if k not in without}) | without
     try:
-        logger.setLevel(logging.ERROR)  # it is said again of the Trainer that stays
+        logger.setLevel(logging.ERROR)  # the real Trainer logs it again
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Trainer(**trial)

@@ -256,9 +256,9 @@ def test_runs_of_several_number_formats_or_of_a_changed_checkout_are_pooled_and_
     full[1] = replace(full[1], dirty=True)
     row = assess("gain", base + full)
     assert row.n == "2 + 3"
-    assert row.note == ("number formats: 32-true, bf16-mixed; 2 of 5 runs from a changed checkout")
+    assert row.note == ("precisions: 32-true, bf16-mixed; 2 of 5 runs from a changed checkout")
     note = assess("kaggle", base).note
-    assert note.startswith("another test set; number formats: 32-true, bf16-mixed; 1 of 3 runs")
+    assert note.startswith("another test set; precisions: 32-true, bf16-mixed; 1 of 3 runs")
     # Two rows that are one training, whose runs are counted once.
     assert assess("ema", runs("full", RAW, AVERAGED, dirty=True)).note.startswith("3 of 3 runs")
     assert assess("gain", base).note is None
@@ -270,7 +270,7 @@ def test_at_mini_scale_differences_are_judged_and_values_are_not(assess, runs):
     value, gain = (assess(x, records, scale="mini") for x in ("base", "gain"))
     assert (value.verdict, value.measured) == ("not comparable", "70.05 ± 0.64")
     assert (gain.verdict, gain.measured) == ("direction only", "+1.00 ± 0.30")
-    assert value.note == "what the paper states is not of a miniature"
+    assert value.note == "the paper's value does not apply to a miniature"
     assert gain.command.endswith("--rows full,base --scale mini")
     assert {assess(x, records).verdict for x in ("base", "gain")} == {"not yet measured"}
 

@@ -138,7 +138,7 @@ def test_augmix_and_its_loss_go_together_and_with_no_mixing(refusal, flags, answ
     [
         (
             ["--model.compile=graph", "--trainer.detect_anomaly=true"],
-            "--trainer.detect_anomaly true cannot look into CUDA graphs: set --model.compile "
+            "--trainer.detect_anomaly true does not work with CUDA graphs: set --model.compile "
             "false, got graph",
         ),
         (
@@ -156,7 +156,7 @@ def test_augmix_and_its_loss_go_together_and_with_no_mixing(refusal, flags, answ
             ["--arch=speed_resnet", "--trainer.limit_train_batches=null", "--trainer.max_epochs=50",
              "--data.batch_size=1000"],
             "--trainer.max_epochs 50 would not be reached: --trainer.max_steps 290 ends training "
-            "before; give both, -1 for no limit",
+            "earlier; give both, -1 for no limit",
         ),
         (
             ["--trainer.devices=3", "--data.batch_size=32"],
@@ -217,7 +217,7 @@ def test_ema_with_swa_is_refused_with_a_reason(refusal, experiment):
 
 def test_a_run_without_validation_and_test_images_is_refused(refusal):
     line = refusal("--data.val_fraction=0", "--test=false")
-    assert line == "--test false leaves nothing to evaluate where --data.val_fraction is 0"
+    assert line == "--test false leaves nothing to evaluate if --data.val_fraction is 0"
 
 
 def test_an_empty_validation_set_with_a_monitor_on_it_is_refused(refusal):
@@ -247,14 +247,14 @@ def test_with_validation_images_the_same_monitor_is_fine(build):
         ("--trainer.limit_predict_batches=1", "every image is evaluated"),
         ("--trainer.logger=false", "--wandb"),
         ("--trainer.default_root_dir=here", "--output and --name"),
-        ("--trainer.enable_checkpointing=false", "read from checkpoints"),
+        ("--trainer.enable_checkpointing=false", "reads checkpoints"),
         ("--trainer.barebones=true", "logged and evaluated"),
         ("--trainer.fast_dev_run=1", "--quick"),
     ],
 )
 def test_what_the_trainer_is_not_asked_for_is_refused(refusal, flag, instead):
     line = refusal(flag)
-    assert line.startswith(f"{flag.partition('=')[0]} is refused: ")
+    assert line.startswith(f"{flag.partition('=')[0]} cannot be set: ")
     assert instead in line
 
 
@@ -283,7 +283,7 @@ def test_an_output_that_is_no_folder_is_named(refusal, tmp_path):
         ("--trainer.devices=-3", "should be an int > 0"),
         ("--trainer.strategy=dpp", "invalid strategy name"),
         ("--trainer.limit_train_batches=-1", "it has to be in [0.0, 1.0] or an int"),
-        ("--data.val_fraction=0.00001", "holds out no image: give 0 for none"),
+        ("--data.val_fraction=0.00001", "leaves no validation image: use 0 for none"),
         ("--data.batch_size=50000", "must be at most the 45,000 training images, got 50000"),
         ("--model.rho=0.1", "needs --model.sharpness sam or asam, got none"),
         ("--data.augmix_severity=5", "needs --data.policy augmix, got none"),
@@ -305,7 +305,7 @@ def test_an_accelerator_that_is_not_there_is_named(refusal, monkeypatch, acceler
     for backend in (torch.cuda, torch.backends.mps):
         monkeypatch.setattr(backend, "is_available", lambda: False)
     line = refusal(f"--trainer.accelerator={accelerator}")
-    assert line.startswith(f"--trainer.accelerator {accelerator}: there is none here")
+    assert line.startswith(f"--trainer.accelerator {accelerator}: this machine has none")
 
 
 def test_a_crop_beyond_the_reflected_image_is_refused_before_training(refusal):
@@ -380,7 +380,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(checkpoint, tmp_path):
 def test_weights_alone_cannot_be_continued(refusal, experiment):
     best = experiment("--trainer.max_epochs=1").folder / "best.ckpt"
     assert refusal(f"--ckpt_path={best}") == (
-        f"--ckpt_path {best} holds weights alone: name the last.ckpt of its run"
+        f"--ckpt_path {best} contains only weights: name the last.ckpt of its run"
     )
 
 
@@ -390,20 +390,20 @@ def test_weights_alone_cannot_be_continued(refusal, experiment):
 def test_a_file_that_is_no_checkpoint_is_named(refusal, tmp_path, content):
     path = tmp_path / "file.ckpt"
     path.write_bytes(content)
-    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is no checkpoint: ")
+    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint: ")
 
 
 def test_a_torn_checkpoint_is_named(refusal, tmp_path, checkpoint):
     path = tmp_path / "torn.ckpt"
     whole = checkpoint.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is no checkpoint: ")
+    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint: ")
 
 
 @pytest.mark.parametrize(
     ("content", "answer"),
     [
-        (torch.zeros(2), "--ckpt_path {} is no checkpoint: Tensor"),
+        (torch.zeros(2), "--ckpt_path {} is not a checkpoint: Tensor"),
         ({"weight": torch.zeros(2)}, "the checkpoint is of None, the network is SAMResNetClassif"),
     ],
 )

@@ -47,7 +47,7 @@ def report(few_images: Any, tmp_path_factory: pytest.TempPathFactory) -> Report:
     def report(*paths: object, out: Path | None = None, images: Any = few_images) -> str:
         out = out or tmp_path_factory.mktemp("report")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["report.py", *map(str, paths), "--out", str(out)])
+            patch.setattr(sys, "argv", ["report.py", *map(str, paths), "--output", str(out)])
             patch.setattr(datamodules.cifar10, "synthetic_cifar10", images)
             main()
         return (out / "index.html").read_text()
@@ -353,7 +353,7 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_read(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     line = refusal("nowhere", act=lambda *paths: report(*paths, out=tmp_path / out))
-    assert line == f"--out {tmp_path / out} must be a folder: {tmp_path / 'file'} is a file"
+    assert line == f"--output {tmp_path / out} must be a folder: {tmp_path / 'file'} is a file"
     assert (tmp_path / "file").read_text() == "mine"
 
 

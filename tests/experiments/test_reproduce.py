@@ -355,7 +355,7 @@ def test_of_the_same_training_twice_the_finished_run_counts_and_what_is_no_run_d
 
 def test_a_folder_that_records_begin_in_is_said(reproduce):
     _, out, _ = reproduce("--rows=se", "--seeds=1")
-    assert "There are no records: results does not exist, and is made" in out
+    assert "There are no records yet: the folder results is made" in out
     _, out, _ = reproduce("--rows=se", "--seeds=1")
     assert "There are no records" not in out
 
@@ -478,7 +478,7 @@ def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, script
     ("flags", "named", "message"),
     [
         (["--rows=plane"], "table.yaml", "--rows plane is unknown (did you mean plain?)"),
-        ([], "sam_resnet_tabel1", "is no suite (did you mean sam_resnet_table1 or"),
+        ([], "sam_resnet_tabel1", "is not a suite (did you mean sam_resnet_table1 or"),
         ([], "absent.yaml", "absent.yaml cannot be read"),
         ([], "broken.yaml", "broken.yaml, line 5: rows.a lacks title"),
         ([], "", "name a SUITE, or --table"),
@@ -521,10 +521,10 @@ def test_a_row_that_was_changed_overwrites_nothing(reproduce, tmp_path):
     suite.write_text(suite.read_text().replace("trainer.max_epochs: 3", "trainer.max_epochs: 5"))
     code, _, err = reproduce("--rows=se", "--seeds=1")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "table-se-full-0 is of another training than the row of that name" in err
+    assert "table-se-full-0 has other settings than the row of that name" in err
     shutil.rmtree(tmp_path / "results")
     code, _, err = reproduce("--rows=se", "--seeds=1")
-    assert (code, "is of another training" in err) == (2, True)
+    assert (code, "has other settings" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -543,7 +543,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
 
     code, out, _ = reproduce("--rows=plain", "--dry-run", "--seeds=2", f"--scale={scale}")
     assert (code, launches()) == (0, [])
-    assert "2 runs to do" in out
+    assert "2 missing runs" in out
     assert ("MINI scale" in out) == (scale == "mini")
     assert ("full scale" in out) == (scale == "full")
     # Forward and twice as much backward, 351 batches of 128 images.

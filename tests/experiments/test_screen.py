@@ -170,14 +170,14 @@ def test_the_command_writes_a_page_for_the_suite_and_one_for_some_rows(
     file = tmp_path / "candidates.yaml"
     where = ("--output", place.runs, "--results", place.results)
     run_main(monkeypatch, file, "--rungs=1", *where, "--budget-minutes=1e-9")
-    assert "It was stopped: the same command goes on there." in capsys.readouterr().out
+    assert "Stopped: the same command continues." in capsys.readouterr().out
     run_main(monkeypatch, file, "--rungs=1", *where)
     page = place.results / "candidates.md"
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == f"What the records say: {page}"
+    assert out.splitlines()[-1] == f"Ranking: {page}"
     text = page.read_text()
     assert text.count("\n| `") == len(ROWS)
-    assert "of 10,000 validation images" in text
+    assert "on 10,000 validation images" in text
     run_main(monkeypatch, file, "--rungs=1", "--rows=base,best", *where)
     some = (place.results / "candidates-base-best.md").read_text()
     assert some.count("\n| `") == 2
@@ -202,14 +202,14 @@ def test_the_committed_pages_are_what_their_records_say():
     [
         (
             ["champoin"],
-            "champoin is no suite (did you mean champion or champion_1m?): name some of ",
+            "champoin is not a suite (did you mean champion or champion_1m?): name some of ",
         ),
-        (["all"], "all is no suite: rows of several cannot be compared, so name one"),
+        (["all"], "all is not a suite: rows of several suites cannot be compared, so name one"),
         (["champion", "--rows=asma"], "--rows asma is unknown (did you mean "),
         (["champion", "--epochs=0"], "--epochs must be above 0, got 0"),
         (
             ["champion", "--epochs=3"],
-            "asam_350 has 4 epochs where base has 8: --epochs must be a multiple of 2",
+            "asam_350 has 4 epochs and base has 8: --epochs must be a multiple of 2",
         ),
         (["champion", "--seeds=0"], "--seeds must be above 0, got 0"),
         (["champion", "--budget-minutes=-1"], "--budget-minutes must be above 0, got -1"),

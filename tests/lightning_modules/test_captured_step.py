@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from lightning_modules import classifier
 from lightning_modules.captured_step import CapturedStep
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.distillation import Distillation
 
 
 class RecordedStep(CapturedStep):
@@ -123,6 +124,16 @@ def test_a_captured_training_equals_the_same_training_without(steps, hparams, op
         module = ImageClassifier(make_network(dropout=0.3), compile=mode, **hparams)
         runs += [module, fit(module, make_batches(), **options)]
     assert [step.captures for step in steps] == [captures]
+    assert_equal_runs(*runs[2:], *runs[:2])
+
+
+def test_a_captured_student_equals_the_same_student_without(steps):
+    runs = []
+    for mode in (False, "graph"):
+        module = ImageClassifier(make_network(dropout=0.3), compile=mode)
+        module.learn_from(Distillation([make_network(), make_network(dropout=0.5)]))
+        runs += [module, fit(module, make_batches(soft=True), precision="bf16-mixed")]
+    assert [step.captures for step in steps] == [1]
     assert_equal_runs(*runs[2:], *runs[:2])
 
 

@@ -141,7 +141,7 @@ def test_a_name_that_is_no_architecture_is_a_missing_key() -> None:
 def test_a_training_without_a_length_is_refused(length: dict[str, Any]) -> None:
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", **length)
     batch = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
-    with pytest.raises(MisconfigurationException, match="^schedules need a length of training of 1"):
+    with pytest.raises(MisconfigurationException, match=r"^schedules need a length of training "):
         trainer.fit(small("resnet"), [batch])
 
 
