@@ -111,7 +111,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.prepare_data_per_node = False
         self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
         self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
-        flags = {field.name: self.hparams.get(field.name) for field in fields(Augmentation)}
+        flags: dict[str, Any] = {x.name: self.hparams.get(x.name) for x in fields(Augmentation)}
         flags["policy"] = make_policy(policy, rand_augment_n, rand_augment_m, augmix_severity)
         # Zero after normalisation, as in the paper.
         self.augmentation = Augmentation(**flags | {"cutout_fill": MEAN})

@@ -269,7 +269,7 @@ class ImageClassifier(EvaluationModule):
             refuse_fused(self.trainer.precision)
         optimizer = make_optimizer(self.network, hparams)
         factor = learning_rate_factor(hparams, optimizer_steps(self.trainer))
-        scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        scheduler: Any = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
