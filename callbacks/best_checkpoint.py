@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
-from callbacks.ema import EMA, EvaluatesNetworks
-from callbacks.swa import SWA
+from callbacks.ema import Average
+from callbacks.lookahead import HasNetwork
 
 
 @final
@@ -82,10 +82,10 @@ class BestCheckpoint(Checkpoint):
 
     def _network(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
         if not self.suffix:
-            return cast(EvaluatesNetworks, pl_module).network
+            return cast(HasNetwork, pl_module).network
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
         # There is exactly one: EMA and SWA cannot be combined.
-        [average] = [callback for callback in callbacks if isinstance(callback, EMA | SWA)]
+        [average] = [callback for callback in callbacks if isinstance(callback, Average)]
         assert average.network is not None
         return average.network
 

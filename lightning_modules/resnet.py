@@ -8,7 +8,7 @@ from lightning_modules.networks.resnet import ResNet
 
 
 class ResNetClassifier(ImageClassifier):
-    """ResNet as an image classifier; `training` are ImageClassifier's arguments."""
+    """ResNet with ImageClassifier's flags as `training`."""
 
     grows = "base_width"
     quick: ClassVar = {"base_width": 8}

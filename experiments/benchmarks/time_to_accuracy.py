@@ -110,7 +110,7 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     record = run.record
     strategy = STRATEGIES[flags.strategy]
     networks, device, _ = open_networks({name: (run, name) for name in strategy.networks}, None)
-    accuracy, seconds = answer(networks, open_images(run, None)["test"], device, strategy)
+    accuracy, seconds = answer(networks, open_images(run, None, device)["test"], device, strategy)
     return {
         "accuracy": accuracy,
         "plain_accuracy": record.scores["test"]["raw"].accuracy,

@@ -1,4 +1,4 @@
-"""Read pickles safely: arrays and plain containers, without running anything they name."""
+"""Read pickles of arrays and plain containers without running foreign code."""
 
 import pickle
 import re
@@ -13,9 +13,9 @@ from experiments.console import UserError
 def unpickle_arrays(path: Path) -> Any:
     """Read a pickle of arrays, dictionaries, lists, tuples, strings and numbers.
 
-    Nothing that the file names is imported or called. The few names that NumPy 1 and 2 write for an
-    array, in any protocol and also from Python 2, become stand-ins that only read. UserError for
-    any other name, and for a file that is not a pickle.
+    Nothing that the file names is imported or called. Replacements that only read take the place of
+    the few names that NumPy 1 and 2 write for an array, in any protocol and also from Python 2.
+    Raises UserError for any other name, and for a file that is not a pickle.
     """
     try:
         with path.open("rb") as file:
@@ -30,7 +30,7 @@ def unpickle_arrays(path: Path) -> Any:
 
 
 def _resolve(value: Any) -> Any:
-    """Replace each stand-in in a container by its array."""
+    """Return a container with arrays in place of `_Array` objects."""
     if isinstance(value, _Array):
         return value.array
     if isinstance(value, dict):
@@ -40,22 +40,22 @@ def _resolve(value: Any) -> Any:
     return value
 
 
-class _StandIn:
+class _Replacement:
     """Takes the place of a NumPy object."""
 
     def __setstate__(self, state: Any) -> None:
         # Without this method, a file could set attributes of the classes below.
-        raise pickle.UnpicklingError("it gives a state to something that has none")
+        raise pickle.UnpicklingError("it sets the state of an object without a state")
 
 
-class _Bytes(_StandIn):
-    """`_codecs.encode(text, "latin1")`, as protocols below 3 write bytes."""
+class _Bytes(_Replacement):
+    """`_codecs.encode(text, "latin1")`: bytes in protocols below 3."""
 
     def __new__(cls, text: str, encoding: str) -> Any:
         return text.encode("latin1")
 
 
-class _Dtype(_StandIn):
+class _Dtype(_Replacement):
     """`numpy.dtype`: numbers and fixed-size strings, no pointers."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
@@ -72,8 +72,8 @@ class _Dtype(_StandIn):
         return np.dtype(self.order + self.code)
 
 
-class _Array(_StandIn):
-    """`_reconstruct(ndarray, (0,), "b")`, whose content follows as a state."""
+class _Array(_Replacement):
+    """`_reconstruct(ndarray, (0,), "b")`: an array whose content follows as a state."""
 
     def __init__(self, *_: Any) -> None:
         self.array = np.empty(0, np.uint8)
@@ -85,7 +85,7 @@ class _Array(_StandIn):
 
 
 class _FromBuffer(_Array):
-    """`_frombuffer(data, dtype, shape, order)`, as protocol 5 writes an array."""
+    """`_frombuffer(data, dtype, shape, order)`: an array in protocol 5."""
 
     def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _FromBuffer(_Array):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    admitted: ClassVar[dict[tuple[str, str], type[_StandIn]]] = {
+    admitted: ClassVar[dict[tuple[str, str], type[_Replacement]]] = {
         ("_codecs", "encode"): _Bytes,
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _Array,
@@ -103,7 +103,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         ("numpy._core.numeric", "_frombuffer"): _FromBuffer,
     }
 
-    def find_class(self, module: str, name: str) -> type[_StandIn]:
+    def find_class(self, module: str, name: str) -> type[_Replacement]:
         try:
             return self.admitted[module, name]
         except KeyError:

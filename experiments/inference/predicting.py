@@ -3,17 +3,14 @@
 import torch
 from torch import Tensor
 
-from datamodules.normalisation import MEAN, STD, normalise
+from datamodules.normalisation import MEAN, STD, eval_batch_size, normalise
 from experiments.console import track
 from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import PLAIN, Strategy
 
-#: images in a batch
-BATCH = 250
-
 
 def default_strategy(run: FinishedRun) -> str:
-    """The best known strategy on validation."""
+    """Return the best known strategy on validation."""
     evaluation = run.evaluation()
     if evaluation and evaluation.chosen:
         return evaluation.chosen
@@ -21,12 +18,12 @@ def default_strategy(run: FinishedRun) -> str:
 
 
 def probabilities(run: FinishedRun, strategy: Strategy, images: Tensor) -> Tensor:
-    """Probabilities float32 (N, 10), on the CPU, of images uint8 (N, 3, 32, 32)."""
+    """Return probabilities float32 (N, 10) on the CPU of images uint8 (N, 3, 32, 32)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     networks = {name: run.network(name) for name in strategy.networks}
     network = strategy.build(networks, mean, std)
-    batches = images.split(BATCH)
+    batches = images.split(eval_batch_size(device))
     with torch.inference_mode():
         answers = [
             network(normalise(batch.to(device), mean, std)).cpu()

@@ -23,12 +23,11 @@ Attention = Literal["se", "cbam", "coordinate"]
 class SAMResNet(nn.Module):
     """Three stages of basic blocks with attention between the two convolutions.
 
-    Normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
-    `base_width`, the strides 1, 2, 2. As published 4,733,610 parameters, without SE 4,697,162; the
-    paper's own figures, 5.02M and 4.96M, follow from no reading of its text. CBAM in SE's place
-    (4,733,056), or attention to channels and positions together, is what the paper names as future
-    work: coordinate attention has about as many parameters (4,737,362), whatever `se_reduction`.
-    ValueError for another `attention` than SE when `se` is off.
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
+    `base_width`, the strides 1, 2, 2. SAMResNet has 4,733,610 parameters, and 4,697,162 without SE.
+    The paper's numbers, 5.02M and 4.96M, follow from no reading of its text. The paper's future
+    work replaces SE: CBAM has 4,733,056 parameters, and coordinate attention 4,737,362 with any
+    `se_reduction`. Raises ValueError for another `attention` than SE if `se` is off.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class SAMResNet(nn.Module):
             raise ValueError(f"attention must be 'se', 'cbam' or 'coordinate', got {attention!r}")
         if attention != "se" and not se:
             raise ValueError(
-                f"attention must be 'se', its default, where se is off, got {attention!r}"
+                f"attention must be 'se', its default, if se is off, got {attention!r}"
             )
 
         def make_block(in_channels: int, channels: int, stride: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""SEResNet: squeeze-and-excitation where its inventors put it (Hu et al. 2018)."""
+"""SEResNet: squeeze-and-excitation as in its paper (Hu et al. 2018)."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ from lightning_modules.layers.pooling import global_mean
 
 
 class SEResNet(nn.Module):
-    """Three stages of ReLU basic blocks with SE after the second BatchNorm, before the sum.
+    """Three stages of ReLU basic blocks with SE before the sum.
 
-    Normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
-    `base_width`, the strides 1, 2, 2. Depth and widths are SAMResNet's by default, so that both
-    have 4,733,610 parameters and differ only in the activation and in where SE sits.
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
+    `base_width`, the strides 1, 2, 2. By default SEResNet has the depth, the widths and the
+    4,733,610 parameters of SAMResNet. Only the activation and the position of SE differ.
     """
 
     def __init__(

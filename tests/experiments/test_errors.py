@@ -103,7 +103,7 @@ def test_a_value_out_of_range_is_named_with_its_flag(refusal, flag, value, answe
 def test_values_that_contradict_each_other_are_both_named(refusal):
     line = refusal("--model.attention=cbam", "--model.se=false")
     assert line == (
-        "--model.attention: attention must be 'se', its default, where se is off, got 'cbam'"
+        "--model.attention: attention must be 'se', its default, if se is off, got 'cbam'"
     )
 
 
