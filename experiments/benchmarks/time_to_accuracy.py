@@ -102,7 +102,7 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
         f"--name={name}",
         f"--output={flags.runs}",
         f"--trainer.callbacks+={COUNTER}",
-        "--test=true",  # what is measured, also where the flags leave it out
+        "--test=true",  # needed, even if the flags disable it
     ]
     if code := start(arguments):
         raise UserError(f"{name} ended with exit code {code}: see above")

@@ -1,4 +1,4 @@
-"""Which records are of which row: by what their configuration resolves to, never by a name."""
+"""Match records to the rows of suites by their resolved settings, never by a name."""
 
 import inspect
 import json

@@ -19,7 +19,7 @@ Place = tuple[str | int, ...]
 
 #: size of a JSON file
 MAX_BYTES = 20_000_000
-#: values in a YAML file, each alias counted with all values that it stands for
+#: values in a YAML file; an alias counts with all its values
 MAX_VALUES = 20_000
 #: plain words for pydantic's types of errors
 REASONS = {
