@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.console import ArgumentParser, UserError, command, near
+from experiments.console import ArgumentParser, UserError, command, near, printable
 from experiments.inference.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def show(
     best = answers[:SHOWN].topk(top)
     for name, values, indices in zip(found.ids, best.values, best.indices, strict=False):
         cells = [f"{classes[i]} {p:.1%}" for p, i in zip(values.tolist(), indices, strict=True)]
-        table.add_row(escape(name), *cells)
+        table.add_row(escape(printable(name)), *cells)
     console = Console()
     console.print(table)
     if len(found.ids) > SHOWN:
@@ -124,7 +124,7 @@ def main() -> None:
     if found.unreadable:
         print(f"Unreadable pictures: {len(found.unreadable):,}", file=sys.stderr)
         for reason in found.unreadable:
-            print(f"  {reason}", file=sys.stderr)
+            print(f"  {printable(reason)}", file=sys.stderr)
         sys.exit(0 if flags.skip_unreadable else 1)
 
 

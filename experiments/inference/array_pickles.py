@@ -1,25 +1,34 @@
 """Read pickles of arrays and plain containers without running foreign code."""
 
 import pickle
+import pickletools
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
 from experiments.console import UserError
 
+#: operations of a pickle, and values of its content: a million images with ids have fewer
+MAX_OPERATIONS = 5_000_000
+#: nesting of containers
+MAX_DEPTH = 20
+
 
 def unpickle_arrays(path: Path) -> Any:
     """Read a pickle of arrays, dictionaries, lists, tuples, strings and numbers.
 
-    Nothing that the file names is imported or called. Replacements that only read take the place of
+    Nothing that the file names is imported or called, and its operations, its memo and the values
+    that shared lists expand to are limited. Replacements that only read take the place of
     the few names that NumPy 1 and 2 write for an array, in any protocol and also from Python 2.
     Raises UserError for any other name, and for a file that is not a pickle.
     """
     try:
         with path.open("rb") as file:
-            return _resolve(_ArrayUnpickler(file, encoding="bytes").load())
+            _check_operations(file)
+            file.seek(0)
+            return _Resolver().resolve(_ArrayUnpickler(file, encoding="bytes").load())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # its class depends on the file's bytes
@@ -29,15 +38,36 @@ def unpickle_arrays(path: Path) -> Any:
         ) from None
 
 
-def _resolve(value: Any) -> Any:
-    """Return a container with arrays in place of `_Array` objects."""
-    if isinstance(value, _Array):
-        return value.array
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolve(item) for item in value]
-    return value
+def _check_operations(file: BinaryIO) -> None:
+    """Raise UnpicklingError for too many operations, or for a memo with gaps.
+
+    The unpickler would allocate the whole memo for a single large index.
+    """
+    for count, (code, argument, _) in enumerate(pickletools.genops(file), 1):
+        if count > MAX_OPERATIONS:
+            raise pickle.UnpicklingError(f"it has more than {MAX_OPERATIONS:,} operations")
+        if "PUT" in code.name and argument is not None and argument > count:
+            raise pickle.UnpicklingError(f"its memo has the index {argument:,}")
+
+
+class _Resolver:
+    """Puts arrays in place of `_Array` objects."""
+
+    def __init__(self) -> None:
+        self._values = 0
+
+    def resolve(self, value: Any, depth: int = 0) -> Any:
+        self._values += 1
+        # A list that contains another list twice, which contains a third one twice, ...
+        if self._values > MAX_OPERATIONS or depth > MAX_DEPTH:
+            raise pickle.UnpicklingError("its lists contain each other too often")
+        if isinstance(value, _Array):
+            return value.array
+        if isinstance(value, dict):
+            return {key: self.resolve(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.resolve(item, depth + 1) for item in value]
+        return value
 
 
 class _Replacement:

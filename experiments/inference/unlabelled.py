@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.console import UserError
+from experiments.console import UserError, printable
 from experiments.inference.array_pickles import unpickle_arrays
 from experiments.inference.pictures import SIDE, SUFFIXES, read_picture
 
@@ -140,9 +141,18 @@ def probabilities_csv(ids: Sequence[str], probabilities: Tensor, classes: Sequen
     return _csv(["ID", "class", *classes], rows)
 
 
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet runs as a formula and no terminal takes for an escape sequence."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    formula = text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"[+-]?[\d.]+", text)
+    return f"'{text}" if formula else text
+
+
 def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_cell(x) for x in row] for row in rows)
     return text.getvalue()

@@ -42,6 +42,27 @@ def read_json(kind: type[T], path: Path) -> T:
         raise UserError(f"{path} is not a valid {name}: {_explain(kind, error)[1]}") from None
 
 
+def check_yaml(text: str) -> None:
+    """Raise YAMLError for a text whose aliases or depth need too much memory or time."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_VALUES  # for a node that contains itself
+            children = node.value if isinstance(node, yaml.CollectionNode) else []
+            if isinstance(node, yaml.MappingNode):
+                children = [x for pair in children for x in pair]
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and size(root) > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES:,} values")
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+
+
 @dataclass(frozen=True)
 class YamlFile:
     """A YAML file that knows the line of each value.

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NoReturn, TextIO
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -26,6 +27,7 @@ from callbacks import (
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError, near
 from experiments.presets import CONFIGS, EXPERIMENTS
+from experiments.records.parsing import check_yaml
 from experiments.training.combinations import refuse_combinations, suit_machine
 from experiments.training.devices import check_devices
 from experiments.training.display import Display
@@ -82,6 +84,19 @@ class Parser(LightningArgumentParser):
             given = [flag for flag in flags if flag.endswith(f".{name}")]
             message = f"{given[0]}: {message}" if len(given) == 1 else message
         return message
+
+
+_load_yaml = get_loader("yaml")
+
+
+def _load_bounded(text: str) -> Any:
+    """The YAML loader of jsonargparse, for values of flags and for files; rejects YAML bombs."""
+    if len(text) > 10_000 or "*" in text:
+        check_yaml(text)
+    return _load_yaml(text)
+
+
+set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
 
 def arguments_of(launch: Launch) -> list[str]:

@@ -166,8 +166,12 @@ def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read the settings in a YAML file; ValueError, which names the file, if it is invalid."""
+    from experiments.records.parsing import check_yaml
+
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        check_yaml(text)
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -241,6 +241,20 @@ def test_with_validation_images_the_same_monitor_is_fine(build):
     assert "EarlyStopping" in names
 
 
+BOMB = "\n".join(
+    [f"a0: &a0 [{', '.join('x' * 9)}]"]
+    + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+)
+
+
+@pytest.mark.parametrize("flag", ["--config", "--data"])
+@pytest.mark.parametrize("content", [BOMB, "a: &a [*a]", "[" * 20_000], ids=["9x9", "self", "deep"])
+def test_a_yaml_bomb_is_one_line(refusal, tmp_path, flag, content):
+    path = tmp_path / "bomb.yaml"
+    path.write_text(content)
+    assert flag.removeprefix("--") in refusal(f"{flag}={path}")
+
+
 @pytest.mark.parametrize(
     ("flag", "instead"),
     [
