@@ -117,8 +117,7 @@ class Divergence(Callback):
         return f"the last sound checkpoint is {self.path}" if exists else ""
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.checkpoint_io.teardown()  # waits for the file
-        checkpoint = torch.load(self.path, "cpu", weights_only=True)
+        checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(self.path, weights_only=True)
         pl_module.load_state_dict(checkpoint["state_dict"])
         trainer.optimizers[0].load_state_dict(checkpoint["optimizer_states"][0])
         scheduler = cast(LambdaLR, trainer.lr_scheduler_configs[0].scheduler)

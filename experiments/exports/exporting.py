@@ -20,6 +20,7 @@ from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.exports.model_card import model_card
 from experiments.inference.finished import FinishedRun, open_run
+from experiments.records.integrity import write_checksums
 from lightning_modules.pretrained import Dtype, PretrainedClassifier
 
 Network = Callable[[Tensor], Tensor]
@@ -53,6 +54,7 @@ def export(
             write(model, draft, model_card(run.record, name, model))
             if images is not None:
                 show(compare(draft, model, images, run.network(name)), len(images))
+            write_checksums(draft)
             draft.rename(output)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None

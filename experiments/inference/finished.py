@@ -12,6 +12,7 @@ from datamodules.normalisation import CIFAR10_CLASSES
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.presets import PRESETS
+from experiments.records.integrity import check_archive, check_checksums
 from experiments.records.record import (
     Evaluation,
     Record,
@@ -51,6 +52,7 @@ def load_weights(folder: Path, name: str) -> Weights | None:
     None if the run has no such weights, for example if averaging never began.
     """
     path = weights_file(folder, name)
+    check_archive(path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # A best file has averages as the module's weights, a whole checkpoint as a callback's state.
     if name == "raw" or "callbacks" not in checkpoint:
@@ -88,6 +90,8 @@ class FinishedRun:
         """
         try:
             found = load_weights(self.folder, weights)
+        except UserError:
+            raise
         except Exception as error:  # its class depends on the file's bytes
             raise UserError(
                 f"the {weights} weights in {self.folder} cannot be read ({type(error).__name__})"
@@ -163,6 +167,7 @@ def open_network(folder: Path) -> TrainedNetwork:
 def _open_export(folder: Path) -> TrainedNetwork:
     from lightning_modules.pretrained import PretrainedClassifier
 
+    check_checksums(folder, ("config.json", "model.safetensors"))
     try:
         model = PretrainedClassifier.from_pretrained(folder, strict=True)
     except Exception as error:  # its class depends on the file's bytes

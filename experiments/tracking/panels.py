@@ -56,6 +56,7 @@ def curves() -> list[wr.LinePlot]:
             "Training accuracy (soft: against mixed targets)", ["train/acc", "train/acc_soft"]
         ),
         over_epochs("Training loss", ["train/loss"]),
+        over_epochs("Gradient norm", ["train/gradient_norm"]),
         # Named by the optimizer, and by the parameter group if there are several.
         wr.LinePlot(title="Learning rate", x="trainer/global_step", metric_regex="^lr-.*"),
     ]
