@@ -108,6 +108,11 @@ class FinishedRun:
             ) from None
         return network.eval()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in the order of their labels."""
+        return SYNTHETIC_CLASSES if self.record.source == "synthetic" else CIFAR10_CLASSES
+
     def data(self, root: str | None = None) -> "CIFAR10DataModule":
         """Return the run's data with its split, by default from the same folder."""
         arguments = dict(self.record.config["data"])
@@ -151,17 +156,21 @@ class TrainedNetwork:
     file: Path
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder contains an exported network."""
+    return (folder / "model.safetensors").exists()
+
+
 def open_network(folder: Path) -> TrainedNetwork:
     """Open a finished run with its best weights on validation, or an exported folder.
 
     Raises UserError for any other folder.
     """
-    if (folder / "model.safetensors").exists():
+    if is_export(folder):
         return _open_export(folder)
     run = open_run(folder)
     weights = run.record.selected or "raw"
-    classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
-    return TrainedNetwork(run.network(weights), classes, weights_file(folder, weights))
+    return TrainedNetwork(run.network(weights), run.classes, weights_file(folder, weights))
 
 
 def _open_export(folder: Path) -> TrainedNetwork:
