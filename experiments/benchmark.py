@@ -54,11 +54,9 @@ def main() -> None:
     flags = read_arguments(sys.argv[1:])
     import torch
 
-    from experiments.benchmarks.benchmark_record import (
-        make_benchmark,
-        write_benchmark,
-    )
+    from experiments.benchmarks.benchmark_record import make_benchmark
     from experiments.records.provenance import describe_device, git_state
+    from experiments.records.record import write_benchmark
     from experiments.reporting.tables import print_table
     from experiments.training.allocator import keep_freed_memory
     from experiments.training.quiet import quiet

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.claims.claims import parameters_of
 from experiments.presets import EXPERIMENTS
-from experiments.records.record import read_record
+from experiments.records.record import read_benchmark, read_record
 from experiments.training.cli import SWITCHES, ExperimentCLI
 from experiments.training.configuration import resolve_config
 from experiments.training.launch import read_launch

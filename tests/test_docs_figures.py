@@ -7,10 +7,9 @@ from statistics import mean, stdev
 
 import pytest
 
-from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.claims.matching import load_results
 from experiments.claims.suites import read_suites
-from experiments.records.record import read_evaluation, read_record
+from experiments.records.record import read_benchmark, read_evaluation, read_record
 from experiments.reproduction.halving import Rung, records_of, val_accuracy
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.configuration import resolve_config

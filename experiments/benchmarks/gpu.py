@@ -26,13 +26,14 @@ import torch
 from rich.table import Table
 
 from experiments.benchmarks import time_to_accuracy
-from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
+from experiments.benchmarks.benchmark_record import make_benchmark
 from experiments.benchmarks.in_trainer import StepWindows, fit
 from experiments.benchmarks.overhead import alternate_epochs
 from experiments.benchmarks.step import DTYPES, Step, Variant, first_line, short
 from experiments.benchmarks.timing import copy_bandwidth, matmul_ceiling
 from experiments.console import UserError, near
 from experiments.records.provenance import describe_device, git_state
+from experiments.records.record import write_benchmark
 from experiments.training.configuration import resolve_config
 
 SOURCE = "--data.source=auto"

@@ -41,7 +41,7 @@ from torch import nn
 
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks import airbench
-from experiments.benchmarks.benchmark_record import make_benchmark, write_benchmark
+from experiments.benchmarks.benchmark_record import make_benchmark
 from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.operations import FILE, CountOperations
 from experiments.console import UserError
@@ -49,6 +49,7 @@ from experiments.inference.evaluation import open_images, open_networks
 from experiments.inference.finished import open_run
 from experiments.inference.strategies import STRATEGIES, Strategy
 from experiments.records.provenance import ROOT, git_state
+from experiments.records.record import write_benchmark
 from experiments.training.cli import ExperimentCLI
 
 RUN = ROOT / "experiments" / "run.py"

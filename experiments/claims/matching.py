@@ -9,7 +9,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import RESULTS, Row, Scale
 from experiments.console import ArgumentParser, UserError
 from experiments.inference.strategies import PLAIN
@@ -84,7 +83,7 @@ def training_of_row(row: Row, scale: Scale) -> str:
 def config_of_row(row: Row, scale: Scale) -> dict[str, Any]:
     """The configuration of a row's flags with seed 0; do not change it.
 
-    SuiteError, with file, line and row, if `run.py` rejects a flag.
+    UserError, with file, line and row, if `run.py` rejects a flag.
     """
     return _resolve_row(row, scale)[0]
 
@@ -93,7 +92,7 @@ def _resolve_row(row: Row, scale: Scale) -> tuple[dict[str, Any], str]:
     try:
         return _resolve(tuple(row.flags(scale, seed=0)))
     except UserError as error:
-        raise SuiteError(f"{row.where} is refused at {scale} scale: {error}") from None
+        raise UserError(f"{row.where} is refused at {scale} scale: {error}") from None
 
 
 @cache
@@ -145,16 +144,16 @@ def load_results(folder: Path = RESULTS) -> Results:
     records = []
     evaluations = []
     for path in sorted(folder.rglob("*.json")):
+        found = read_any(path)
         try:
-            found = read_any(path)
             if isinstance(found, Record):
                 check_record(found)
                 records.append(found)
             elif isinstance(found, Evaluation) and len(found.runs) == 1:
                 evaluations.append(found)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{path} cannot be used: {reason}") from None
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} contradicts itself: {reason}") from None
     return Results(tuple(records), tuple(evaluations))
 
 

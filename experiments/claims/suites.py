@@ -7,17 +7,20 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import field
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, StringConstraints
+from pydantic.dataclasses import dataclass
 
 from experiments.claims.measures import Measure
-from experiments.claims.suite_file import Entry, read_entry
 from experiments.console import UserError, near
 from experiments.inference.strategies import PLAIN, STRATEGIES
-from experiments.presets import EXPERIMENTS
+from experiments.records.parsing import EXACT, Place, YamlFile
+from experiments.records.record import Arch
 
 SUITES = Path(__file__).resolve().parents[1] / "suites"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -46,15 +49,31 @@ SINGLE_VIEWS = {PLAIN: "raw", "ema": "ema", "swa": "swa"}
 KNOWN_OF = {"train accuracy": [PLAIN], "parameters": [PLAIN], "best epoch": [*SINGLE_VIEWS]}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table, and its training."""
+def _overridable(flag: str) -> str:
+    if flag.partition(".")[0] in ("arch", "seed", "name", "output", "ckpt_path", "config"):
+        raise ValueError("cannot be overridden: the runner sets it")
+    return flag
+
+
+#: flags of `run.py` without their dashes, and their values
+Overrides = dict[Annotated[str, AfterValidator(_overridable)], Any]
+
+
+@dataclass(frozen=True, config=EXACT, kw_only=True)
+class RowEntry:
+    """One line of a table in a suite's file."""
+
+    arch: Arch
+    title: str
+    overrides: Overrides = field(default_factory=dict)  # they change the architecture's preset
+    mini: Overrides = field(default_factory=dict)  # they replace overrides at mini scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(RowEntry):
+    """One line of a table, and its training. `mini` includes the suite's `mini`."""
 
     name: str
-    arch: str
-    title: str
-    overrides: dict[str, Any]  # flag -> value, on top of the architecture's preset
-    mini: dict[str, Any]  # replace overrides at mini scale: the suite's, then the row's
     where: str  # file and line
 
     def flags(self, scale: Scale, seed: int) -> list[str]:
@@ -84,18 +103,33 @@ class Claimed:
         return self.high if math.isinf(self.low) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=EXACT, kw_only=True)
+class ClaimEntry:
+    """One claim in a suite's file."""
+
+    id: str
+    text: str  # in the paper's words
+    source: str  # table, figure or section
+    metric: Metric
+    measure: str  # arithmetic of the rows' metrics
+    claimed: str  # accuracies and standard deviations in percentage points
+    tolerance: str | None = None  # replaces the rounding of `claimed`
+    not_comparable: str | None = None  # the reason why we cannot judge it
+    note: str | None = None  # our reading if the paper is ambiguous
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """One sentence, table cell or bar of a figure, and its measure."""
 
     id: str
-    text: str  # as the paper words it
-    source: str  # table, figure or section
+    text: str
+    source: str
     metric: Metric
-    measure: Measure  # arithmetic of the rows' metrics
-    claimed: Claimed  # accuracies and sds in percentage points
-    not_comparable: str | None = None  # the reason why we cannot judge it
-    note: str | None = None  # our reading if the paper is ambiguous
+    measure: Measure
+    claimed: Claimed
+    not_comparable: str | None = None
+    note: str | None = None
 
     @property
     def rows(self) -> list[str]:
@@ -123,6 +157,20 @@ class Claim:
             for term in self.measure.terms
             if term.row == row
         )
+
+
+RowName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$")]
+
+
+@dataclass(frozen=True, config=EXACT, kw_only=True)
+class SuiteEntry:
+    """The content of a suite's file."""
+
+    title: str
+    rows: dict[RowName, RowEntry]
+    claims: list[ClaimEntry]
+    paper: str | None = None
+    mini: Overrides = field(default_factory=dict)  # at mini scale, for every row
 
 
 @dataclass(frozen=True)
@@ -153,116 +201,107 @@ class Suite:
 
 
 def load_suites(folder: Path = SUITES) -> dict[str, Suite]:
-    """Load every suite of a folder, in alphabetical order; SuiteError as in `load_suite`."""
+    """Load every suite of a folder, in alphabetical order; UserError as in `load_suite`."""
     return {path.stem: load_suite(path) for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_suite(path: Path) -> Suite:
-    """Load a suite; SuiteError with file, line and key if it is malformed."""
-    suite = read_entry(path)
-    keys = suite.mapping(required=("title", "rows", "claims"), optional=("paper", "mini"))
-    mini = _overrides(keys.get("mini"))
-    rows = {name: _row(name, x, mini) for name, x in keys["rows"].mapping().items()}
+    """Load a suite; UserError with file, line and key if it is malformed."""
+    file = YamlFile(path, typed=("overrides", "mini"))
+    entry = file.parse(SuiteEntry)
+    rows = {name: _row(file, name, x, entry.mini) for name, x in entry.rows.items()}
     claims: dict[str, Claim] = {}
-    for entry in keys["claims"].sequence():
-        claim = _claim(entry, rows)
-        if claim.id in claims:
-            entry.refuse(f"the id {claim.id} is taken by an earlier claim")
-        claims[claim.id] = claim
-    paper = keys["paper"].text() if "paper" in keys else None
-    return Suite(path.stem, keys["title"].text(), paper, rows, tuple(claims.values()))
+    for i, x in enumerate(entry.claims):
+        if x.id in claims:
+            raise file.mistake(("claims", i), f"the id {x.id} is taken by an earlier claim")
+        claims[x.id] = _claim(file, ("claims", i), x, rows)
+    return Suite(path.stem, entry.title, entry.paper, rows, tuple(claims.values()))
 
 
-def _row(name: str, entry: Entry, suite_mini: dict[str, Any]) -> Row:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        entry.refuse("is not a row name: use lower-case letters, digits and underscores")
-    keys = entry.mapping(required=("arch", "title"), optional=("overrides", "mini"))
-    row = Row(
-        name,
-        arch=keys["arch"].choice(tuple(EXPERIMENTS)),
-        title=keys["title"].text(),
-        overrides=_overrides(keys.get("overrides")),
-        mini=suite_mini | _overrides(keys.get("mini")),
-        where=f"{entry.path}, line {entry.line}: {entry.key}",
-    )
-    for flag in (both := row.overrides | row.mini):
+def _row(file: YamlFile, name: str, entry: RowEntry, suite_mini: Overrides) -> Row:
+    both = entry.overrides | suite_mini | entry.mini
+    for flag in both:
         switch = flag.partition(".")[0]
         if flag != switch and both.get(switch) is False:
-            entry.refuse(f"switches {switch} off, and {flag} switches it on again")
-    return row
-
-
-def _overrides(entry: Entry | None) -> dict[str, Any]:
-    """Flags of `run.py` without their dashes, and their values."""
-    entries = entry.mapping() if entry else {}
-    for flag, value in entries.items():
-        if flag.partition(".")[0] in ("arch", "seed", "name", "output", "ckpt_path", "config"):
-            value.refuse("cannot be overridden: the runner sets it")
-    return {flag: value.value() for flag, value in entries.items()}
-
-
-def _claim(entry: Entry, rows: dict[str, Row]) -> Claim:
-    keys = entry.mapping(
-        required=("id", "text", "source", "metric", "measure", "claimed"),
-        optional=("tolerance", "not_comparable", "note"),
+            raise file.mistake(
+                ("rows", name), f"switches {switch} off, and {flag} switches it on again"
+            )
+    return Row(
+        name=name,
+        arch=entry.arch,
+        title=entry.title,
+        overrides=entry.overrides,
+        mini=suite_mini | entry.mini,
+        where=f"{file.path}, line {file.line(('rows', name))}: rows.{name}",
     )
+
+
+def _claim(file: YamlFile, place: Place, entry: ClaimEntry, rows: dict[str, Row]) -> Claim:
+    key = "measure"
     try:
-        measure = Measure(keys["measure"].text())
+        measure = Measure(entry.measure)
+        _check_measure(measure, entry.metric, rows)
+        key = "tolerance" if entry.tolerance else "claimed"
+        claimed = read_claimed(entry.claimed, entry.tolerance)
     except ValueError as error:
-        keys["measure"].refuse(str(error))
+        raise file.mistake((*place, key), str(error)) from None
+    return Claim(
+        id=entry.id,
+        text=entry.text,
+        source=entry.source,
+        metric=entry.metric,
+        measure=measure,
+        claimed=claimed,
+        not_comparable=entry.not_comparable,
+        note=entry.note,
+    )
+
+
+def _check_measure(measure: Measure, metric: Metric, rows: dict[str, Row]) -> None:
+    """Raise ValueError if a measure and its metric do not fit, or a row is unknown."""
     for term in measure.terms:
         if term.row not in rows:
             hint = near(term.row, list(rows))
-            keys["measure"].refuse(f"names {term.row}, which is not a row of the suite{hint}")
-    metric = keys["metric"].choice(get_args(Metric))
-    if metric.startswith("sd of") and not (measure.pair and measure.pair[0] == "/"):
-        keys["measure"].refuse(f"must be one row over another for {metric}, got {measure.text}")
-    if metric == "arithmetic" and measure.terms:
-        keys["measure"].refuse(f"must be numbers alone for arithmetic, got {measure.text}")
-    if metric != "arithmetic" and not measure.terms:
-        keys["measure"].refuse(f"names no row, got {measure.text}")
-    for term in measure.terms:
+            raise ValueError(f"names {term.row}, which is not a row of the suite{hint}")
         if term.strategy not in KNOWN_OF.get(metric, STRATEGIES):
-            keys["measure"].refuse(f"names {term.strategy}, which has no {metric}")
-    return Claim(
-        id=keys["id"].text(),
-        text=keys["text"].text(),
-        source=keys["source"].text(),
-        metric=metric,
-        measure=measure,
-        claimed=_claimed(keys["claimed"], keys.get("tolerance")),
-        not_comparable=keys["not_comparable"].text() if "not_comparable" in keys else None,
-        note=keys["note"].text() if "note" in keys else None,
-    )
+            raise ValueError(f"names {term.strategy}, which has no {metric}")
+    if metric.startswith("sd of") and not (measure.pair and measure.pair[0] == "/"):
+        raise ValueError(f"must be one row over another for {metric}, got {measure.text}")
+    if metric == "arithmetic" and measure.terms:
+        raise ValueError(f"must be numbers alone for arithmetic, got {measure.text}")
+    if metric != "arithmetic" and not measure.terms:
+        raise ValueError(f"names no row, got {measure.text}")
 
 
-def _claimed(entry: Entry, tolerance: Entry | None) -> Claimed:
-    """Read `92.70`, `0.7 to 1.0`, `> 0` or `< 0`; a tolerance replaces the rounding."""
-    text = entry.text()
+def read_claimed(text: str, tolerance: str | None = None) -> Claimed:
+    """Read `92.70`, `0.7 to 1.0`, `> 0` or `< 0`; a tolerance replaces the rounding.
+
+    ValueError for anything else.
+    """
     if tolerance and not re.fullmatch(r"[^<> ]+", text):
-        tolerance.refuse(f"goes with a number, got {text}")
+        raise ValueError(f"needs a number as the claim, got {text}")
     if open_ended := re.fullmatch(r"([<>]) *(\S+)", text):
-        bound = float(_number(entry, open_ended[2]))
+        bound = float(_number(open_ended[2]))
         return Claimed(text, *((bound, math.inf) if open_ended[1] == ">" else (-math.inf, bound)))
     if span := re.fullmatch(r"(\S+) to (\S+)", text):
-        low, high = (float(_number(entry, end)) for end in span.groups())
+        low, high = (float(_number(end)) for end in span.groups())
         if low >= high:
-            entry.refuse(f"must be a range from low to high, got {text}")
+            raise ValueError(f"must be a range from low to high, got {text}")
         return Claimed(text, low, high)
-    number = _number(entry, text)
+    number = _number(text)
     exponent = number.as_tuple().exponent
     assert isinstance(exponent, int)
-    half = _number(tolerance, tolerance.text()) if tolerance else Decimal(5).scaleb(exponent - 1)
+    half = _number(tolerance) if tolerance else Decimal(5).scaleb(exponent - 1)
     return Claimed(text, float(number - half), float(number + half))
 
 
-def _number(entry: Entry, text: str) -> Decimal:
+def _number(text: str) -> Decimal:
     try:
         number = Decimal(text.replace("_", ""))
     except InvalidOperation:
         number = Decimal("nan")
     if not number.is_finite():
-        entry.refuse(f"must be a number, `LOW to HIGH`, `> NUMBER` or `< NUMBER`, got {text}")
+        raise ValueError(f"must be a number, `LOW to HIGH`, `> NUMBER` or `< NUMBER`, got {text}")
     return number
 
 

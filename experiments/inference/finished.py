@@ -1,9 +1,8 @@
 """Open a finished run: its record, its networks and its data."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,8 +24,6 @@ from lightning_modules.networks import build_network
 
 if TYPE_CHECKING:
     from datamodules import CIFAR10DataModule
-
-T = TypeVar("T")
 
 #: the file of a run's results on CIFAR-10-C, by the origin of the corrupted images
 SHIFT_FILES = {"generated": "shift.json", "published": "shift_published.json"}
@@ -117,18 +114,18 @@ class FinishedRun:
     def evaluation(self) -> Evaluation | None:
         """Read the record of `evaluate.py` for this run; None if there is none.
 
-        Raises UserError if another version wrote it.
+        Raises UserError if it is invalid.
         """
         path = self.folder / "evaluation.json"
-        return read(read_evaluation, path) if path.exists() else None
+        return read_evaluation(path) if path.exists() else None
 
     def shift(self) -> Shift | None:
         """Read the record of `evaluate.py --shift` for this run; None if there is none.
 
-        Published corruptions are preferred. Raises UserError if another version wrote it.
+        Published corruptions are preferred. Raises UserError if it is invalid.
         """
         paths = [self.folder / SHIFT_FILES[kind] for kind in ("published", "generated")]
-        return next((read(read_shift, path) for path in paths if path.exists()), None)
+        return next((read_shift(path) for path in paths if path.exists()), None)
 
 
 def open_run(folder: Path) -> FinishedRun:
@@ -138,7 +135,7 @@ def open_run(folder: Path) -> FinishedRun:
         raise UserError(f"{folder} is not a folder: name the folder of a run")
     if not path.exists():
         raise UserError(f"{folder} holds no finished run: there is no {path.name}")
-    return FinishedRun(folder, read(read_record, path))
+    return FinishedRun(folder, read_record(path))
 
 
 @dataclass(frozen=True)
@@ -173,13 +170,3 @@ def _open_export(folder: Path) -> TrainedNetwork:
             f"the exported network in {folder} cannot be read ({type(error).__name__})"
         ) from None
     return TrainedNetwork(model.network.float(), model.classes, folder / "model.safetensors")
-
-
-def read(reader: Callable[[Path], T], path: Path) -> T:
-    """Read a record; raise UserError if it is invalid."""
-    try:
-        return reader(path)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a record of this version: {type(error).__name__} {error}"
-        ) from None

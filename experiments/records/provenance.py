@@ -4,21 +4,20 @@ import os
 import platform
 import re
 import subprocess
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning
-import torch
-import torchmetrics
-import torchvision
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def git_state() -> tuple[str, bool]:
-    """The commit of the code that runs, and whether tracked files differ from it.
+    """The commit of the running code, and whether tracked files differ from it.
 
-    Files of experiments/results do not count: commands write them and no training reads them. A
-    screening's page, once written, would stain the next screening's records.
+    Files in experiments/results do not count: commands write them, and no training reads them.
     """
 
     def git(*arguments: str) -> str:
@@ -36,8 +35,10 @@ def git_state() -> tuple[str, bool]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the packages and the BLAS, and on a GPU the operations in TF32."""
-    packages = (torch, torchvision, lightning, torchmetrics)
-    installed = {p.__name__: p.__version__ for p in packages}
+    import torch
+
+    names = ("torch", "torchvision", "lightning", "torchmetrics")
+    installed = {name: import_module(name).__version__ for name in names}
     others = {"blas": describe_blas()}
     if torch.cuda.is_available():
         formats = {
@@ -49,7 +50,9 @@ def versions() -> dict[str, str]:
 
 
 def describe_blas() -> str:
-    """The library of torch's matrix products, and the instructions that torch uses."""
+    """The library of torch's matrix products, and the instruction set that torch uses."""
+    import torch
+
     config = torch.__config__.show()
     name = re.search(r"BLAS_INFO=(\w+)", config)
     version = re.search(r"Math Kernel Library Version ([\d.]+)", config)
@@ -57,15 +60,15 @@ def describe_blas() -> str:
     return f"{' '.join(filter(None, parts))} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def describe_device(device: torch.device) -> str:
-    """The accelerator's name, or the processor's with the number of threads in use."""
+def describe_device(device: "torch.device") -> str:
+    """The accelerator's name, or the processor's name and the number of threads in use."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [
-            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0].partition(":")[2].strip() if models else name
+        models = re.findall(r"^model name.*?: *(.*\S)", cpuinfo.read_text(), re.MULTILINE)
+        name = models[0] if models else name
     return f"{name} ({torch.get_num_threads()} of {os.cpu_count()} CPUs)"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from experiments.console import UserError
-from experiments.inference.finished import FinishedRun, open_run, read
+from experiments.inference.finished import FinishedRun, open_run
 from experiments.records.record import Evaluation, Record, Score, read_any, read_record
 
 T = TypeVar("T")
@@ -93,12 +93,12 @@ def _or_pass_over(opened: Callable[[], T | None]) -> T | None:
 
 def _look(path: Path) -> Iterator[FinishedRun | Record | Evaluation]:
     if path.is_file():
-        yield read(read_record, path)
+        yield read_record(path)
         return
     for file in _files(path):
         if file.is_dir():
             yield open_run(file)
-        elif found := read(read_any, file):
+        elif found := read_any(file):
             yield found
 
 

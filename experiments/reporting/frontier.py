@@ -1,22 +1,22 @@
 """Accuracy against parameters and training operations: this project's runs and known results."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.claims.claims import parameters_of, reservations
 from experiments.claims.matching import Results, load_results
 from experiments.claims.seed_statistics import Estimate, mean_of
 from experiments.inference.strategies import PLAIN, STRATEGIES
-from experiments.records.record import Record, write_atomically
+from experiments.records.parsing import EXACT, YamlFile
+from experiments.records.record import Record, read_benchmark, write_atomically
 from experiments.reporting.figures import BUDGET
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.configuration import resolve_config
@@ -71,6 +71,20 @@ class Point:
     note: str = ""
     source: str = ""
     several_views: bool = False  # whether `accuracy` is of several views
+
+
+@pydantic_dataclass(frozen=True, config=EXACT, kw_only=True)
+class KnownPoint:
+    """A published result in `known_points.yaml`."""
+
+    name: str
+    accuracy: float  # in percent
+    source: str
+    note: str = ""
+    flags: list[str] = field(default_factory=list)  # of run.py: they give parameters and operations
+    parameters: float | None = None  # as reported
+    petaflop: float | None = None  # of training, as reported
+    several_views: bool = False  # whether the accuracy is with several views of each image
 
 
 def find_points(folder: Path) -> list[Point]:
@@ -152,22 +166,22 @@ def _raced(path: Path) -> Iterator[Point]:
 
 
 def _known() -> Iterator[Point]:
-    for group, entries in yaml.safe_load(KNOWN.read_text()).items():
-        for entry in entries:
-            parameters, operations = entry.get("parameters"), entry.get("petaflop")
-            if flags := entry.get("flags"):
-                config = resolve_config(flags)
+    for group, entries in YamlFile(KNOWN).parse(dict[str, list[KnownPoint]]).items():
+        for x in entries:
+            parameters, petaflop = x.parameters, x.petaflop
+            if x.flags:
+                config = resolve_config(x.flags)
                 parameters = parameters_of(config)
-                operations = operations_of_training(config) / 1e15
+                petaflop = operations_of_training(config) / 1e15
             yield Point(
                 group,
-                entry["name"],
-                Estimate(entry["accuracy"], None, None, None, ()),
-                parameters=parameters and float(parameters),
-                operations=operations and 1e15 * operations,
-                note=entry.get("note", ""),
-                source=entry["source"],
-                several_views=entry.get("several_views", False),
+                x.name,
+                Estimate(x.accuracy, None, None, None, ()),
+                parameters=parameters,
+                operations=petaflop and 1e15 * petaflop,
+                note=x.note,
+                source=x.source,
+                several_views=x.several_views,
             )
 
 

@@ -9,7 +9,6 @@ from statistics import fmean
 import optuna
 
 from experiments.claims.matching import Results, config_of_row, load_results
-from experiments.claims.suite_file import SuiteError
 from experiments.claims.suites import Row, Suite
 from experiments.console import UserError
 from experiments.records.record import Record
@@ -37,13 +36,13 @@ def make_rungs(count: int, epochs: int, seeds: int = 1) -> list[Rung]:
 def row_of(suite: Suite, name: str, rung: Rung) -> Row:
     """The row with a rung's epochs, at mini scale and without the test set.
 
-    SuiteError if its number of epochs is not whole.
+    UserError if its number of epochs is not whole.
     """
     row, first = suite.rows[name], next(iter(suite.rows.values()))
     own, usual = (config_of_row(x, "mini")["trainer"]["max_epochs"] for x in (row, first))
     epochs, rest = divmod(rung.epochs * own, usual)
     if rest:
-        raise SuiteError(
+        raise UserError(
             f"{name} has {own} epochs and {first.name} has {usual}: --epochs must be a multiple "
             f"of {usual // math.gcd(own, usual)}"
         )

@@ -20,11 +20,11 @@ from experiments.benchmarks import (
     time_to_accuracy,
     timing,
 )
-from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.benchmarks.flags import KINDS
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, ratio
 from experiments.presets import EXPERIMENTS
+from experiments.records.record import read_benchmark
 from experiments.reporting.tables import print_table
 from experiments.training.configuration import resolve_config
 

@@ -18,7 +18,6 @@ from callbacks import EMA
 from experiments import benchmark
 from experiments.benchmarks import gpu, in_trainer, overhead, time_to_accuracy
 from experiments.benchmarks import step as steps
-from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.benchmarks.in_trainer import StepWindows, fit
 from experiments.benchmarks.memory import saved_bytes
 from experiments.benchmarks.overhead import bare_epoch
@@ -26,6 +25,7 @@ from experiments.benchmarks.step import BASELINE, Step, Variant, chosen_variants
 from experiments.benchmarks.time_to_accuracy import read_report, table
 from experiments.benchmarks.timing import COPIED, SIZES, copy_bandwidth, matmul_ceiling
 from experiments.console import UserError
+from experiments.records.record import read_benchmark
 
 CPU = torch.device("cpu")
 CONSTANT_RATE = (

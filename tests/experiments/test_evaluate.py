@@ -360,7 +360,7 @@ def of_missing_images(record: dict[str, Any]) -> None:
     [
         (break_checkpoints, "the raw weights in {} cannot be read (UnpicklingError)"),
         (of_another_width, "{}/best.ckpt does not hold the weights of the sam_resnet that"),
-        (of_an_older_version, "{}/result.json is not a record of this version"),
+        (of_an_older_version, "{}/result.json is not a valid record"),
         (of_missing_images, "CIFAR-10 is incomplete in nowhere"),
     ],
 )

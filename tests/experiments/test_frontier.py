@@ -5,10 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 from PIL import Image
 
-from experiments.benchmarks.benchmark_record import read_benchmark
 from experiments.claims.suites import RESULTS
 from experiments.inference.strategies import STRATEGIES
-from experiments.records.record import Score, read_evaluation, write_record
+from experiments.records.record import Score, read_benchmark, read_evaluation, write_record
 from experiments.reporting.frontier import (
     DRAWN_WITH,
     PAGE,

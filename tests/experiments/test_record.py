@@ -5,9 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from experiments.console import UserError
 from experiments.records import provenance
+from experiments.records.parsing import MAX_BYTES
 from experiments.records.provenance import describe_device, git_state, versions
-from experiments.records.record import Record, Score, read_record, write_atomically, write_record
+from experiments.records.record import (
+    Record,
+    Score,
+    read_any,
+    read_record,
+    write_atomically,
+    write_record,
+)
 
 SCORE = Score(0.1 + 0.2, nll=1 / 3, ece=0.0, images=5_000, checkpoint="best.ckpt", epoch=3)
 RECORD = Record(
@@ -77,7 +86,7 @@ def test_a_record_with_other_fields_is_refused(tmp_path, change):
     else:
         fields["sead"] = 1
     path.write_text(json.dumps(fields))
-    with pytest.raises(TypeError, match=r"seed|sead"):
+    with pytest.raises(UserError, match=r"seed is missing|sead is unknown"):
         read_record(path)
 
 
@@ -141,3 +150,22 @@ def test_the_blas_is_named_with_the_instructions_that_torch_uses(monkeypatch):
 
 def test_the_cpu_is_described_with_its_threads():
     assert f"({torch.get_num_threads()} of " in describe_device(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[1, 2", "\x00", ""])
+def test_a_file_that_is_no_record_is_one_line(tmp_path, content):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    for read in (read_record, read_any):
+        with pytest.raises(UserError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path} is not a valid ")
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "result.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(UserError, match=f"{path} must have at most 20,000,000 bytes"):
+        read_record(path)
