@@ -157,6 +157,15 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     )
 
 
+def measure(predictions: Tensor, labels: Tensor, temperature: float | None) -> dict[str, Any]:
+    """Measure log-probabilities (N, 10), also divided by a temperature."""
+    return {
+        "accuracy": (predictions.argmax(dim=1) == labels).double().mean().item(),
+        "as_it_is": calibration(predictions, labels),
+        "fitted": calibration(predictions / temperature, labels) if temperature else None,
+    }
+
+
 def score_strategy(
     predictions: Tensor, baseline: Tensor, labels: Tensor, temperature: float | None
 ) -> StrategyScore:
@@ -165,13 +174,11 @@ def score_strategy(
     plain = baseline.argmax(dim=1) == labels
     low, high = paired_bootstrap(correct, plain)
     return StrategyScore(
-        accuracy=correct.double().mean().item(),
         gain=(correct.double() - plain.double()).mean().item(),
         gain_low=low,
         gain_high=high,
         images=len(labels),
-        as_it_is=calibration(predictions, labels),
-        fitted=calibration(predictions / temperature, labels) if temperature else None,
+        **measure(predictions, labels, temperature),
     )
 
 
