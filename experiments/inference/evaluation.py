@@ -46,7 +46,7 @@ def predict(
 
 
 def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
-    """Compute accuracy, negative log-likelihood and calibration error of logits (N, 10)."""
+    """Compute accuracy, NLL and calibration error of logits (N, 10)."""
     probabilities = logits.softmax(dim=1)
     calibration = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=15, norm="l1")
     return Score(
@@ -62,9 +62,10 @@ def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
 def open_networks(
     wanted: Mapping[str, tuple[FinishedRun, str]], precision: Precision | None
 ) -> tuple[dict[str, nn.Module], torch.device, str]:
-    """Open networks of runs and weights by name; also return the device and the precision.
+    """Open networks by name; also return the device and the precision.
 
-    By default a network computes in the precision of its training.
+    `wanted` maps names to runs and their kind of weights. By default a network computes in the
+    precision of its training.
     """
     fabrics: dict[Any, Fabric] = {}
     networks: dict[str, nn.Module] = {}
@@ -169,7 +170,7 @@ def measure(predictions: Tensor, labels: Tensor, temperature: float | None) -> d
 def score_strategy(
     predictions: Tensor, baseline: Tensor, labels: Tensor, temperature: float | None
 ) -> StrategyScore:
-    """Score log-probabilities (N, 10) of a strategy, and compare them with a baseline."""
+    """Score log-probabilities (N, 10) of a strategy against a baseline."""
     correct = predictions.argmax(dim=1) == labels
     plain = baseline.argmax(dim=1) == labels
     low, high = paired_bootstrap(correct, plain)
