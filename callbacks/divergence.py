@@ -33,7 +33,7 @@ class Divergence(Callback):
     #: batches between two checks of the loss
     EVERY = 25
     MOST_ROLLBACKS = 2
-    #: loss scale below which fp16 does not overflow because of the scale; it begins at 65,536
+    #: with a smaller loss scale, the scale does not cause an overflow of fp16; it begins at 65,536
     LEAST_SCALE = 1
 
     def __init__(self, dirpath: str, on_nan: OnNaN = "stop") -> None:

@@ -129,8 +129,8 @@ class LastCheckpoint(Checkpoint):
 
     def _is_sound(self) -> bool:
         """Return whether all weights are finite; else the last file stays."""
-        states = self._unwritten["callbacks"].values()
-        averages = [state["average"] for state in states if "average" in state]
+        callbacks = self._unwritten["callbacks"]
+        averages = [callbacks.get(name, {}).get("average", {}) for name in ("EMA", "SWA")]
         return all(map(is_finite, [self._unwritten["state_dict"], *averages]))
 
     def _write(self, trainer: Trainer) -> None:

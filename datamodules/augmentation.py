@@ -138,22 +138,11 @@ def cutout(
 class Augmentation:
     """Augments each image of a batch with its own random parameters.
 
-    An argument of 0 turns a transform off.
-
-    Args:
-        crop_padding: maximum shift of a crop in pixels.
-        crop_mode: padding of the crop.
-        flip: probability of a horizontal flip.
-        rotation: maximum angle in degrees; angles are uniform in [-rotation, rotation].
-        brightness: factors are uniform in [max(0, 1 - strength), 1 + strength].
-        contrast: like brightness.
-        saturation: like brightness.
-        hue: shifts are uniform in [-hue, hue], in turns of the colour circle.
-        perspective: torchvision's distortion scale, at most 0.6; from 0.65 an image may fold.
-        perspective_p: probability of a random perspective.
-        cutout: side of the square hole in pixels.
-        cutout_fill: colour of the hole, one value in [0, 1] per channel.
-        policy: one of `datamodules.policies`.
+    The arguments are the flags of `CIFAR10DataModule`, and 0 turns a transform off. Random values
+    are uniform: angles in [-rotation, rotation] degrees, factors in [max(0, 1 - strength),
+    1 + strength], hue shifts in [-hue, hue] turns of the colour circle. `perspective` is
+    torchvision's distortion scale, at most 0.6, because an image may fold from 0.65 on.
+    `cutout_fill` is one value in [0, 1] per channel. `policy` is one of `datamodules.policies`.
 
     The order is crop, flip, colour, rotation and perspective in one resampling, policy, Cutout.
     Colour comes before the resampling, so that empty corners stay black and do not change the mean

@@ -26,20 +26,12 @@ def _from_middle(position: Tensor, period: Tensor) -> Tensor:
     return ((position / period).remainder(1) - 0.5).abs() * period
 
 
-def _disc(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return torch.hypot(x, y) - _radius(size)
+def _stripes(position: Tensor, size: Tensor) -> Tensor:
+    return _from_middle(position, _period(size)) - _period(size) / 4
 
 
 def _ring(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
     return (torch.hypot(x, y) - 0.82 * _radius(size)).abs() - 0.18 * _radius(size)
-
-
-def _square(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return torch.maximum(x.abs(), y.abs()) - 0.85 * _radius(size)
-
-
-def _triangle(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return torch.maximum(y, 0.866 * x.abs() - 0.5 * y) - 0.62 * _radius(size)
 
 
 def _cross(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
@@ -47,20 +39,8 @@ def _cross(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
     return torch.maximum(near - 0.25 * _radius(size), far - _radius(size))
 
 
-def _horizontal_stripes(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return _from_middle(y, _period(size)) - _period(size) / 4
-
-
-def _vertical_stripes(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return _horizontal_stripes(y, x, size)
-
-
-def _diagonal_stripes(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return _horizontal_stripes(x, (x + y) / 2**0.5, size)
-
-
 def _checkerboard(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    across, down = _vertical_stripes(x, y, size), _horizontal_stripes(x, y, size)
+    across, down = _stripes(x, size), _stripes(y, size)
     return torch.maximum(torch.minimum(across, down), -torch.maximum(across, down))
 
 
@@ -70,14 +50,16 @@ def _dots(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
 
 
 _SHAPES: dict[str, Shape] = {
-    "disc": _disc,
+    "disc": lambda x, y, size: torch.hypot(x, y) - _radius(size),
     "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "square": lambda x, y, size: torch.maximum(x.abs(), y.abs()) - 0.85 * _radius(size),
+    "triangle": lambda x, y, size: (
+        torch.maximum(y, 0.866 * x.abs() - 0.5 * y) - 0.62 * _radius(size)
+    ),
     "cross": _cross,
-    "horizontal stripes": _horizontal_stripes,
-    "vertical stripes": _vertical_stripes,
-    "diagonal stripes": _diagonal_stripes,
+    "horizontal stripes": lambda x, y, size: _stripes(y, size),
+    "vertical stripes": lambda x, y, size: _stripes(x, size),
+    "diagonal stripes": lambda x, y, size: _stripes((x + y) / 2**0.5, size),
     "checkerboard": _checkerboard,
     "dots": _dots,
 }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -30,15 +31,19 @@ def shard(items: Tensor, rank: int, world_size: int) -> Tensor:
     return items.tensor_split(world_size)[rank]
 
 
+@dataclass(eq=False, repr=False)
 class EvalLoader:
     """Batches in order: normalised images float32 (B, 3, H, W) and labels int64 (B,)."""
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, batch_size: int, mean: Tensor, std: Tensor
-    ) -> None:
-        self.images, self.labels = images, labels
-        self.batch_size = batch_size
-        self.mean, self.std = mean.to(images.device), std.to(images.device)
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    mean: Tensor
+    std: Tensor
+
+    def __post_init__(self) -> None:
+        device = self.images.device
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
@@ -49,6 +54,7 @@ class EvalLoader:
             yield normalise(self.images[batch], self.mean, self.std), self.labels[batch]
 
 
+@dataclass(eq=False, repr=False)
 class TrainLoader:
     """Shuffled, augmented, normalised and mixed batches of one size.
 
@@ -68,39 +74,31 @@ class TrainLoader:
     of `world_size`.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        seed: int,
-        mean: Tensor,
-        std: Tensor,
-        augmentation: Augmentation,
-        mixing: Mixing,
-        epochs: float,
-        rank: int = 0,
-        world_size: int = 1,
-        alternating_flip: bool = False,
-    ) -> None:
-        if batch_size % world_size:
-            raise ValueError(
-                f"batch_size must be a multiple of world_size {world_size}, got {batch_size}"
-            )
-        self.images, self.labels = images, labels
-        self.batch_size = batch_size
-        self.seed = seed
-        self.mean, self.std = mean.to(images.device), std.to(images.device)
-        self.augmentation, self.mixing = augmentation, mixing
-        self.epochs = epochs
-        self.rank, self.world_size = rank, world_size
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    seed: int
+    mean: Tensor
+    std: Tensor
+    augmentation: Augmentation
+    mixing: Mixing
+    epochs: float
+    rank: int = 0
+    world_size: int = 1
+    alternating_flip: bool = False
+
+    def __post_init__(self) -> None:
+        size, processes, device = self.batch_size, self.world_size, self.images.device
+        if size % processes:
+            raise ValueError(f"batch_size must be a multiple of world_size {processes}, got {size}")
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
         self.mirrored: Tensor | None = None
-        if alternating_flip:
-            coin = torch.Generator().manual_seed(derive_seed(seed, "flip"))
-            self.mirrored = torch.rand(len(images), generator=coin).to(images.device) < 0.5
+        if self.alternating_flip:
+            coin = torch.Generator().manual_seed(derive_seed(self.seed, "flip"))
+            self.mirrored = torch.rand(len(self.images), generator=coin).to(device) < 0.5
         self.epoch = 0
         self.start = 0
-        self.generator = torch.Generator(images.device)
+        self.generator = torch.Generator(device)
         # Lightning calls set_epoch of a loader's sampler only.
         self.sampler = self
 

@@ -132,7 +132,7 @@ class ImageClassifier(EvaluationModule):
         self._gradient_norm: Tensor | None = None
 
     def learn_from(self, distillation: Distillation) -> None:
-        """Train with the loss of a distillation; its teachers are compiled if the student is."""
+        """Add a distillation to the loss; compile its teachers like the network."""
         distillation.prepare(self.memory_format, self.compiled)
         self.distillation = distillation
 

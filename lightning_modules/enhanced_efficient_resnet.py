@@ -9,7 +9,6 @@ from lightning_modules.networks.enhanced_efficient_resnet import EnhancedEfficie
 class EnhancedEfficientResNetClassifier(ImageClassifier):
     """EnhancedEfficientResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 4, "dropout": 0.0}
 
     def __init__(

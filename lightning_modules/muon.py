@@ -81,13 +81,9 @@ class MuonSGD(Optimizer):
             compiled: compile the orthogonal step on a GPU.
         """
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "steps": steps,
-            "orthogonal": False,
-        }
+            "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
+            "steps": steps, "orthogonal": False,
+        }  # fmt: skip
         super().__init__(params, defaults)
         self._compiled = compiled
 

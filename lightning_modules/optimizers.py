@@ -201,7 +201,7 @@ def learning_rate_factor(hparams: Mapping[str, Any], total_steps: int) -> Callab
     """Return the factor of the peak rate at each optimizer step, for `LambdaLR`.
 
     All schedules are functions of the step alone, so that a callback can override the rate for a
-    while. `hparams` are those of `ImageClassifier`.
+    while. `hparams` are from `ImageClassifier`.
     """
     rising, (start, end) = hparams["rising"], hparams["triangle"]
     warmup = {

@@ -10,7 +10,6 @@ from lightning_modules.networks.resnet import ResNet
 class ResNetClassifier(ImageClassifier):
     """ResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 8}
 
     def __init__(

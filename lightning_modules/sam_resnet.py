@@ -10,7 +10,6 @@ from lightning_modules.networks.sam_resnet import Attention, SAMResNet
 class SAMResNetClassifier(ImageClassifier):
     """SAMResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 8}
 
     def __init__(

@@ -9,7 +9,6 @@ from lightning_modules.networks.se_resnet import SEResNet
 class SEResNetClassifier(ImageClassifier):
     """SEResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 8}
 
     def __init__(

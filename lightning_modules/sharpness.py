@@ -68,7 +68,7 @@ def uncached_casts(device: torch.device) -> torch.autocast:
 
 
 class Ascent:
-    """Moves weights w to w + e, where the loss is largest nearby, and back.
+    """Moves weights w to w + e, the nearby point with the largest loss, and back.
 
     A training step climbs with the loss at w, computes the loss at w + e, and descends after the
     backward pass, so that the optimizer moves w by the gradient at w + e. Accumulation, loss

@@ -29,7 +29,6 @@ class SpeedResNetClassifier(ImageClassifier):
     the Trainer's data module. Checkpoints contain it.
     """
 
-    grows = "base_width"
     # The preset's rate is for batches of 1,000 images.
     quick: ClassVar = {"base_width": 8, "lr": 0.1, "bias_lr_factor": 8.0}
     normalises = True

@@ -36,7 +36,10 @@ def evaluate(
     root: str | None,
     precision: Precision | None,
 ) -> Evaluation:
-    """Score strategies on validation and test; only validation decides temperature and choice."""
+    """Score strategies on validation and test.
+
+    Only validation decides the temperature and the choice.
+    """
     networks, device, taken_precision = open_networks(wanted, precision)
     origin = provenance(runs[0], device, taken_precision)
     loaders = open_images(runs[0], root, device)

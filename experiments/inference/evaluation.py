@@ -46,7 +46,7 @@ def predict(
 
 
 def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
-    """Compute accuracy, negative log-likelihood and calibration error of logits (N, 10)."""
+    """Compute accuracy, NLL and calibration error of logits (N, 10)."""
     probabilities = logits.softmax(dim=1)
     calibration = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=15, norm="l1")
     return Score(
@@ -62,9 +62,10 @@ def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
 def open_networks(
     wanted: Mapping[str, tuple[FinishedRun, str]], precision: Precision | None
 ) -> tuple[dict[str, nn.Module], torch.device, str]:
-    """Open networks of runs and weights by name; also return the device and the precision.
+    """Open networks by name; also return the device and the precision.
 
-    By default a network computes in the precision of its training.
+    `wanted` maps names to runs and their kind of weights. By default a network computes in the
+    precision of its training.
     """
     fabrics: dict[Any, Fabric] = {}
     networks: dict[str, nn.Module] = {}
@@ -157,21 +158,28 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     )
 
 
+def measure(predictions: Tensor, labels: Tensor, temperature: float | None) -> dict[str, Any]:
+    """Measure log-probabilities (N, 10), also divided by a temperature."""
+    return {
+        "accuracy": (predictions.argmax(dim=1) == labels).double().mean().item(),
+        "as_it_is": calibration(predictions, labels),
+        "fitted": calibration(predictions / temperature, labels) if temperature else None,
+    }
+
+
 def score_strategy(
     predictions: Tensor, baseline: Tensor, labels: Tensor, temperature: float | None
 ) -> StrategyScore:
-    """Score log-probabilities (N, 10) of a strategy, and compare them with a baseline."""
+    """Score log-probabilities (N, 10) of a strategy against a baseline."""
     correct = predictions.argmax(dim=1) == labels
     plain = baseline.argmax(dim=1) == labels
     low, high = paired_bootstrap(correct, plain)
     return StrategyScore(
-        accuracy=correct.double().mean().item(),
         gain=(correct.double() - plain.double()).mean().item(),
         gain_low=low,
         gain_high=high,
         images=len(labels),
-        as_it_is=calibration(predictions, labels),
-        fitted=calibration(predictions / temperature, labels) if temperature else None,
+        **measure(predictions, labels, temperature),
     )
 
 

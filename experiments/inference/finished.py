@@ -149,7 +149,7 @@ def open_run(folder: Path) -> FinishedRun:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network in evaluation mode and 32 bits, the names of its classes, and its file."""
+    """A network in evaluation mode and 32 bits, its classes, and its file."""
 
     network: nn.Module
     classes: tuple[str, ...]

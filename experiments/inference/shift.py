@@ -17,8 +17,8 @@ from datamodules.shifted import CIFAR10C, read_cifar10_1
 from datamodules.tensor_loader import EvalLoader
 from experiments.console import UserError, track
 from experiments.inference.evaluation import (
-    calibration,
     look,
+    measure,
     open_images,
     open_networks,
     provenance,
@@ -91,7 +91,8 @@ def evaluate_shift(
 
     def score(images: Tensor, labels: Tensor) -> Scores:
         predictions = predict(images, labels)
-        return {n: score_shift(x, labels, temperatures.get(n)) for n, x in predictions.items()}
+        found = {n: measure(x, labels, temperatures.get(n)) for n, x in predictions.items()}
+        return {name: ShiftScore(**measures) for name, measures in found.items()}
 
     def shifted(name: str, severity: int) -> Tensor:
         if published:
@@ -128,15 +129,6 @@ def evaluate_shift(
             )
             for name, strategy in strategies.items()
         },
-    )
-
-
-def score_shift(predictions: Tensor, labels: Tensor, temperature: float | None) -> ShiftScore:
-    """Score log-probabilities (N, 10), also divided by a temperature."""
-    return ShiftScore(
-        accuracy=(predictions.argmax(dim=1) == labels).double().mean().item(),
-        as_it_is=calibration(predictions, labels),
-        fitted=calibration(predictions / temperature, labels) if temperature else None,
     )
 
 

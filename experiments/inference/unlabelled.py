@@ -30,7 +30,7 @@ class UnlabelledImages:
 
 
 def read_unlabelled(paths: Sequence[Path]) -> UnlabelledImages:
-    """Read all images of pictures, folders of pictures and pickled test sets, in order.
+    """Read all images of pictures, folders and pickled test sets, in order.
 
     A picture is recognised by its suffix, and its id is its path. Folders are searched recursively,
     in the order of the names. Any other file is read as a pickled test set, for example an official
@@ -132,7 +132,7 @@ def submission_csv(ids: Sequence[str], labels: Iterable[int]) -> str:
 
 
 def probabilities_csv(ids: Sequence[str], probabilities: Tensor, classes: Sequence[str]) -> str:
-    """Return rows of id, likeliest class, and probabilities float (N, C) of all classes."""
+    """Return rows of id, likeliest class, and probabilities float (N, C)."""
     likeliest = [classes[i] for i in probabilities.argmax(dim=1)]
     rows = (
         [name, label, *(f"{p:.6f}" for p in row)]

@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_modules.layers.pooling import global_mean
+
 Activation = Literal["relu", "silu"]
 
 
@@ -91,6 +93,33 @@ def make_stages(
         stages.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(count - 1))))
         in_channels = width
     return nn.Sequential(*stages)
+
+
+class ThreeStages(nn.Module):
+    """Stem, three stages and head: images (N, 3, 32, 32) to logits (N, 10).
+
+    The widths are 1, 2 and 4 times `base_width`, the strides 1, 2, 2. `block` makes a block from
+    its input channels, output channels and stride.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, int, int], nn.Module],
+        base_width: int,
+        blocks: Sequence[int],
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        check_positive(base_width=base_width)
+        widths = [base_width, 2 * base_width, 4 * base_width]
+        self.stem = nn.Sequential(conv_bn(3, base_width), make_activation(activation))
+        self.stages = make_stages(block, base_width, widths, (1, 2, 2), blocks)
+        self.head = nn.Linear(widths[-1], 10)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stages(self.stem(images))
+        return self.head(global_mean(features).flatten(1))
 
 
 def initialise(network: nn.Module) -> None:

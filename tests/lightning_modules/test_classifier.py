@@ -1,4 +1,5 @@
 import copy
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from callbacks import EMA
+from callbacks import EMA, Divergence
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.losses import jensen_shannon
@@ -297,3 +298,20 @@ def test_the_scale_of_fp16_is_logged() -> None:
     batches = [(torch.randn(4, 3, 32, 32), torch.arange(4))] * 4
     trainer.fit(small("resnet"), DataLoader(batches, batch_size=None))
     assert trainer.callback_metrics["train/loss_scale"] == 32
+
+
+def test_an_overflow_of_sams_gradient_in_fp16_is_not_divergence(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            losses.append(float(outputs["loss"]))
+
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**30))
+    callbacks = [Losses(), Divergence(str(tmp_path))]
+    trainer = short_trainer(plugins=plugin, callbacks=callbacks)
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4))] * 20
+    trainer.fit(small("resnet", sharpness="sam"), DataLoader(batches, batch_size=None))
+    finite = [isfinite(x) for x in losses]
+    assert not finite[0]
+    assert finite[-1]
