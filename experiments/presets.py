@@ -19,6 +19,9 @@ PRESETS = {
     "champion": "wide_resnet",
     "champion_1m": "wide_resnet",
     "champion_cpu": "speed_resnet",
+    "dms_resnet": "sam_resnet",
+    "dms_teacher": "sam_resnet",
+    "efficient_resnet": "sam_resnet",
     "speed_resnet_96": "speed_resnet",
 }
 

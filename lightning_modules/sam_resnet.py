@@ -15,21 +15,27 @@ class SAMResNetClassifier(ImageClassifier):
     def __init__(
         self,
         base_width: int = 64,
-        blocks: tuple[int, int, int] = (4, 4, 3),
+        blocks: tuple[int, ...] = (4, 4, 3),
         se: bool = True,
         se_reduction: int = 16,
         activation: Activation = "silu",
         attention: Attention = "se",
+        stem_se: bool = False,
+        dropout: float = 0.0,
         **training: Any,
     ) -> None:
         """
         Args:
-            base_width: channels of the first stage; the others have twice and four times as many.
-            blocks: residual blocks in each of the three stages.
+            base_width: channels of the first stage; each further stage has twice as many.
+            blocks: residual blocks of each stage.
             se: use attention in every block; without it the network is `resnet`.
             se_reduction: channels divided by the hidden channels of SE or CBAM.
             activation: nonlinearity of the stem, the blocks and SE.
             attention: squeeze-and-excitation, CBAM, or coordinate attention.
+            stem_se: use squeeze-and-excitation after the stem.
+            dropout: probability of dropout after every block and before the head.
         """
-        network = SAMResNet(base_width, blocks, se, se_reduction, activation, attention)
+        network = SAMResNet(
+            base_width, blocks, se, se_reduction, activation, attention, stem_se, dropout
+        )
         super().__init__(network, **training)

@@ -95,11 +95,13 @@ def make_stages(
     return nn.Sequential(*stages)
 
 
-class ThreeStages(nn.Module):
-    """Stem, three stages and head: images (N, 3, 32, 32) to logits (N, 10).
+class Stages(nn.Module):
+    """Stem, stages and head: images (N, 3, 32, 32) to logits (N, 10).
 
-    The widths are 1, 2 and 4 times `base_width`, the strides 1, 2, 2. `block` makes a block from
-    its input channels, output channels and stride.
+    `blocks` contains the number of blocks of each stage. The widths are 1, 2, 4, ... times
+    `base_width`, and the strides 1, 2, 2, ... `block` makes a block from its input channels, output
+    channels and stride. `after_stem` follows the stem's activation; `dropout` comes after every
+    block and before the head.
     """
 
     def __init__(
@@ -108,18 +110,32 @@ class ThreeStages(nn.Module):
         base_width: int,
         blocks: Sequence[int],
         activation: Activation = "relu",
+        after_stem: nn.Module | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_positive(base_width=base_width)
-        widths = [base_width, 2 * base_width, 4 * base_width]
-        self.stem = nn.Sequential(conv_bn(3, base_width), make_activation(activation))
-        self.stages = make_stages(block, base_width, widths, (1, 2, 2), blocks)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
+        def with_dropout(in_channels: int, channels: int, stride: int) -> nn.Module:
+            made = block(in_channels, channels, stride)
+            return nn.Sequential(made, nn.Dropout(dropout)) if dropout else made
+
+        if len(blocks) not in (3, 4):
+            raise ValueError(f"blocks must be 3 or 4 positive counts, got {list(blocks)}")
+        widths = [base_width * 2**i for i in range(len(blocks))]
+        strides = [1] + [2] * (len(blocks) - 1)
+        stem = [conv_bn(3, base_width), make_activation(activation)]
+        self.stem = nn.Sequential(*stem, *([after_stem] if after_stem else []))
+        self.stages = make_stages(with_dropout, base_width, widths, strides, blocks)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], 10)
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.stages(self.stem(images))
-        return self.head(global_mean(features).flatten(1))
+        return self.head(self.dropout(global_mean(features).flatten(1)))
 
 
 def initialise(network: nn.Module) -> None:

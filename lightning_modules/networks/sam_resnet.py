@@ -6,19 +6,21 @@ from typing import Literal, get_args
 from torch import nn
 
 from lightning_modules.layers.attention import CBAM, CoordinateAttention, SqueezeExcitation
-from lightning_modules.layers.blocks import Activation, BasicBlock, ThreeStages, check_positive
+from lightning_modules.layers.blocks import Activation, BasicBlock, Stages, check_positive
 
 Attention = Literal["se", "cbam", "coordinate"]
 
 
-class SAMResNet(ThreeStages):
-    """Three stages of basic blocks with attention between the two convolutions.
+class SAMResNet(Stages):
+    """Stages of basic blocks with attention between the two convolutions.
 
     Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
-    `base_width`, the strides 1, 2, 2. SAMResNet has 4,733,610 parameters, and 4,697,162 without SE.
-    The paper's numbers, 5.02M and 4.96M, follow from no reading of its text. The paper's future
-    work replaces SE: CBAM has 4,733,056 parameters, and coordinate attention 4,737,362 with any
-    `se_reduction`. Raises ValueError for another `attention` than SE if `se` is off.
+    `base_width`, the strides 1, 2, 2; a fourth stage would continue them. SAMResNet has 4,733,610
+    parameters, and 4,697,162 without SE. The paper's numbers, 5.02M and 4.96M, follow from no
+    reading of its text. The paper's future work replaces SE: CBAM has 4,733,056 parameters, and
+    coordinate attention 4,737,362 with any `se_reduction`. Efficient ResNet (Thakur et al. 2023)
+    has SE only after the stem, and ReLU: 4,697,742 parameters. Raises ValueError for another
+    `attention` than SE if `se` is off.
     """
 
     def __init__(
@@ -29,6 +31,8 @@ class SAMResNet(ThreeStages):
         se_reduction: int = 16,
         activation: Activation = "silu",
         attention: Attention = "se",
+        stem_se: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         check_positive(se_reduction=se_reduction)
         if attention not in get_args(Attention):
@@ -48,4 +52,5 @@ class SAMResNet(ThreeStages):
                 layer = CoordinateAttention(channels)
             return BasicBlock(in_channels, channels, stride, activation, after_act1=layer)
 
-        super().__init__(make_block, base_width, blocks, activation)
+        stem = SqueezeExcitation(base_width, se_reduction, activation) if stem_se else None
+        super().__init__(make_block, base_width, blocks, activation, stem, dropout)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_modules.layers.attention import SqueezeExcitation
-from lightning_modules.layers.blocks import BasicBlock, ThreeStages, check_positive
+from lightning_modules.layers.blocks import BasicBlock, Stages, check_positive
 
 
-class SEResNet(ThreeStages):
+class SEResNet(Stages):
     """Three stages of ReLU basic blocks with SE before the sum.
 
     Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times

@@ -42,7 +42,8 @@ def test_every_architecture_has_a_preset_and_every_preset_an_architecture():
 def test_what_a_preset_states_is_what_is_built(arch, resolve):
     cli = resolve(f"--arch={arch}")
     assert type(cli.model) is EXPERIMENTS[arch]
-    assert count_parameters(cli.model.network) <= 5_000_000
+    # Only a teacher exceeds the budget.
+    assert (count_parameters(cli.model.network) <= 5_000_000) == (arch != "dms_teacher")
     preset = yaml.safe_load((CONFIGS / f"{arch}.yaml").read_text())
     resolved = settings(cli)
     for group, values in preset.items():
@@ -55,7 +56,27 @@ def test_what_a_preset_states_is_what_is_built(arch, resolve):
     # What a preset does not name is off, the parameter budget apart.
     for key in {"lookahead", "ema", "swa"} - preset.keys():
         assert resolved[key] is False
-    assert resolved["budget"] is True
+    assert resolved["budget"] is True or arch == "dms_teacher"
+
+
+@pytest.mark.parametrize("arch", ["efficient_resnet", "dms_resnet", "dms_teacher"])
+def test_efficient_resnets_recipe_is_its_authors_and_its_descendants_differ_by_a_few(arch, resolve):
+    cli = resolve(f"--arch={arch}")
+    resolved = settings(cli)
+    model, data, trainer = (resolved[x] for x in ("model", "data", "trainer"))
+    sizes = {"dms_teacher": 21_282_702}
+    assert count_parameters(cli.model.network) == sizes.get(arch, 4_697_742)
+    assert (trainer["gradient_clip_val"], trainer["gradient_clip_algorithm"]) == (0.1, "value")
+    assert (model["lr"], model["momentum"], model["nesterov"]) == (0.1, 0.9, False)
+    assert (model["weight_decay"], model["schedule"], model["warmup"]) == (5e-4, "cosine", 0)
+    assert (data["batch_size"], data["crop_padding"], data["crop_mode"]) == (128, 4, "zero")
+    assert (data["flip"], data["cutout"]) == (0.5, 0)
+    assert resolved["lookahead"] == {"k": 5, "alpha": 0.5, "schedule": "constant"}
+    student = arch == "dms_resnet"
+    assert (model["dropout"], data["mixup_alpha"]) == ((0.1, 1.0) if student else (0.0, 0.0))
+    if student:
+        expected = {"temperature": 6.0, "weight": 1.0, "reduction": "mean"}
+        assert resolved["distill"] == expected
 
 
 def test_sam_resnets_preset_is_its_papers_recipe(resolve):
@@ -81,7 +102,7 @@ def test_sam_resnets_preset_is_its_papers_recipe(resolve):
 
 
 def test_resnets_preset_is_sam_resnets_without_what_its_paper_adds_to_it(resolve):
-    added = {"se", "se_reduction", "attention", "mixup_alpha", "mixup_ramp"}
+    added = {"se", "se_reduction", "attention", "stem_se", "dropout", "mixup_alpha", "mixup_ramp"}
     ours, theirs = settings(resolve("--arch=resnet")), settings(resolve("--arch=sam_resnet"))
     for group in ("trainer", "model", "data", "lookahead"):
         left = {k: v for k, v in ours[group].items() if k not in added}
