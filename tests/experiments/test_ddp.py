@@ -331,7 +331,7 @@ def test_two_processes_that_were_interrupted_end_like_two_that_were_not(averaged
         assert resumed.column(name) == pytest.approx(averaged.column(name), rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_another_number_of_processes(before, after, alone, together):
     name = f"--name={alone.folder.name}-{before}-{after}"
@@ -378,7 +378,7 @@ def program(tmp_path, tiny):
     return program
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_the_command_starts_its_second_process_itself_and_both_agree_on_a_folder(program, tmp_path):
     done = program()
     assert done.returncode == 0, done.stderr
@@ -390,7 +390,7 @@ def test_the_command_starts_its_second_process_itself_and_both_agree_on_a_folder
     assert done.stdout.count(str(folder.parent)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_a_mistake_that_its_second_process_meets_as_well_ends_the_command_with_one_line(program):
     done = program("--budget.limit=100")
     assert done.returncode == 2
@@ -403,7 +403,7 @@ def test_processes_may_be_started_by_slurm(averaged):
     assert len(averaged.record.command) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 @pytest.mark.parametrize("started_by", [of_torchrun, of_nodes])
 def test_processes_may_be_started_by_others(started_by, together):
     nodes = ["--trainer.num_nodes=2"] if started_by is of_nodes else []

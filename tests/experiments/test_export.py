@@ -80,7 +80,7 @@ def test_every_file_gives_the_runs_logits_of_any_number_of_images(
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.trust)], ids=str
 )
 @torch.inference_mode()
 def test_half_the_bits_are_half_the_size_and_the_rounded_weights(

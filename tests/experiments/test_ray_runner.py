@@ -61,7 +61,7 @@ def scores(folder):
     return {x.name: (x.scores, x.train_accuracy) for x in load_results(folder / "results").records}
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(cluster, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     undisturbed = start(here)
@@ -89,7 +89,7 @@ def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(cluster, tmp_p
     assert len(scores(there)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_a_signal_ends_rows_on_the_cluster_with_a_checkpoint(cluster, tmp_path):
     driver = start(tmp_path, f"--ray={cluster.address}")
     run = tmp_path / "runs" / KILLED
@@ -105,7 +105,7 @@ def test_a_signal_ends_rows_on_the_cluster_with_a_checkpoint(cluster, tmp_path):
     assert not (run / "result.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -64,7 +64,7 @@ def table(folder):
     return render(load_results(folder / "results"), {"suite": load_suite(SCRIPTS / "suite.yaml")})
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_killed_ten_times_a_suite_ends_like_one_that_was_not(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     began = time.monotonic()

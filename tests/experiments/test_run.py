@@ -371,7 +371,7 @@ def test_shuffled_labels_are_not(experiment, few_images):
     assert run.record.scores["test"]["raw"].accuracy < 0.1 + 4 * math.sqrt(0.1 * 0.9 / 300)
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 @pytest.mark.parametrize("arch", EXPERIMENTS)
 def test_quick_learns_the_synthetic_set_in_two_minutes(arch, tmp_path):
     flags = ["--arch", arch, "--quick", "--data.source", "synthetic", "--wandb", "disabled"]

@@ -340,7 +340,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 @pytest.mark.parametrize(
     ("name", "mode", "mebibytes"),
     [("a.jpg", "RGB", 100), ("a.png", "RGB", 1000), ("a.png", "RGBA", 1000), ("a.gif", "P", 500)],
