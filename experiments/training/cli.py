@@ -323,7 +323,7 @@ def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
         check_archive(path)
         checkpoint = torch.load(path, "cpu", weights_only=True)
     except UserError as error:
-        raise UserError(f"--ckpt_path: {error}") from None
+        raise UserError(f"--ckpt_path {error}") from None
     except Exception as error:  # its class depends on the file's bytes
         raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(error).__name__}") from None
     if not isinstance(checkpoint, dict):

@@ -404,14 +404,18 @@ def test_weights_alone_cannot_be_continued(refusal, experiment):
 def test_a_file_that_is_no_checkpoint_is_named(refusal, tmp_path, content):
     path = tmp_path / "file.ckpt"
     path.write_bytes(content)
-    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint: ")
+    assert refusal(f"--ckpt_path={path}").startswith(
+        f"--ckpt_path {path} is damaged or is not a ch"
+    )
 
 
 def test_a_torn_checkpoint_is_named(refusal, tmp_path, checkpoint):
     path = tmp_path / "torn.ckpt"
     whole = checkpoint.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert refusal(f"--ckpt_path={path}").startswith(f"--ckpt_path {path} is not a checkpoint: ")
+    assert refusal(f"--ckpt_path={path}").startswith(
+        f"--ckpt_path {path} is damaged or is not a ch"
+    )
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ def test_the_last_of_several_writes_is_waited_for_and_whole(tmp_path, read):
         assert torch.load(path, weights_only=True)["epoch"] == 19
     else:
         assert files.load_checkpoint(path, weights_only=True)["epoch"] == 19
-    assert os.listdir(path.parent) == ["last.ckpt"]
+    assert sorted(os.listdir(path.parent)) == ["last.ckpt", "previous.ckpt"]
+    assert torch.load(path.with_name("previous.ckpt"), weights_only=True)["epoch"] == 18
 
 
 def test_a_disk_that_is_too_slow_is_waited_for(tmp_path, held):
