@@ -205,4 +205,6 @@ def test_no_file_of_a_run_contains_the_key(sound, experiment, use_server, capfd)
         assert "warning: " not in errors
         server.stop()
     else:
-        assert b"test/raw/accuracy" in upload(commands_in(errors), server.server_port)
+        folders = {Path(command[-1]).name for command in commands_in(errors)}
+        assert folders == {path.parent.name for path in run.folder.glob("wandb/*run-*/*.wandb")}
+        assert any("test/raw/accuracy" in row for row in logged_rows(run.folder))
