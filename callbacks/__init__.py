@@ -10,15 +10,6 @@ from callbacks.random_state import RandomState
 from callbacks.swa import SWA
 
 __all__ = [
-    "EMA",
-    "SWA",
-    "BestCheckpoint",
-    "DivergedError",
-    "Divergence",
-    "LastCheckpoint",
-    "LastStep",
-    "Lookahead",
-    "OnNaN",
-    "ParameterBudget",
-    "RandomState",
-]
+    "EMA", "SWA", "BestCheckpoint", "DivergedError", "Divergence", "LastCheckpoint", "LastStep",
+    "Lookahead", "OnNaN", "ParameterBudget", "RandomState",
+]  # fmt: skip

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
-from callbacks.ema import EMA, EvaluatesNetworks
-from callbacks.swa import SWA
+from callbacks.ema import Average
+from callbacks.lookahead import HasNetwork
 
 
 @final
@@ -48,7 +48,10 @@ class BestCheckpoint(Checkpoint):
         # The file may be missing, or newer than the checkpoint from which a killed run resumes.
         # Then this keeps no best score, so the next validation replaces the file.
         if self.path.exists():
-            file = torch.load(self.path, "cpu", weights_only=True, mmap=True)
+            try:
+                file = torch.load(self.path, "cpu", weights_only=True, mmap=True)
+            except Exception:  # damaged; its class depends on the file's bytes
+                return
             if all(file.get(name) == value for name, value in state_dict.items()):
                 self.best = state_dict
 
@@ -82,10 +85,10 @@ class BestCheckpoint(Checkpoint):
 
     def _network(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
         if not self.suffix:
-            return cast(EvaluatesNetworks, pl_module).network
+            return cast(HasNetwork, pl_module).network
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
         # There is exactly one: EMA and SWA cannot be combined.
-        [average] = [callback for callback in callbacks if isinstance(callback, EMA | SWA)]
+        [average] = [callback for callback in callbacks if isinstance(callback, Average)]
         assert average.network is not None
         return average.network
 

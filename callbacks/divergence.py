@@ -1,4 +1,4 @@
-"""The end of a training whose loss is no longer finite."""
+"""Ends a training whose loss or average is not finite."""
 
 from pathlib import Path
 from typing import Any, Literal, cast, final
@@ -9,15 +9,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from callbacks.ema import EMA
+from callbacks.ema import Average
 from callbacks.lookahead import Lookahead
-from callbacks.swa import SWA
+from callbacks.snapshot import is_finite
 
 OnNaN = Literal["stop", "rollback"]
 
 
 class DivergedError(Exception):
-    """The training loss is NaN or infinite."""
+    """The training loss or an average of the weights is NaN or infinite."""
 
 
 @final
@@ -26,13 +26,15 @@ class Divergence(Callback):
 
     With `rollback` it restores weights, averages and the optimizer from the last checkpoint, halves
     the learning rate and continues, at most twice. The data order and the schedule are not rewound.
-    An infinite gradient, which the fp16 scaler skips, does not count.
+    A step that the fp16 scaler skips does not count. If only an average of the weights is not
+    finite, training ends after validation.
     """
 
-    #: optimizer steps between two looks at the loss
+    #: batches between two checks of the loss
     EVERY = 25
-    #: how often a run may return to its last checkpoint
     MOST_ROLLBACKS = 2
+    #: with a smaller loss scale, the scale does not cause an overflow of fp16; it begins at 65,536
+    LEAST_SCALE = 1
 
     def __init__(self, dirpath: str, on_nan: OnNaN = "stop") -> None:
         """
@@ -44,10 +46,10 @@ class Divergence(Callback):
             raise ValueError(f"on_nan must be 'stop' or 'rollback', got {on_nan!r}")
         self.path = Path(dirpath) / "last.ckpt"
         self.on_nan = on_nan
-        #: optimizer steps after which the run returned to its last checkpoint
+        #: optimizer steps of the rollbacks
         self.rollbacks: list[int] = []
-        self._sum: Tensor | None = None  # of the losses since the last look
-        self._seen: Tensor | None = None  # an earlier sum, in the host's memory when it has arrived
+        self._sum: Tensor | None = None  # of the losses since the last check
+        self._seen: Tensor | None = None  # the sum before it, on its way to the host
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,7 +57,7 @@ class Divergence(Callback):
         loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
         self._sum = loss.clone() if self._sum is None else self._sum.add_(loss)
         if (batch_idx + 1) % self.EVERY == 0:
-            # The copy needs no wait: it is read 25 steps later.
+            # The copy is read 25 steps later, so nothing waits for it.
             if self._seen is not None:
                 self._check(trainer, pl_module, self._seen)
             if self._sum is not None:
@@ -67,31 +69,55 @@ class Divergence(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_all(trainer, pl_module)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it undeclared
+            if not isinstance(callback, Average) or callback.network is None:
+                continue
+            loss = trainer.callback_metrics.get(f"val/loss{callback.suffix}")
+            if loss is None or loss.isfinite() or is_finite(callback.network.state_dict()):
+                continue
+            raise DivergedError(
+                f"the {callback.state_key} weights are not finite at step {trainer.global_step:,}, "
+                f"although the training loss is; {self._last_sound(trainer) or 'no checkpoint yet'}"
+            )
+
     def _check_all(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at all losses so far, which waits for the device."""
+        """Check all losses so far, which waits for the device."""
         for value in (self._seen, self._sum):
             if value is not None:
                 self._check(trainer, pl_module, value.cpu())
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, value: Tensor) -> None:
-        finite = bool(torch.isfinite(value))
+        finite = bool(torch.isfinite(value)) or self._overflowed(trainer, pl_module)
         # All processes of a run do the same.
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             return
         self._seen = self._sum = None
         step, rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
         reason = f"the training loss is not finite at step {step:,}, learning rate {rate:.4g}"
-        exists = trainer.strategy.reduce_boolean_decision(self.path.exists(), all=True)
-        if self.on_nan == "stop" or len(self.rollbacks) == self.MOST_ROLLBACKS or not exists:
-            sound = f"the last sound checkpoint is {self.path}" if exists else "no checkpoint yet"
-            raise DivergedError(f"{reason}; {sound}")
+        sound = self._last_sound(trainer)
+        if self.on_nan == "stop" or len(self.rollbacks) == self.MOST_ROLLBACKS or not sound:
+            raise DivergedError(f"{reason}; {sound or 'no checkpoint yet'}")
         self._restore(trainer, pl_module)
         self.rollbacks.append(step)
         rank_zero_warn(f"{reason}: restored {self.path} and halved the learning rate")
 
+    def _overflowed(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Return whether fp16 overflowed only in steps that its scaler skipped."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        return (
+            scaler is not None
+            and scaler.get_scale() >= self.LEAST_SCALE
+            and is_finite(pl_module.state_dict())
+        )
+
+    def _last_sound(self, trainer: Trainer) -> str:
+        """Name the last sound checkpoint; empty if there is none."""
+        exists = trainer.strategy.reduce_boolean_decision(self.path.exists(), all=True)
+        return f"the last sound checkpoint is {self.path}" if exists else ""
+
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.checkpoint_io.teardown()  # the file may still be in the making
-        checkpoint = torch.load(self.path, "cpu", weights_only=True)
+        checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(self.path, weights_only=True)
         pl_module.load_state_dict(checkpoint["state_dict"])
         trainer.optimizers[0].load_state_dict(checkpoint["optimizer_states"][0])
         scheduler = cast(LambdaLR, trainer.lr_scheduler_configs[0].scheduler)
@@ -103,7 +129,7 @@ class Divergence(Callback):
             trainer.precision_plugin.load_state_dict(checkpoint["MixedPrecision"])
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it undeclared
             state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(callback, EMA | Lookahead | SWA) and state:
+            if isinstance(callback, Average | Lookahead) and state:
                 callback.on_train_end(trainer, pl_module)  # removes its hook
                 callback.load_state_dict(state)
                 callback.on_train_start(trainer, pl_module)

@@ -1,8 +1,8 @@
-"""Exponential moving average of the weights, validated next to the raw ones."""
+"""Exponential moving average of the weights, and the validation of averages."""
 
 from copy import deepcopy
 from itertools import chain
-from typing import Any, Protocol, cast, final
+from typing import Any, ClassVar, Protocol, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,20 +11,52 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from callbacks.lookahead import Lookahead
+from callbacks.lookahead import HasNetwork, Lookahead
 
 
-class EvaluatesNetworks(Protocol):
+class EvaluatesNetworks(HasNetwork, Protocol):
     """A LightningModule for EMA and SWA."""
 
-    network: nn.Module
-
     def evaluate(self, network: nn.Module, batch: Any, suffix: str) -> None:
-        """Add a batch to `val/loss{suffix}` and `val/acc{suffix}`, logged at the epoch's end."""
+        """Add a batch to the epoch's `val/loss{suffix}` and `val/acc{suffix}`."""
+
+
+class Average(Callback):
+    """An average of the weights, validated during fit after the network."""
+
+    #: ending of its metrics, as in `val/acc_ema`
+    suffix: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] = {}
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The averaged network in evaluation mode; None before the first update."""
+        raise NotImplementedError
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Outside fit, the network may come from another checkpoint than this average.
+        if self.network is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            cast(EvaluatesNetworks, pl_module).evaluate(self.network, batch, self.suffix)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Used when training starts: the network is not on its device yet, and has no optimizer.
+        self._restored = state_dict
 
 
 def ema_decay(updates: int, decay: float, warmup: bool) -> float:
-    """Decay of the update that follows `updates` earlier ones.
+    """Return the decay of the next update after `updates` updates.
 
     With warm-up it is (1 + updates) / (10 + updates) until that reaches `decay`, so that the
     average soon forgets the initial weights (as in TensorFlow's ExponentialMovingAverage).
@@ -39,24 +71,16 @@ def ema_update(averages: list[Tensor], tensors: list[Tensor], decay: float) -> N
 
 
 @final
-class EMA(Callback):
-    """An exponential moving average of the weights, updated after every optimizer step.
+class EMA(Average):
+    """Exponential moving average of the weights, updated after every step.
 
-    It averages the parameters and the floating-point buffers (BatchNorm's running statistics), and
-    copies integer buffers. It starts at the initial weights and is on the network's device.
-    Training does not change: during fit the average is validated after the network, as
-    `val/acc_ema` and `val/loss_ema`, from its first update on. A step that the fp16 scaler skips is
-    no update.
-
-    In a checkpoint, `callbacks.EMA.average` is the averaged network's `state_dict`.
-
-    Each of several processes averages BatchNorm's statistics of its own batches. All of them
-    validate those of rank 0, which checkpoints hold, as DistributedDataParallel does for the
-    network itself.
-
-    Callbacks act on a step in their order in the Trainer. MisconfigurationException if a Lookahead
-    follows EMA, because EMA would average weights that Lookahead replaces.
+    It includes BatchNorm's statistics. A step that the fp16 scaler skips is no update. During fit
+    it is validated after the network, as `val/acc_ema` and `val/loss_ema`. In a checkpoint,
+    `callbacks.EMA.average` is the averaged network's `state_dict`. Raises
+    MisconfigurationException if a Lookahead comes after it.
     """
+
+    suffix = "_ema"
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         """
@@ -64,32 +88,31 @@ class EMA(Callback):
             decay: share of the average that a step keeps.
             warmup: begin with a smaller decay, (1 + n) / (10 + n) after n updates.
         """
+        super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.warmup = warmup
-        # A number in Python: every step would wait for a counter on the GPU.
+        # A number in Python, because every step would wait for a counter on the GPU.
         self.updates = 0
         self._average: nn.Module | None = None
         self._floats: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._integers: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._restored: dict[str, Any] = {}
 
     @property
     def network(self) -> nn.Module | None:
-        """The averaged network in evaluation mode; None before the first update."""
         return self._average if self.updates else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        behind = trainer.callbacks[trainer.callbacks.index(self) :]  # type: ignore[attr-defined]
-        if any(isinstance(callback, Lookahead) for callback in behind):
+        later = trainer.callbacks[trainer.callbacks.index(self) :]  # type: ignore[attr-defined]
+        if any(isinstance(callback, Lookahead) for callback in later):
             raise MisconfigurationException(
                 "Lookahead must come before EMA in the Trainer's callbacks, got it after: EMA "
                 "would average weights that Lookahead replaces after the same step"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = cast(EvaluatesNetworks, pl_module).network
+        network = cast(HasNetwork, pl_module).network
         # Not earlier: only now is the network on its device and restored.
         self._average = deepcopy(network).eval().requires_grad_(False)
         self.updates = 0
@@ -112,7 +135,9 @@ class EMA(Callback):
             torch._foreach_copy_(*self._integers)
         self.updates += 1
 
-    def _take_buffers_of_rank_0(self, trainer: Trainer) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Each process averages the BatchNorm statistics of its own batches. All of them validate
+        # and save those of rank 0, as DistributedDataParallel does for the network.
         if self._average is None or trainer.world_size == 1:
             return
         buffers = list(self._average.buffers())
@@ -120,33 +145,11 @@ class EMA(Callback):
         for buffer, value in zip(buffers, received, strict=True):
             buffer.copy_(value)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_buffers_of_rank_0(trainer)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        # Outside fit the network may come from another checkpoint than this average.
-        if self.network is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            cast(EvaluatesNetworks, pl_module).evaluate(self.network, batch, "_ema")
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook.remove()
-        self._take_buffers_of_rank_0(trainer)
+        self.on_validation_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         if self._average is None:
             return self._restored
         return {"updates": self.updates, "average": self._average.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Kept until training starts: the network is not on its device yet, and has no optimizer.
-        self._restored = state_dict

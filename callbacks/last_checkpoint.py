@@ -11,18 +11,18 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.snapshot import snapshot
+from callbacks.snapshot import is_finite, snapshot
 
 
 @final
 class LastCheckpoint(Checkpoint):
     """Saves the whole state of a run as `last.ckpt`, so that the run can be resumed.
 
-    It saves the state at the end of an epoch, or within a long epoch, if the last save was `every`
-    ago, and whenever training ends: after the last epoch, at a time limit, at Ctrl-C and SIGTERM,
-    and after an error. A killed run repeats its work since the last save. After an error, at most
-    one epoch is repeated. On one device, Ctrl-C and SIGTERM wait for the end of the optimizer step
-    or the validation, and nothing is repeated; a second signal ends the run at once.
+    It saves at most once per `every`, after an epoch or, if epochs are long, after a step. It also
+    saves when training ends: after the last epoch, at a time limit, at Ctrl-C or SIGTERM, and after
+    an error. A killed run repeats its work since the last save. After an error, at most one epoch
+    is repeated. On one device, Ctrl-C and SIGTERM wait for the end of the optimizer step or the
+    validation, and nothing is repeated. A second signal ends the run at once.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class LastCheckpoint(Checkpoint):
         self._exists = False
         self._unwritten: dict[str, Any] = {}
         self._handlers: dict[int, Any] = {}  # of Lightning, while ours wait for a step's end
-        self._asked: int | None = None  # the signal that asked the run to end
+        self._asked: int | None = None  # the signal that ends the run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._asked = None
         # Several processes: Lightning agrees on SIGTERM, and Ctrl-C ends each of them at once.
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as of a shell's background jobs
+                if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background jobs
                     self._handlers[number] = signal.signal(number, self._ask)
         self._written = monotonic()
         self._exists = self.path.exists()
@@ -84,7 +84,7 @@ class LastCheckpoint(Checkpoint):
         self._copy(trainer)
         if self._late() or not self._exists or self._asked is not None:
             self._write(trainer)
-        # Lightning acts on SIGTERM once the epoch is logged; Ctrl-C has to wait for that.
+        # Lightning acts on SIGTERM after it has logged the epoch. Ctrl-C must wait for that.
         if self._asked == signal.SIGTERM:
             self._obey()
 
@@ -100,17 +100,17 @@ class LastCheckpoint(Checkpoint):
         self._restore_handlers()
 
     def _ask(self, number: int, frame: Any) -> None:
-        """Note the first signal, for the end of the step; hand the second to Lightning."""
+        """Keep the first signal until the end of the step; pass the second to Lightning."""
         if self._asked is None:
             self._asked = number
-            # Not print, which a signal handler may not call while another print is at work.
+            # Not print: a signal handler may interrupt another print.
             os.write(2, b"\nEnding after the current step. Press Ctrl-C again to end at once.\n")
         else:
             self._asked = number
             self._obey()
 
     def _obey(self) -> None:
-        """Hand the signal that was noted to Lightning, which ends the run."""
+        """Pass the signal to Lightning, which ends the run."""
         if self._asked is not None and self._handlers:
             self._restore_handlers()
             signal.raise_signal(self._asked)
@@ -128,9 +128,10 @@ class LastCheckpoint(Checkpoint):
         self._unwritten = snapshot(state)
 
     def _is_sound(self) -> bool:
-        """Whether all weights are finite: a diverged run keeps its last sound checkpoint."""
-        weights = self._unwritten["state_dict"].values()
-        return all(x.isfinite().all() for x in weights if x.is_floating_point())
+        """Return whether all weights are finite; else the last file stays."""
+        callbacks = self._unwritten["callbacks"]
+        averages = [callbacks.get(name, {}).get("average", {}) for name in ("EMA", "SWA")]
+        return all(map(is_finite, [self._unwritten["state_dict"], *averages]))
 
     def _write(self, trainer: Trainer) -> None:
         if self._unwritten and self._is_sound():

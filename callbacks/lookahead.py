@@ -1,4 +1,4 @@
-"""Lookahead: slow weights that follow the optimizer's, k steps at a time (Zhang et al. 2019)."""
+"""Lookahead: slow weights that follow the optimizer's (Zhang et al. 2019)."""
 
 from typing import Any, Literal, Protocol, cast, final
 
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 class HasNetwork(Protocol):
-    """A LightningModule for Lookahead."""
+    """A LightningModule with a network."""
 
     network: nn.Module
 
@@ -22,24 +22,18 @@ def lookahead_sync(fast: list[Tensor], slow: list[Tensor], alpha: float) -> None
 
 
 def cubic_share(progress: float, end: float) -> float:
-    """1 at the beginning of training, at `progress` 0, and `end` at `progress` 1."""
+    """Return a share that falls from 1 at `progress` 0 to `end` at `progress` 1."""
     return 1 - (1 - end) * progress**3
 
 
 @final
 class Lookahead(Callback):
-    """Every k optimizer steps, the weights step back towards slow weights (Zhang et al. 2019).
+    """Moves the weights towards slow weights every k steps (Zhang et al. 2019).
 
-    The slow weights start at the initial weights, before the first step. Lookahead counts optimizer
-    steps, not batches, and no step that the fp16 scaler skips. BatchNorm's statistics and the
-    optimizer's state, momentum included, do not change. Between two synchronisations the network
-    holds the fast weights, which are validated.
-
-    With `schedule="cubic"` the share falls from 1, which changes nothing, to `alpha`, with the cube
-    of the finished share of training (the EMA-like variant of Jordan 2024).
-
-    Callbacks act on a step in their order in the Trainer: Lookahead comes before EMA, which
-    averages the weights after Lookahead.
+    The slow weights start at the initial weights. BatchNorm's statistics and the optimizer's state
+    do not change. A step that the fp16 scaler skips does not count. Validation uses the fast
+    weights. The cubic schedule is the EMA-like variant of Jordan (2024): the share falls from 1,
+    which changes nothing, to `alpha`.
     """
 
     def __init__(
@@ -52,7 +46,7 @@ class Lookahead(Callback):
         Args:
             k: optimizer steps between two synchronisations.
             alpha: share of the way from the slow to the fast weights in a synchronisation.
-            schedule: take that share always, or fall to it from 1 over training.
+            schedule: keep the share constant, or let it fall from 1 to alpha over training.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
@@ -99,5 +93,5 @@ class Lookahead(Callback):
         return {"steps": self.steps, "slow": self._slow} if self._slow else self._restored
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Kept until training starts: the network is not on its device yet, and has no optimizer.
+        # Used when training starts: the network is not on its device yet, and has no optimizer.
         self._restored = state_dict

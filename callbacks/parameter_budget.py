@@ -1,21 +1,13 @@
 """A limit on the number of trainable parameters, checked before the first batch."""
 
-from typing import Literal, Protocol, cast, final
+from typing import Literal, cast, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
-
-class HasNetwork(Protocol):
-    """LightningModule with a network.
-
-    It may also have `fitting_widths(budget: int) -> str | None`. This describes smaller networks
-    that fit the budget, or returns None if there is no such network.
-    """
-
-    network: nn.Module
+from callbacks.lookahead import HasNetwork
 
 
 def count_trainable(network: nn.Module) -> int:
@@ -54,6 +46,7 @@ class ParameterBudget(Callback):
             f"{count:,} trainable parameters exceed the budget of {self.limit:,} "
             f"by {count - self.limit:,}"
         )
+        # Describes a smaller network within the budget, or returns None.
         fitting_widths = getattr(pl_module, "fitting_widths", None)
         if fitting_widths is not None and (fitting := fitting_widths(self.limit)):
             message += f"; {fitting}"

@@ -34,7 +34,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def seed_process(rank: int) -> None:
-    """Seed the global generators with torch's seed and the rank, so that ranks differ."""
+    """Seed the global generators differently for each rank."""
     [seed] = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1).tolist()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the global generator
@@ -42,7 +42,7 @@ def seed_process(rank: int) -> None:
 
 
 class RandomState(Callback):
-    """Saves the global random generators in checkpoints and restores them on resumption.
+    """Saves and restores the global random generators in checkpoints.
 
     Dropout, for example, then continues as if training had not been interrupted. Each process of
     several has its own random numbers and its own state in the checkpoint. A resumed run may have

@@ -1,54 +1,42 @@
-"""Stochastic weight averaging: the mean of the weights of late epochs (Izmailov et al. 2018)."""
+"""Stochastic weight averaging: the mean of the weights of late epochs."""
 
 from itertools import islice
 from typing import Any, Literal, cast, final
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from callbacks.ema import EMA, EvaluatesNetworks
+from callbacks.ema import EMA, Average
+from callbacks.lookahead import HasNetwork
 
 
 def cyclic_rate(step: int, cycle: int, lr: float, lr_min: float) -> float:
-    """Learning rate of step `step`, counted from 0, in cycles of `cycle` steps.
+    """Return the learning rate of a step, counted from 0, in cycles of `cycle` steps.
 
-    It falls linearly within a cycle, whose first step is already 1 / `cycle` of the way down and
-    whose last one is exactly at `lr_min` (Izmailov et al. 2018).
+    Within a cycle the rate falls linearly. The first step is already below `lr` by 1 / `cycle` of
+    the fall, and the last step is exactly at `lr_min` (Izmailov et al. 2018).
     """
     t = (step % cycle + 1) / cycle
     return (1 - t) * lr + t * lr_min
 
 
 @final
-class SWA(Callback):
-    """The equal average of the weights that SGD visits at a constant or cyclic learning rate.
+class SWA(Average):
+    """Equal average of the weights of late epochs (Izmailov et al. 2018).
 
-    From epoch int(start * max_epochs) on, `lr` overrides the module's schedule. After every
-    `cycle_epochs` epochs the weights join the average, also after the last epoch, and before
-    validation. An unfinished last cycle does not count.
-
-    torch's `update_bn` then recomputes the average's BatchNorm statistics over the training batches
-    of the epoch, augmented and mixed. Each of several processes takes its own batches, and all take
-    the mean. This iterates the training loader once more, which must not change its next epoch: our
-    loader computes batches from seed, epoch and position, and the global random generators are
-    restored. Training does not change: during fit the average is validated after the network, as
-    `val/acc_swa` and `val/loss_swa`, from its first model on.
-
-    In a checkpoint, `callbacks.SWA.average` is the averaged network's `state_dict`. Overriding the
-    rate suits schedules in closed form (LambdaLR), and no schedule that derives a rate from the
-    last one.
-
-    `max_epochs` counts the epochs. An epoch that `max_steps` ends joins no average. If training
-    ends before the first cycle, there is no average.
-
-    MisconfigurationException if EMA is on too, if `max_epochs` is not given, or if it ends training
-    before the first cycle.
+    From epoch int(start * max_epochs) on, `lr` overrides the module's schedule, which must be a
+    function of the step alone. After every `cycle_epochs` epochs the weights join the average, and
+    `update_bn` recomputes its BatchNorm statistics over the epoch's augmented batches. An epoch
+    that `max_steps` interrupts does not count. During fit the average is validated after the
+    network, as `val/acc_swa` and `val/loss_swa`. In a checkpoint, `callbacks.SWA.average` is the
+    averaged network's `state_dict`. Raises MisconfigurationException together with EMA, without
+    `max_epochs`, and if training is too short for a cycle.
     """
+
+    suffix = "_swa"
 
     def __init__(
         self,
@@ -61,13 +49,14 @@ class SWA(Callback):
     ) -> None:
         """
         Args:
-            start: share of the epochs after which averaging begins.
-            lr: learning rate from then on, or at the start of a cycle; null keeps the module's own.
+            start: share of the epochs before averaging begins.
+            lr: learning rate during averaging, or at the start of a cycle; null keeps the module's.
             schedule: keep lr, or let it fall linearly to lr_min within each cycle.
-            cycle_epochs: epochs between two models of the average, and length of a cycle.
+            cycle_epochs: epochs between two updates of the average, and length of a cycle.
             lr_min: learning rate at a cycle's end (cyclic only).
             bn_batches: training batches for BatchNorm's statistics; null is the whole epoch.
         """
+        super().__init__()
         if not 0 <= start < 1:
             raise ValueError(f"start must be in [0, 1), a share of the epochs, got {start}")
         if schedule not in ("constant", "cyclic"):
@@ -90,11 +79,9 @@ class SWA(Callback):
         self.bn_batches = bn_batches
         self._start_epoch = 0
         self._average: AveragedModel | None = None
-        self._restored: dict[str, Any] = {}
 
     @property
     def network(self) -> nn.Module | None:
-        """The averaged network in evaluation mode; None before its first model."""
         return None if self._average is None else self._average.module
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -102,9 +89,8 @@ class SWA(Callback):
             return
         if any(isinstance(callback, EMA) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
-                "EMA and SWA must not be on together: SWA changes the learning rates whose end EMA "
-                "averages, so that neither accuracy would be its method's; "
-                "switch one off (--ema false or --swa false)"
+                "EMA and SWA must not be on together: SWA changes the learning rates of weights "
+                "that EMA averages; switch one off (--ema false or --swa false)"
             )
         epochs = trainer.max_epochs
         if epochs is None or epochs < 1:
@@ -138,7 +124,7 @@ class SWA(Callback):
         optimizer = trainer.optimizers[0]
         own = optimizer.defaults["lr"]
         for group in optimizer.param_groups:
-            # Groups with a rate of their own keep its ratio to the module's.
+            # A group with another rate keeps its ratio to the module's rate.
             group["lr"] = rate * (group.get("initial_lr", own) / own)
 
     def on_train_batch_end(
@@ -149,53 +135,37 @@ class SWA(Callback):
             return
         if self._average is None:
             self._average = self._new_average(pl_module)
-        self._average.update_parameters(cast(EvaluatesNetworks, pl_module).network)
+        self._average.update_parameters(cast(HasNetwork, pl_module).network)
         self._recompute_batch_norm(trainer, self._average.module)
 
     def _recompute_batch_norm(self, trainer: Trainer, network: nn.Module) -> None:
         limit = int(trainer.num_training_batches)
         if self.bn_batches is not None:
             limit = min(limit, self.bn_batches)
+        # This iterates the training loader once more. Training does not change: our loader computes
+        # each batch from seed, epoch and position, and isolate_rng restores global generators.
         with isolate_rng(), trainer.precision_plugin.train_step_context():
             batches = islice(trainer.train_dataloader, limit)  # type: ignore[arg-type]
             update_bn((self._images(trainer, batch) for batch in batches), network)
+        # Each process uses its own batches, and all take the mean.
         for buffer in network.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
 
     @staticmethod
     def _images(trainer: Trainer, batch: Any) -> Tensor:
-        """Of a training batch, as a step sees them; several views of an image are images."""
+        """Return a batch's images as in a training step; several views count as images."""
         converted = trainer.precision_plugin.convert_input(batch)
         images: Tensor = trainer.strategy.batch_to_device(converted)[0]
         return images.flatten(0, -4)
 
     @staticmethod
     def _new_average(pl_module: LightningModule) -> AveragedModel:
-        average = AveragedModel(cast(EvaluatesNetworks, pl_module).network)
+        average = AveragedModel(cast(HasNetwork, pl_module).network)
         return average.eval().requires_grad_(False)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        # Outside fit the network may come from another checkpoint than this average.
-        if self.network is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            cast(EvaluatesNetworks, pl_module).evaluate(self.network, batch, "_swa")
 
     def state_dict(self) -> dict[str, Any]:
         if self._average is None:
             return self._restored
         updates = int(self._average.n_averaged)
         return {"updates": updates, "average": self._average.module.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Kept until training starts: the network is not on its device yet.
-        self._restored = state_dict

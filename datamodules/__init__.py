@@ -1,4 +1,4 @@
-"""Data sets as batches of augmented tensors: CIFAR-10 and its synthetic stand-in."""
+"""Data sets as batches of augmented tensors: CIFAR-10 and synthetic images."""
 
 from typing import TYPE_CHECKING, Any
 

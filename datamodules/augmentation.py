@@ -25,7 +25,7 @@ def crop_and_flip(
     padding: int,
     mode: Literal["zero", "reflect"],
 ) -> Tensor:
-    """Pad each image, crop it to its size at (top, left), and mirror it if `flip` is true.
+    """Pad each image, crop it at (top, left), and mirror it if `flip` is true.
 
     Images (B, C, H, W) of any dtype, `top` and `left` int64 (B,) in [0, 2 * padding], `flip` bool
     (B,). Raises ValueError if `mode` is reflect and the padding is as large as the image.
@@ -62,7 +62,7 @@ def rotation_matrix(degrees: Tensor, height: int, width: int) -> Tensor:
 
 
 def perspective_matrix(corners: Tensor, height: int, width: int) -> Tensor:
-    """Return matrices (B, 3, 3) for `warp` that move the images' corners to `corners`.
+    """Return matrices (B, 3, 3) for `warp` that move the corners to `corners`.
 
     `corners` (B, 4, 2) are (x, y), clockwise from the top left, and must span a convex quadrangle.
     As in torchvision, the corners of an image are (0, 0), (width - 1, 0), (width - 1, height - 1)
@@ -89,14 +89,14 @@ def perspective_matrix(corners: Tensor, height: int, width: int) -> Tensor:
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
-    """Return matrices (B, 3, 3) that warp by `first`, then by `second`, in one resampling."""
+    """Return matrices (B, 3, 3) that warp by `first`, then by `second`."""
     # `first @ second` keeps ten bits or fewer under autocast or TF32. Then the images of a bf16 run
     # would differ from the images of a 32-bit run.
     return (first[:, :, :, None] * second[:, None]).sum(2)
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Resample each image bilinearly through its matrix, with zeros outside the image.
+    """Resample each image bilinearly through its matrix, with zeros outside.
 
     Images float (B, C, H, W). `matrices` (B, 3, 3) map homogeneous positions (x, y, 1) of the
     output to positions of the input, in pixels. The centre of the top left pixel is (0.5, 0.5).
@@ -113,7 +113,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
 def cutout(
     images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int, fill: tuple[float, ...]
 ) -> Tensor:
-    """Fill a square of `size` x `size` pixels in each image (DeVries and Taylor, 2017).
+    """Fill a square of `size` x `size` pixels in each image (DeVries & Taylor 2017).
 
     The square spans [centre - size // 2, centre - size // 2 + size) in both directions, clipped at
     the borders. `centre_y` and `centre_x` are int64 (B,). `fill` has one value per channel, in the
@@ -136,27 +136,18 @@ def cutout(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augments each image of a batch with its own random parameters; 0 turns a transform off.
+    """Augments each image of a batch with its own random parameters.
 
-    Args:
-        crop_padding: maximum shift of a crop in pixels.
-        crop_mode: padding of the crop.
-        flip: probability of a horizontal flip.
-        rotation: maximum angle in degrees; angles are uniform in [-rotation, rotation].
-        brightness: factors are uniform in [max(0, 1 - strength), 1 + strength].
-        contrast: like brightness.
-        saturation: like brightness.
-        hue: shifts are uniform in [-hue, hue], in turns of the colour circle.
-        perspective: torchvision's distortion scale, at most 0.6; from 0.65 an image may fold.
-        perspective_p: probability of a random perspective.
-        cutout: side of the square hole in pixels.
-        cutout_fill: colour of the hole, one value in [0, 1] per channel.
-        policy: one of `datamodules.policies`.
+    The arguments are the flags of `CIFAR10DataModule`, and 0 turns a transform off. Random values
+    are uniform: angles in [-rotation, rotation] degrees, factors in [max(0, 1 - strength),
+    1 + strength], hue shifts in [-hue, hue] turns of the colour circle. `perspective` is
+    torchvision's distortion scale, at most 0.6, because an image may fold from 0.65 on.
+    `cutout_fill` is one value in [0, 1] per channel. `policy` is one of `datamodules.policies`.
 
     The order is crop, flip, colour, rotation and perspective in one resampling, policy, Cutout.
-    Colour comes before the resampling, so that the empty corners stay black and do not change the
-    mean of contrast. Cutout comes last, so that its hole stays square and keeps its colour.
-    Images are rounded to bytes before a policy. Raises ValueError for a value out of range.
+    Colour comes before the resampling, so that empty corners stay black and do not change the mean
+    of contrast. Cutout comes last, so that its hole keeps its shape and colour. Images are rounded
+    to bytes before a policy. Raises ValueError for a value out of range.
     """
 
     crop_padding: int = 0
@@ -258,7 +249,7 @@ class _Draw:
         return keys.argsort(1)[:, : sum(wanted)]
 
     def corners(self, scale: float, probability: float, height: int, width: int) -> Tensor:
-        """Return corners (B, 4, 2) for `perspective_matrix`, moved inwards in some images."""
+        """Return random corners (B, 4, 2) for `perspective_matrix`."""
         moved = (self.uniform(0, 1) < probability)[:, None]
         x = moved * self.integer(int(scale * (width // 2)) + 1, 4)
         y = moved * self.integer(int(scale * (height // 2)) + 1, 4)

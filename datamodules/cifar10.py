@@ -1,6 +1,7 @@
 """Data module of CIFAR-10: splits, device and loaders."""
 
 import os
+from dataclasses import fields
 from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +15,7 @@ from torch import Tensor
 from datamodules.augmentation import Augmentation
 from datamodules.cifar10_files import MissingDataError, find_cifar10, load_cifar10
 from datamodules.mixing import Mixing
-from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, normalise
+from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, eval_batch_size, normalise
 from datamodules.policies import make_policy
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
@@ -60,13 +61,11 @@ class CIFAR10DataModule(LightningDataModule):
         """
         Args:
             root: folder that contains cifar-10-batches-py (default: $CIFAR10_ROOT, else data).
-            source: CIFAR-10, synthetic images, or auto: synthetic images if CIFAR-10 is missing;
-                damaged files are an error.
+            source: CIFAR-10, synthetic images, or auto: synthetic images if CIFAR-10 is missing.
             download: download CIFAR-10 if it is missing.
-            batch_size: training images per step on all devices together, a multiple of the devices.
-            eval_batch_size: images per evaluation step on each device; null is 2,500 on a GPU and
-                250 on a CPU, where 1,000 take up to 4 times as long on two cores.
-            val_fraction: share of the 50,000 training images for validation, equal in each class.
+            batch_size: training images per step on all devices together.
+            eval_batch_size: images per evaluation step; null is 2,500 on a GPU, 250 on a CPU.
+            val_fraction: share of the training images for validation, equal in each class.
             split_seed: seed of the split into training and validation images.
             seed: seed of the order, augmentation and mixing of training images.
             crop_padding: padding of the random crop, in pixels.
@@ -112,29 +111,12 @@ class CIFAR10DataModule(LightningDataModule):
         self.prepare_data_per_node = False
         self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
         self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
-        self.augmentation = Augmentation(
-            crop_padding=crop_padding,
-            crop_mode=crop_mode,
-            flip=flip,
-            rotation=rotation,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=hue,
-            perspective=perspective,
-            perspective_p=perspective_p,
-            cutout=cutout,
-            cutout_fill=MEAN,  # zero after normalisation, as in the paper
-            policy=make_policy(policy, rand_augment_n, rand_augment_m, augmix_severity),
-        )
-        self.mixing = Mixing(
-            mixup_alpha=mixup_alpha,
-            mixup_p=mixup_p,
-            cutmix_alpha=cutmix_alpha,
-            cutmix_p=cutmix_p,
-            ramp=mixup_ramp,
-            num_classes=len(CIFAR10_CLASSES),
-        )
+        flags: dict[str, Any] = {x.name: self.hparams.get(x.name) for x in fields(Augmentation)}
+        flags["policy"] = make_policy(policy, rand_augment_n, rand_augment_m, augmix_severity)
+        # Zero after normalisation, as in the paper.
+        self.augmentation = Augmentation(**flags | {"cutout_fill": MEAN})
+        mixing = (mixup_alpha, mixup_p, cutmix_alpha, cutmix_p, mixup_ramp)
+        self.mixing = Mixing(*mixing, num_classes=len(CIFAR10_CLASSES))
         if policy == "augmix" and self.mixing.active:
             raise ValueError(
                 "policy must not be augmix if MixUp or CutMix is on: AugMix's loss compares "
@@ -163,13 +145,11 @@ class CIFAR10DataModule(LightningDataModule):
                 if source == "cifar10":
                     raise
                 rank_zero_info(f"{error}. Source auto: using synthetic images.")
-        rank_zero_info(
-            "Training on the SYNTHETIC stand-in: its results say nothing about CIFAR-10."
-        )
+        rank_zero_info("Training on SYNTHETIC images: the results say nothing about CIFAR-10.")
         self.source = "synthetic"
 
     def setup(self, stage: str) -> None:
-        """Read the training images for "fit" and "validate", or the test images for "test".
+        """Read the images: training for "fit" and "validate", test for "test".
 
         All processes use the source that rank 0 has prepared.
         """
@@ -200,7 +180,7 @@ class CIFAR10DataModule(LightningDataModule):
         return self._splits[split]
 
     def training_images(self, count: int) -> Tensor:
-        """Return the first `count` training images float32 (count, 3, 32, 32) on the device.
+        """Return the first `count` training images, float32 (count, 3, 32, 32).
 
         They are normalised and not augmented. Call `setup("fit")` before.
         """
@@ -233,8 +213,8 @@ class CIFAR10DataModule(LightningDataModule):
             labels,
             hparams["batch_size"],
             hparams["seed"],
-            self.mean.to(images.device),
-            self.std.to(images.device),
+            self.mean,
+            self.std,
             self.augmentation,
             self.mixing,
             epochs=epochs,
@@ -248,7 +228,7 @@ class CIFAR10DataModule(LightningDataModule):
         return loader
 
     def _eval_loader(self, split: str) -> EvalLoader:
-        """Return a loader of this process's shard; all shards together have each image once."""
+        """Return a loader of this process's shard of a split."""
         whole, rank = self._on_device(split), self._rank()
         if 0 < len(whole[0]) < rank["world_size"]:
             raise MisconfigurationException(
@@ -256,9 +236,8 @@ class CIFAR10DataModule(LightningDataModule):
                 f"{rank['world_size']} devices"
             )
         images, labels = (shard(x, **rank) for x in whole)
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        size = self.hparams["eval_batch_size"] or (2_500 if images.is_cuda else 250)
-        return EvalLoader(images, labels, size, mean, std)
+        size = self.hparams["eval_batch_size"] or eval_batch_size(images.device)
+        return EvalLoader(images, labels, size, self.mean, self.std)
 
     def val_dataloader(self) -> EvalLoader:
         return self._eval_loader("val")
@@ -282,7 +261,7 @@ class CIFAR10DataModule(LightningDataModule):
 
 
 def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return sorted indices (train, validation) with the same fraction of every class."""
+    """Return sorted indices (train, validation) with equal shares of every class."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
     train, val = [], []
     for label in labels.unique():

@@ -15,14 +15,14 @@ class MissingDataError(MisconfigurationException):
 
 
 def cifar10_files(root: Path) -> dict[Path, str]:
-    """Return the paths of CIFAR-10's official files under `root`, with their md5 sums."""
+    """Return the paths of CIFAR-10's files under `root`, with their md5 sums."""
     entries = [*CIFAR10.train_list, *CIFAR10.test_list]
     entries.append((CIFAR10.meta["filename"], CIFAR10.meta["md5"]))
     return {root / CIFAR10.base_folder / name: md5 for name, md5 in entries}
 
 
 def find_cifar10(root: Path, download: bool) -> None:
-    """Check that `root` contains CIFAR-10, and download it if it is missing and allowed.
+    """Check that `root` contains CIFAR-10, and download it if necessary.
 
     Raises MissingDataError for a missing file, and MisconfigurationException for a damaged file.
     """
@@ -49,7 +49,18 @@ def find_cifar10(root: Path, download: bool) -> None:
 
 
 def load_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Return images uint8 (N, 3, 32, 32) and labels int64 (N,) of an official split."""
+    """Return images uint8 (N, 3, 32, 32) and labels int64 (N,) of an official split.
+
+    Raises MisconfigurationException for images of another dtype and for labels out of range.
+    """
     data = CIFAR10(root, train=train)
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(data.targets)
+    labels = torch.tensor(data.targets)
+    low, high, last = int(labels.min()), int(labels.max()), len(data.classes) - 1
+    if images.dtype != torch.uint8:
+        raise MisconfigurationException(f"the images in {root} must be uint8, got {images.dtype}")
+    if low < 0 or high > last:
+        raise MisconfigurationException(
+            f"the labels in {root} must be from 0 to {last}, got {low} to {high}"
+        )
+    return images, labels

@@ -1,4 +1,4 @@
-"""Colour jitter of whole batches, with factors and an order of operations for each image.
+"""Colour jitter of batches, with own factors and order for each image.
 
 Images are float (B, 3, H, W), RGB in [0, 1]. For each image an operation gives the same result as
 torchvision's operation of the same name.
@@ -46,7 +46,7 @@ def adjust_tone(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Shift the hue of each image by `shift` (B,) turns of the colour circle, in [-0.5, 0.5]."""
+    """Shift the hue of each image by `shift` (B,) turns, in [-0.5, 0.5]."""
     red, green, blue = images.unbind(1)
     # On a CPU aminmax takes eight times as long as amax and amin.
     value = images.amax(1)

@@ -20,7 +20,7 @@ def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    """Blend each image and its soft target with the previous image (Zhang et al. 2018).
+    """Blend each image and target with the previous ones (Zhang et al. 2018).
 
     Images float (B, C, H, W), `targets` float (B, classes); `lam` in [0, 1] is the image's share.
     """
@@ -30,10 +30,10 @@ def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
 def cutmix(
     images: Tensor, targets: Tensor, box: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Replace a box of each image by the same box of the previous image (Yun et al. 2019).
+    """Replace a box of each image by that of the previous one (Yun et al. 2019).
 
     Images float (B, C, H, W), `targets` float (B, classes). `box` is (top, bottom, left, right) in
-    pixels, without bottom and right. The remaining area is the image's share of the target.
+    pixels; bottom and right are exclusive. The remaining area is the image's share of the target.
     """
     top, bottom, left, right = box
     mixed = images.clone()

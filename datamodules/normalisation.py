@@ -1,4 +1,4 @@
-"""CIFAR-10's classes and the normalisation of its pixels."""
+"""CIFAR-10's classes, the normalisation of its pixels, and evaluation batches."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ STD = (0.24703, 0.24349, 0.26159)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return (images - mean) / std as float32; images (B, C, H, W) are uint8 or in [0, 1].
+    """Return (images - mean) / std as float32; images are uint8 or in [0, 1].
 
     `mean` and `std` (C,) are in [0, 1] and on the images' device.
     """
@@ -21,3 +21,11 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     # Each of the three passes takes 0.2 ms for 1,024 images on a core. Fewer passes with
     # uint8 * float32 or addcmul take 12 ms.
     return scaled.add_((-mean / std)[:, None, None])
+
+
+def eval_batch_size(device: torch.device) -> int:
+    """Return the default number of images per evaluation step.
+
+    On two CPU cores, batches of 1,000 images take up to 4 times as long per image.
+    """
+    return 2_500 if device.type == "cuda" else 250

@@ -1,11 +1,10 @@
-"""The image operations of augmentation policies, each image of a batch with its own magnitude.
+"""Image operations of augmentation policies, with magnitudes per image.
 
-Images are uint8 (B, 3, H, W), and so is what comes back; magnitudes are float32 (B,) on the device
-of the images. On a CPU each operation equals torchvision's, which has one magnitude for a whole
-batch, byte for byte on uint8, except bilinear resampling: there the processor decides the last bit
-of torchvision's matrix product, and one byte in 500 at most differs, by one level. (Torchvision's
-`equalize` has no magnitude, and is used.)
-Nothing here is a matrix product or a convolution, which autocast would compute in fewer bits.
+Images are uint8 (B, 3, H, W) before and after an operation. Magnitudes are float32 (B,) on their
+device. On a CPU each operation gives the same bytes as torchvision's, which has one magnitude for a
+whole batch. Only bilinear resampling may differ by 1 in at most one byte of 500, because the last
+bit of torchvision's matrix product depends on the processor. Nothing here is a matrix product or a
+convolution, which autocast would compute in fewer bits.
 """
 
 from typing import Literal
@@ -23,14 +22,14 @@ Floats = NDArray[np.float64]
 
 
 def affine_matrices(amounts: Floats, height: int, width: int) -> Floats:
-    """Matrices (B, 2, 3) for `affine`, of which each shears, or moves, or turns.
+    """Return matrices (B, 2, 3) of shears, translations or rotations.
 
     The rows of `amounts` (5, B) are slopes of shears along x and y, which keep the top left corner,
-    pixels of translations along x and y, and degrees of rotations, counter-clockwise about the
-    centre. At most one of the five is other than 0 in an image.
+    pixels of translations along x and y, and degrees of counter-clockwise rotations around the
+    centre. At most one of the five is not 0 in an image.
 
-    On the host and in 64 bits, as torchvision computes them: a rotation by 45 degrees takes pixels
-    from exactly between two others, and the last bit decides from which one.
+    They are computed on the host in 64 bits, as in torchvision. In a rotation by 45 degrees the
+    last bit decides between two equally near pixels.
     """
     shear_x, shear_y, translate_x, translate_y, degrees = amounts
     angle = -np.radians(degrees % 360)
@@ -41,15 +40,15 @@ def affine_matrices(amounts: Floats, height: int, width: int) -> Floats:
 
 
 def affine(images: Tensor, matrices: Tensor, interpolation: Interpolation) -> Tensor:
-    """Resample each image through its matrix, with black from outside.
+    """Resample each image through its matrix, with black outside the image.
 
-    `matrices` float32 (B, 2, 3) take homogeneous positions (x, y, 1) of the output to those of the
-    input, in pixels from the centre of the image.
+    `matrices` float32 (B, 2, 3) map homogeneous positions (x, y, 1) of the output to positions of
+    the input, in pixels from the centre of the image.
     """
     height, width = images.shape[-2:]
     x = torch.arange(width, device=images.device) + (0.5 - width / 2)
     y = (torch.arange(height, device=images.device) + (0.5 - height / 2))[:, None]
-    # grid_sample's unit, in which -1 and 1 are the borders, because torchvision rounds in it.
+    # In the unit of grid_sample, whose borders are -1 and 1, because torchvision rounds in it.
     along_x, along_y, constant = matrices[..., None, None].unbind(2)
     u = along_x[:, 0] / (width / 2) * x + along_y[:, 0] / (width / 2) * y
     v = along_x[:, 1] / (height / 2) * x + along_y[:, 1] / (height / 2) * y
@@ -61,17 +60,17 @@ def affine(images: Tensor, matrices: Tensor, interpolation: Interpolation) -> Te
     column = (((u + 1) * width - 1) / 2).round_().to(torch.int64)
     row = (((v + 1) * height - 1) / 2).round_().to(torch.int64)
     outside = (column < 0) | (column >= width) | (row < 0) | (row >= height)
-    # A gather, because grid_sample takes ten times as long on a CPU and only takes floats.
+    # On a CPU, grid_sample takes ten times as long as gather, and accepts only floats.
     index = (row * width + column).masked_fill_(outside, 0).flatten(1)[:, None]
     sampled = images.flatten(2).gather(2, index.expand(-1, images.shape[1], -1))
     return sampled.unflatten(2, (height, width)).masked_fill_(outside[:, None], 0)
 
 
 def _blend(images: Tensor, plain: Tensor, magnitude: Tensor) -> Tensor:
-    """The images times 1 + magnitude, plus a plain version of them times -magnitude.
+    """Return images * (1 + magnitude) - plain * magnitude.
 
-    addcmul rounds product and sum once, as torchvision's `add_` with an `alpha` does; rounding
-    twice would put some pixels one level off.
+    addcmul rounds product and sum once, like torchvision's `add_` with `alpha`. Two roundings would
+    change some pixels by one level.
     """
     magnitude = magnitude[:, None, None, None]
     scaled = images.to(torch.float32).mul_(1 + magnitude)
@@ -79,26 +78,26 @@ def _blend(images: Tensor, plain: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """`adjust_brightness` by the factor 1 + magnitude."""
+    """Apply `adjust_brightness` with factor 1 + magnitude."""
     factor = 1 + magnitude[:, None, None, None]
     return images.to(torch.float32).mul_(factor).clamp_(0, 255).to(torch.uint8)
 
 
 def color(images: Tensor, magnitude: Tensor) -> Tensor:
-    """`adjust_saturation` by the factor 1 + magnitude."""
+    """Apply `adjust_saturation` with factor 1 + magnitude."""
     return _blend(images, luma(images).floor_(), magnitude)
 
 
 def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
-    """`adjust_contrast` by the factor 1 + magnitude."""
+    """Apply `adjust_contrast` with factor 1 + magnitude."""
     return _blend(images, luma(images).floor_().mean((1, 2, 3), keepdim=True), magnitude)
 
 
 def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """`adjust_sharpness` by the factor 1 + magnitude: away from a 3 x 3 blur, but at the border.
+    """Apply `adjust_sharpness` with factor 1 + magnitude.
 
-    The blur gives the centre 5/13 and each neighbour 1/13. Its sums are of whole numbers and exact,
-    and so its rounding depends on no order of summation.
+    Except at the border, it moves pixels away from a 3 x 3 blur with weights 5/13 for the centre
+    and 1/13 for each neighbour. Sums of whole numbers are exact in any order.
     """
     sharp = images.to(torch.float32)
     rows = sharp[..., :-2, :] + sharp[..., 1:-1, :] + sharp[..., 2:, :]
@@ -110,21 +109,21 @@ def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest `bits` of each channel's eight."""
+    """Keep the highest `bits` of the eight bits of each channel."""
     dropped = 2 ** (8 - bits) - 1
     return images & (255 - dropped).to(torch.uint8)[:, None, None, None]
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert what is at `threshold` or above."""
+    """Invert all values that are not below `threshold`."""
     return torch.where(images >= threshold[:, None, None, None], 255 - images, images)
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch each channel of each image to the full range, unless it has one value alone."""
+    """Stretch each channel of each image to the full range, if it has two values."""
     pixels = images.to(torch.float32)
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     unit = (high - low).mul_(1 / 255)
-    # Not torchvision's own, which asks by boolean indexing whether there are such channels.
+    # Unlike torchvision's function, without boolean indexing, which would synchronise.
     low, unit = torch.where(high == low, 0.0, low), torch.where(high == low, 1.0, unit)
     return pixels.sub_(low).div_(unit).clamp_(0, 255).to(torch.uint8)

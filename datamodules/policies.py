@@ -1,9 +1,8 @@
-"""Augmentation policies: which operations each image of a batch gets, and how strongly.
+"""Augmentation policies: operations and strengths for each image.
 
-What is drawn are numbers on the host, from NumPy's generator, so that the host knows how many
-images get each operation without asking the device. Images are sorted by operation, each operation
-works on its own images alone, and a last gather puts them back: a batch costs what its images cost,
-not fourteen times that.
+NumPy draws all numbers on the host, so that the host knows how many images get each operation
+without a synchronisation. Images are sorted by operation, and each operation processes only its own
+images. A last gather restores the order.
 """
 
 from collections.abc import Callable
@@ -31,12 +30,12 @@ from datamodules.operations import (
     solarize,
 )
 
-#: in torchvision's order; an operation's number is its place
+#: in torchvision's order; the number of an operation is its position
 OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
     "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
 )  # fmt: skip
-#: those of AugMix, which leaves out what CIFAR-10-C corrupts with
+#: without the corruptions of CIFAR-10-C
 AUGMIX_OPERATIONS = (
     "autocontrast", "equalize", "posterize", "rotate", "solarize", "shear_x", "shear_y",
     "translate_x", "translate_y",
@@ -44,6 +43,8 @@ AUGMIX_OPERATIONS = (
 AFFINE = OPERATIONS[1:6]
 SIGNED = np.isin(OPERATIONS, OPERATIONS[1:10])
 BINS = 31
+#: of each of AugMix's mixtures
+CHAINS = 3
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "brightness": brightness,
@@ -59,10 +60,10 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """For each image the number of an operation, and its magnitude in that operation's unit.
+    """The number of each image's operation, and its magnitude.
 
-    Magnitudes are the slope of a shear, pixels, degrees, a factor less 1, the bits that posterizing
-    keeps, and the threshold of solarizing.
+    Magnitudes are slopes of shears, pixels, degrees, factors minus 1, the remaining bits of
+    posterize, and the thresholds of solarize.
     """
 
     operations: NDArray[np.int64]
@@ -70,14 +71,14 @@ class Choice:
 
 
 class Policy(Protocol):
-    """What `Augmentation` does to images in pixel space, before Cutout."""
+    """A transform of pixels that `Augmentation` applies before Cutout."""
 
     def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Images uint8 (B, 3, H, W) to images, or to several views of each, (B, views, 3, H, W)."""
+        """Return images (B, 3, H, W) or views (B, views, 3, H, W) of images uint8."""
 
 
 def _send(numbers: NDArray, device: torch.device) -> Tensor:
-    """To the device, without waiting for what it still has to do."""
+    """Copy an array to the device without a synchronisation."""
     tensor = torch.from_numpy(numbers)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -85,12 +86,12 @@ def _send(numbers: NDArray, device: torch.device) -> Tensor:
 
 
 def apply(images: Tensor, choice: Choice, interpolation: Interpolation) -> Tensor:
-    """Give each image uint8 (B, 3, H, W) the operation that was chosen for it."""
+    """Apply the chosen operation to each image uint8 (B, 3, H, W)."""
     height, width = images.shape[-2:]
     magnitudes = choice.magnitudes.astype(np.float64)
     amounts = [magnitudes * (choice.operations == OPERATIONS.index(name)) for name in AFFINE]
     matrices = affine_matrices(np.stack(amounts), height, width).reshape(-1, 6)
-    # All of AFFINE are one operation with different matrices: the first stands for them.
+    # All of AFFINE are one operation with different matrices, with the number of the first.
     first = np.where(np.isin(OPERATIONS, AFFINE), 1, np.arange(len(OPERATIONS)))
     kinds = first[choice.operations]
     order = np.argsort(kinds, kind="stable")
@@ -114,9 +115,10 @@ def apply(images: Tensor, choice: Choice, interpolation: Interpolation) -> Tenso
 def magnitude_bins(
     shear: float, translate_x: float, translate_y: float, rotate: float, blend: float, bits: int
 ) -> NDArray[np.float32]:
-    """Torchvision's magnitudes float32 (14, 31) of every operation, from weak to strong.
+    """Return torchvision's magnitudes float32 (14, 31) of all operations.
 
-    The arguments are the greatest magnitudes; `bits` is how many posterizing drops at most.
+    They go from weak to strong. The arguments are the largest magnitudes; `bits` is the largest
+    number of bits that posterize drops.
     """
 
     def rising(top: float) -> Tensor:
@@ -134,21 +136,20 @@ def magnitude_bins(
 def _with_sign(
     operations: NDArray[np.int64], magnitudes: NDArray, rng: np.random.Generator
 ) -> Choice:
-    """Half of the magnitudes of operations that go both ways become negative."""
+    """Make half of the magnitudes negative, for operations with two directions."""
     negative = SIGNED[operations] & (rng.random(len(operations)) < 0.5)
     return Choice(operations, np.where(negative, -magnitudes, magnitudes).astype(np.float32))
 
 
 @dataclass(frozen=True)
 class TrivialAugmentWide:
-    """One operation of fourteen for each image, at any strength (Müller & Hutter 2021).
+    """One of 14 operations for each image, at any strength (Müller & Hutter 2021).
 
-    Operations, the 31 magnitudes, signs, nearest-neighbour resampling and black from outside are
-    torchvision's. Returns images uint8.
+    Operations, magnitudes, signs, resampling and fill are torchvision's. Returns images uint8.
     """
 
     def draw(self, count: int, rng: np.random.Generator) -> Choice:
-        """A choice for `count` images."""
+        """Draw a choice for `count` images."""
         bins = magnitude_bins(0.99, 32.0, 32.0, 135.0, 0.99, 6)
         operations = rng.integers(len(OPERATIONS), size=count)
         return _with_sign(operations, bins[operations, rng.integers(BINS, size=count)], rng)
@@ -159,10 +160,10 @@ class TrivialAugmentWide:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`n` operations of fourteen for each image, all at the strength `m` (Cubuk et al. 2020).
+    """`n` of 14 operations for each image, all at strength `m` (Cubuk et al. 2020).
 
-    `m` counts torchvision's 31 magnitudes, from 0 to 30; the rest is as in `TrivialAugmentWide`.
-    ValueError for `n` below 1, or `m` out of its range.
+    `m` is an index of torchvision's 31 magnitudes, from 0 to 30. Other details are as in
+    `TrivialAugmentWide`. Raises ValueError for `n` below 1 and `m` out of its range.
     """
 
     n: int = 2
@@ -175,7 +176,7 @@ class RandAugment:
             raise ValueError(f"rand_augment_m must be in [0, {BINS - 1}], got {self.m}")
 
     def draw(self, count: int, height: int, width: int, rng: np.random.Generator) -> Choice:
-        """A choice of one operation for `count` images of a size."""
+        """Draw one operation for each of `count` images of a size."""
         share = 150 / 331
         bins = magnitude_bins(0.3, share * width, share * height, 30.0, 0.9, 4)
         operations = rng.integers(len(OPERATIONS), size=count)
@@ -190,35 +191,23 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class AugMix:
-    """Three views of each image, itself and two mixtures with its augmentations (Hendrycks 2020).
+    """Three views of each image: itself and two augmented mixtures (Hendrycks 2020).
 
-    A mixture has `width` chains of `depth` operations, or of one to three where that is None, which
-    are mixed by Dirichlet(alpha) and then with the image itself by Beta(alpha, alpha). Operations
-    and magnitudes are those of the authors' code: the level is uniform in [0.1, severity] of 10,
-    resampling is bilinear, and the mixture is not rounded. Returns float32 (B, 3, 3, H, W) in
-    [0, 1], of which [:, 0] are the images themselves. The loss of the three is
-    `lightning_modules.losses.jensen_shannon`.
-
-    ValueError for a width or depth below 1, a severity outside [1, 10], an alpha of 0 or less.
+    A mixture has three chains of one to three operations. The chains are mixed with random shares,
+    and the result with the image; all shares are equally likely. As in the authors' code, the level
+    is uniform in [0.1, severity] of 10, resampling is bilinear, and mixtures are not rounded.
+    Returns float32 (B, 3, 3, H, W) in [0, 1]; [:, 0] are the images. The loss is
+    `lightning_modules.losses.jensen_shannon`. Raises ValueError for a severity outside [1, 10].
     """
 
     severity: int = 3
-    width: int = 3
-    depth: int | None = None
-    alpha: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.severity <= 10:
             raise ValueError(f"augmix_severity must be in [1, 10], got {self.severity}")
-        if self.width < 1:
-            raise ValueError(f"width must be 1 or more, got {self.width}")
-        if self.depth is not None and self.depth < 1:
-            raise ValueError(f"depth must be 1 or more, or None, got {self.depth}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {self.alpha}")
 
     def draw(self, count: int, height: int, width: int, rng: np.random.Generator) -> Choice:
-        """A choice of one operation for `count` images of a size, each in a chain."""
+        """Draw one operation for each of `count` chains of images of a size."""
         level = rng.uniform(0.1, self.severity, size=count) / 10
         nothing, shear = np.zeros(count), level * 0.3
         geometry = [shear, shear, np.trunc(level * width / 3), np.trunc(level * height / 3)]
@@ -228,37 +217,35 @@ class AugMix:
         numbers = np.array([OPERATIONS.index(name) for name in AUGMIX_OPERATIONS])
         return _with_sign(numbers[picked], magnitudes[picked, np.arange(count)], rng)
 
-    def draw_shares(self, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Shares float32 (count, 1 + width) of the image itself and of each chain in a mixture."""
-        mixed = rng.beta(self.alpha, self.alpha, size=(count, 1))
-        chains = rng.dirichlet([self.alpha] * self.width, size=count)
+    @staticmethod
+    def draw_shares(count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Draw the shares float32 (count, 1 + CHAINS) of the image and of each chain."""
+        mixed = rng.beta(1.0, 1.0, size=(count, 1))
+        chains = rng.dirichlet([1.0] * CHAINS, size=count)
         return np.hstack([1 - mixed, mixed * chains]).astype(np.float32)
 
     def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         height, width = images.shape[-2:]
-        count = len(images) * 2 * self.width
-        if self.depth is None:
-            depths = rng.integers(1, 4, size=count)
-        else:
-            depths = np.full(count, self.depth)
-        chains = images.repeat_interleave(2 * self.width, 0)
+        count = len(images) * 2 * CHAINS
+        depths = rng.integers(1, 4, size=count)
+        chains = images.repeat_interleave(2 * CHAINS, 0)
         for turn in range(depths.max()):
             choice = self.draw(count, height, width, rng)
             # Operation 0 is the identity.
-            going = Choice(choice.operations * (turn < depths), choice.magnitudes)
-            chains = apply(chains, going, "bilinear")
+            active = Choice(choice.operations * (turn < depths), choice.magnitudes)
+            chains = apply(chains, active, "bilinear")
         shares = _send(self.draw_shares(2 * len(images), rng), images.device)
-        shares = shares.view(-1, 2, 1 + self.width, 1, 1, 1)
+        shares = shares.view(-1, 2, 1 + CHAINS, 1, 1, 1)
         clean = as_float(images)[:, None]
-        chained = as_float(chains).unflatten(0, (-1, 2, self.width))
+        chained = as_float(chains).unflatten(0, (-1, 2, CHAINS))
         mixtures = shares[:, :, 0] * clean + (shares[:, :, 1:] * chained).sum(2)
         return torch.cat([clean, mixtures], dim=1)
 
 
 def make_policy(name: str, n: int, m: int, severity: int) -> Policy | None:
-    """The policy of that name; `n` and `m` are RandAugment's, `severity` is AugMix's.
+    """Return a policy; `n` and `m` are for RandAugment, `severity` for AugMix.
 
-    ValueError for an unknown name, and for what a policy refuses, whichever is taken.
+    Raises ValueError for an unknown name, and for wrong arguments of any policy.
     """
     policies: dict[str, Policy | None] = {
         "none": None,

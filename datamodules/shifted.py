@@ -1,4 +1,4 @@
-"""CIFAR-10's shifted test sets as published: CIFAR-10-C and CIFAR-10.1."""
+"""Published shifted test sets: CIFAR-10-C and CIFAR-10.1."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from datamodules.corruptions import CORRUPTIONS, SEVERITIES
 class CIFAR10C:
     """The folder of the published CIFAR-10-C (Hendrycks and Dietterich, 2019).
 
-    A file a corruption, which holds the test set at each of the five severities, one after the
-    other. All files are checked at once, against the `labels` int64 (N,) of the test set that they
-    are of: MisconfigurationException where one is missing or holds something else.
+    It has one file per corruption, which contains the test set at the five severities in order.
+    `labels` int64 (N,) are the labels of that test set. Raises MisconfigurationException for a
+    missing or wrong file.
     """
 
     def __init__(self, folder: Path, labels: Tensor) -> None:
@@ -34,16 +34,16 @@ class CIFAR10C:
             )
 
     def images(self, name: str, severity: int) -> Tensor:
-        """The test set under a corruption of severity 1 to 5, uint8 (N, 3, 32, 32)."""
+        """Return the test set, uint8 (N, 3, 32, 32), at a severity from 1 to 5."""
         part = slice((severity - 1) * self.count, severity * self.count)
         return _as_tensor(self.arrays[name][part])
 
 
 def read_cifar10_1(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of CIFAR-10.1 (Recht et al., 2018).
+    """Return images uint8 (N, 3, 32, 32) and labels int64 (N,) of CIFAR-10.1.
 
-    Of version v6, the class-balanced one of 2,000 images. MisconfigurationException where a file is
-    missing or holds something else.
+    This is version v6 with 2,000 images, equally many of each class (Recht et al. 2018). Raises
+    MisconfigurationException for a missing or wrong file.
     """
     images = _open_images(folder / "cifar10.1_v6_data.npy")
     labels = _read_labels(folder / "cifar10.1_v6_labels.npy")
@@ -75,7 +75,7 @@ def _read_labels(file: Path) -> Tensor:
 
 def _open(file: Path) -> np.ndarray:
     try:
-        return open_memmap(file, mode="r")  # which unpickles nothing
+        return open_memmap(file, mode="r")  # never unpickles
     except (OSError, ValueError) as error:
         raise MisconfigurationException(f"{file} is not an array as published: {error}") from None
 

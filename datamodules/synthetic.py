@@ -1,4 +1,4 @@
-"""A procedural stand-in in CIFAR-10's format, for machines without data: shapes and textures."""
+"""Synthetic images in CIFAR-10's format: shapes and textures."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -13,7 +13,7 @@ Shape = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _radius(size: Tensor) -> Tensor:
-    # Between 9 and 13 pixels: larger than a hole of Cutout 16, within the image after a crop.
+    # From 9 to 13 pixels: larger than a hole of Cutout 16, and inside the image after a crop.
     return 9 + 4 * size
 
 
@@ -22,24 +22,16 @@ def _period(size: Tensor) -> Tensor:
 
 
 def _from_middle(position: Tensor, period: Tensor) -> Tensor:
-    """Distance to the nearest middle of a period."""
+    """Return the distance to the nearest middle of a period."""
     return ((position / period).remainder(1) - 0.5).abs() * period
 
 
-def _disc(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return torch.hypot(x, y) - _radius(size)
+def _stripes(position: Tensor, size: Tensor) -> Tensor:
+    return _from_middle(position, _period(size)) - _period(size) / 4
 
 
 def _ring(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
     return (torch.hypot(x, y) - 0.82 * _radius(size)).abs() - 0.18 * _radius(size)
-
-
-def _square(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return torch.maximum(x.abs(), y.abs()) - 0.85 * _radius(size)
-
-
-def _triangle(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return torch.maximum(y, 0.866 * x.abs() - 0.5 * y) - 0.62 * _radius(size)
 
 
 def _cross(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
@@ -47,20 +39,8 @@ def _cross(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
     return torch.maximum(near - 0.25 * _radius(size), far - _radius(size))
 
 
-def _horizontal_stripes(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return _from_middle(y, _period(size)) - _period(size) / 4
-
-
-def _vertical_stripes(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return _horizontal_stripes(y, x, size)
-
-
-def _diagonal_stripes(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    return _horizontal_stripes(x, (x + y) / 2**0.5, size)
-
-
 def _checkerboard(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    across, down = _vertical_stripes(x, y, size), _horizontal_stripes(x, y, size)
+    across, down = _stripes(x, size), _stripes(y, size)
     return torch.maximum(torch.minimum(across, down), -torch.maximum(across, down))
 
 
@@ -70,14 +50,16 @@ def _dots(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
 
 
 _SHAPES: dict[str, Shape] = {
-    "disc": _disc,
+    "disc": lambda x, y, size: torch.hypot(x, y) - _radius(size),
     "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "square": lambda x, y, size: torch.maximum(x.abs(), y.abs()) - 0.85 * _radius(size),
+    "triangle": lambda x, y, size: (
+        torch.maximum(y, 0.866 * x.abs() - 0.5 * y) - 0.62 * _radius(size)
+    ),
     "cross": _cross,
-    "horizontal stripes": _horizontal_stripes,
-    "vertical stripes": _vertical_stripes,
-    "diagonal stripes": _diagonal_stripes,
+    "horizontal stripes": lambda x, y, size: _stripes(y, size),
+    "vertical stripes": lambda x, y, size: _stripes(x, size),
+    "diagonal stripes": lambda x, y, size: _stripes((x + y) / 2**0.5, size),
     "checkerboard": _checkerboard,
     "dots": _dots,
 }
@@ -85,22 +67,22 @@ SYNTHETIC_CLASSES = tuple(_SHAPES)
 
 
 def _draw(shape: Shape, count: int, generator: Generator) -> Tensor:
-    """Images uint8 (count, 3, 32, 32) of one shape."""
+    """Draw images uint8 (count, 3, 32, 32) of one shape."""
 
     def uniform(low: float, high: float, *size: int) -> Tensor:
         return torch.rand(count, *size, generator=generator) * (high - low) + low
 
     pixel = torch.arange(32) - 15.5
-    # Mirrored or not, as augmentation will have it: diagonal stripes are of both diagonals.
+    # Half of the images are mirrored, as in augmentation, so stripes follow both diagonals.
     x = (pixel - uniform(-3, 3, 1, 1)) * torch.where(uniform(0, 1, 1, 1) < 0.5, 1.0, -1.0)
     y = pixel[:, None] - uniform(-3, 3, 1, 1)
-    # Five degrees and the 15 of augmentation leave stripes of 0, 45 and 90 degrees apart.
+    # After 5 degrees and 15 degrees of augmentation, stripes at 0, 45 and 90 degrees still differ.
     tilt = uniform(-5, 5, 1, 1).deg2rad()
     x, y = x * tilt.cos() + y * tilt.sin(), y * tilt.cos() - x * tilt.sin()
     inside = (0.5 - shape(x, y, uniform(0, 1, 1, 1))).clamp_(0, 1).unsqueeze(1)
 
     background = uniform(0, 1, 3, 1, 1)
-    # Going 0.35 to 0.65 around the range, each channel differs by at least 0.35 either way.
+    # Each channel of the two colours differs by at least 0.35, modulo 1.
     foreground = (background + uniform(0.35, 0.65, 3, 1, 1)).remainder(1)
     images = torch.lerp(background, foreground, inside)
     slope_x, slope_y = uniform(-0.3, 0.3, 1, 1, 1), uniform(-0.3, 0.3, 1, 1, 1)
@@ -112,15 +94,14 @@ def _draw(shape: Shape, count: int, generator: Generator) -> Tensor:
 def synthetic_cifar10(
     split: Literal["train", "test"], seed: int = 0, per_class: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of the procedural data set, shuffled.
+    """Return shuffled images uint8 (N, 3, 32, 32) and labels int64 (N,).
 
-    Ten classes, `SYNTHETIC_CLASSES`, of `per_class` images each: 5,000 for "train" and 1,000 for
-    "test" unless given. Position, size, tilt, colours, light and pixel noise vary; labels are never
-    wrong. Classes survive a flip, a crop with padding 4, a rotation by 15 degrees and Cutout 16.
-    The two splits come from different random streams and share no image. All 60,000 images take
-    three seconds and 430 MB on one core.
+    The ten `SYNTHETIC_CLASSES` have `per_class` images each, by default 5,000 for "train" and 1,000
+    for "test". Position, size, tilt, colours, light and pixel noise vary. Flips, crops with padding
+    4, rotations by 15 degrees and Cutout 16 do not change the class. The splits come from different
+    random streams. All 60,000 images take 3 s and 430 MB on one core.
 
-    Raises ValueError for an unknown split, a negative seed or `per_class` below 1.
+    Raises ValueError for an unknown split, a negative seed, and `per_class` below 1.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}")
@@ -135,7 +116,7 @@ def synthetic_cifar10(
     images = torch.empty(count, 3, 32, 32, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
     places = torch.randperm(count, generator=generator).view(len(_SHAPES), per_class)
-    # By class, so that the float images of only one class exist at a time.
+    # One class after another, because float images of all classes would need ten times the memory.
     for label, shape in enumerate(_SHAPES.values()):
         images[places[label]] = _draw(shape, per_class, generator)
         labels[places[label]] = label

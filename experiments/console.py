@@ -78,6 +78,13 @@ def replace_unknown_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
+def printable(text: str) -> str:
+    """The text with its control characters, such as escape sequences, in Python's notation."""
+    return "".join(
+        x if x.isprintable() else x.encode("unicode_escape", "replace").decode() for x in text
+    )
+
+
 def duration(seconds: float) -> str:
     """Seconds in words, such as 45 s, 12 min, 2 h 15 min or 3 days 4 h."""
     minutes = round(seconds / 60)
@@ -131,7 +138,7 @@ def _is_mistake(error: Exception) -> bool:
 def _end(message: str, exit_code: int) -> NoReturn:
     """Print the line in the first process of a machine; all processes meet the same mistake."""
     if is_first_of_machine():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     else:
         # Lightning would kill the first process if a process that it started ended before it.
         parent, end = os.getppid(), time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""Classify images with a finished run.
+"""Classify images with a finished run or an exported network.
 
 python experiments/predict.py runs/NAME cat.jpg holidays/
 python experiments/predict.py runs/NAME cifar_test_nolabel.pkl --output submission.csv
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.console import ArgumentParser, UserError, command, near
+from experiments.console import ArgumentParser, UserError, command, near, printable
 from experiments.inference.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ SHOWN = 20
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
-    parser = ArgumentParser("Classify images with a finished run.")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser = ArgumentParser("Classify images with a finished run or an exported network.")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="folder of a finished run or of an export"
+    )
     parser.add_argument(
         "inputs",
         metavar="INPUT",
@@ -86,7 +88,7 @@ def show(
     best = answers[:SHOWN].topk(top)
     for name, values, indices in zip(found.ids, best.values, best.indices, strict=False):
         cells = [f"{classes[i]} {p:.1%}" for p, i in zip(values.tolist(), indices, strict=True)]
-        table.add_row(escape(name), *cells)
+        table.add_row(escape(printable(name)), *cells)
     console = Console()
     console.print(table)
     if len(found.ids) > SHOWN:
@@ -102,21 +104,17 @@ def show(
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
     # After the flags, because `--help` needs no torch.
-    from datamodules.normalisation import CIFAR10_CLASSES
-    from datamodules.synthetic import SYNTHETIC_CLASSES
     from experiments.inference import unlabelled
-    from experiments.inference.finished import open_run
-    from experiments.inference.predicting import default_strategy, probabilities
+    from experiments.inference.predicting import open_predictor, probabilities
     from experiments.records.record import write_atomically
 
-    run = open_run(flags.run)
-    name = flags.strategy or default_strategy(run)
+    predictor = open_predictor(flags.run)
+    name = flags.strategy or predictor.default
     found = unlabelled.read_unlabelled(flags.inputs)
-    answers = probabilities(run, STRATEGIES[name], found.images)
-    classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
-    show(found, answers, classes, flags.top, f"{run.record.name}, {name}")
+    answers = probabilities(predictor, STRATEGIES[name], found.images)
+    show(found, answers, predictor.classes, flags.top, f"{predictor.name}, {name}")
     if flags.probabilities:
-        text = unlabelled.probabilities_csv(found.ids, answers, classes)
+        text = unlabelled.probabilities_csv(found.ids, answers, predictor.classes)
     else:
         text = unlabelled.submission_csv(found.ids, answers.argmax(dim=1).tolist())
     write_atomically(flags.output, text)
@@ -124,7 +122,7 @@ def main() -> None:
     if found.unreadable:
         print(f"Unreadable pictures: {len(found.unreadable):,}", file=sys.stderr)
         for reason in found.unreadable:
-            print(f"  {reason}", file=sys.stderr)
+            print(f"  {printable(reason)}", file=sys.stderr)
         sys.exit(0 if flags.skip_unreadable else 1)
 
 

@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: forward pass, loss and backward pass in one launch."""
+"""Training step as one CUDA graph: forward pass, loss and backward pass."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 Results = tuple[Tensor, ...]
-#: images, targets and the number of batches that an optimizer step accumulates, to results;
-#: leaves gradients and nothing else
+#: maps images, targets and the number of accumulated batches to results; its only effect on the
+#: network is gradients
 Step = Callable[[Tensor, Tensor, int], Results]
 
 
@@ -24,18 +24,18 @@ class _Graph:
 
 
 class CapturedStep:
-    """Captures a step once for each kind of batch, and replays it for all further batches.
+    """Captures a step for each kind of batch, and replays it for later batches.
 
-    A kind is the shape and dtype of the batch, the trained parameters, and whether the batch begins
-    an optimizer step or adds to its gradients. A replay copies the batch to static tensors. Its
-    gradients and results are static tensors too: the next replay overwrites them.
+    The kind is the shape and dtype of the batch, the trained parameters, and whether the batch
+    begins an optimizer step or adds to its gradients. A replay copies the batch to static tensors.
+    Gradients and results are static tensors too: the next replay overwrites them.
 
     The first batch of a kind also compiles and tunes kernels, in steps whose effect on buffers and
-    random generators is undone. A training therefore equals the same training without graphs.
-    Parameters and buffers must stay at their addresses, and the step must not wait for the GPU.
+    random generators is undone. So training gives the same numbers as without graphs. Parameters
+    and buffers must keep their addresses, and the step must not wait for the GPU.
     """
 
-    #: steps before a capture, as many as PyTorch's documentation takes
+    #: steps before a capture, as in PyTorch's documentation
     WARM_UP = 3
 
     def __init__(self, network: nn.Module, step: Step) -> None:
@@ -43,26 +43,26 @@ class CapturedStep:
         self._step = step
         self._parameters: list[nn.Parameter] = []
         self._graphs: dict[Hashable, _Graph] = {}
-        self._begun: Hashable = None  # the kind of batch that began the optimizer step
+        self._begun: Hashable = None  # kind of the optimizer step's first batch
         self._stream: torch.cuda.Stream | None = None
-        self._pool: Any = None  # graphs never run at once, so that they share their memory
+        self._pool: Any = None  # memory of all graphs, because they never run at the same time
 
     @property
     def captures(self) -> int:
-        """The number of captured graphs."""
+        """Number of captured graphs."""
         return len(self._graphs)
 
     def __call__(self, images: Tensor, targets: Tensor, batches: int, begins: bool) -> Results:
-        """Take the step, and return its results.
+        """Compute the step and return its results.
 
-        `begins` overwrites the gradients, else the step adds to them. `batches` is the number of
-        batches that the optimizer step accumulates.
+        With `begins` it overwrites the gradients, otherwise it adds to them. `batches` is the
+        number of accumulated batches.
         """
         if not self._graphs:
             self._parameters = list(self._network.parameters())
         trained = tuple(p.requires_grad for p in self._parameters)
         kind = images.shape, images.dtype, targets.shape, targets.dtype, batches, trained
-        # A run that is resumed within an optimizer step has no gradients to add to.
+        # A run that was resumed within an optimizer step has no gradients yet.
         begins = begins or self._begun != kind
         self._begun = kind
         graph = self._graphs.get((kind, begins))
@@ -95,7 +95,7 @@ class CapturedStep:
             self._warm_up(warm_up)
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
-        # Without a gradient the backward pass writes a new one, else it adds to the one there is.
+        # The backward pass adds to an existing gradient, or else writes a new one.
         for parameter, gradient in zip(trained, gradients or [None] * len(trained), strict=True):
             parameter.grad = gradient
         results, replay = self._record(lambda: self._step(images, targets, batches))
@@ -105,16 +105,16 @@ class CapturedStep:
     def _warm_up(self, work: Callable[[], None]) -> None:
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        # On the stream of the capture, because autograd remembers the stream of a parameter.
+        # On the capture's stream, because autograd remembers the stream of a parameter.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             work()
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def _record(self, work: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        """Capture `work`; the GPU carries it out when the returned function is called."""
+        """Capture `work`; the returned function runs it on the GPU."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as the writer of checkpoints, may use the GPU meanwhile.
+        # Other threads, such as the writer of checkpoints, may use the GPU at the same time.
         mode = "thread_local"
         with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
             results = work()

@@ -1,4 +1,4 @@
-"""Knowledge distillation: teachers, and the loss of a student that learns from them."""
+"""Knowledge distillation: teachers, and the loss of their student."""
 
 from collections.abc import Sequence
 from math import log
@@ -12,10 +12,10 @@ Reduction = Literal["batchmean", "mean"]
 
 
 def soft_targets(logits: Sequence[Tensor], temperature: float) -> Tensor:
-    """Logarithm of the teachers' mean probabilities at a temperature, float32 (N, C).
+    """Return the logarithm of the teachers' mean probabilities, float32 (N, C).
 
-    `logits` contains each teacher's logits (N, C) of any floating dtype. The probabilities are
-    averaged, not the logits (You et al. 2017, "Learning from Multiple Teacher Networks").
+    `logits` are the logits (N, C) of each teacher. Probabilities are averaged, not logits (You et
+    al. 2017, "Learning from Multiple Teacher Networks").
     """
     soft = torch.stack([(x.float() / temperature).log_softmax(1) for x in logits])
     return soft.logsumexp(0) - log(len(logits))
@@ -24,12 +24,12 @@ def soft_targets(logits: Sequence[Tensor], temperature: float) -> Tensor:
 def distillation_loss(
     logits: Tensor, targets: Tensor, temperature: float, reduction: Reduction = "batchmean"
 ) -> Tensor:
-    """T^2 KL(targets || student at temperature T), a float32 scalar in nats.
+    """Return T^2 KL(targets || student at temperature T) in nats, float32.
 
-    `logits` are the student's (N, C), `targets` the result of `soft_targets` (N, C). T^2 keeps the
-    gradient's size at every temperature (Hinton et al. 2015, "Distilling the Knowledge in a Neural
-    Network", section 2). "batchmean" is the mean over images, as in the paper; "mean" divides by
-    the number of classes too, as `torch.nn.KLDivLoss` does by default.
+    `logits` (N, C) are the student's, `targets` (N, C) are from `soft_targets`. With T^2 the size
+    of the gradient does not depend on T (Hinton et al. 2015, "Distilling the Knowledge in a Neural
+    Network", section 2). "batchmean" is the mean over images, as in the paper. "mean" also divides
+    by the number of classes, like `torch.nn.KLDivLoss` by default.
     """
     student = (logits.float() / temperature).log_softmax(1)
     divergence = F.kl_div(student, targets, reduction=reduction, log_target=True)
@@ -37,15 +37,15 @@ def distillation_loss(
 
 
 class Distillation:
-    """Teachers of a training, and the weight of their answers in its loss.
+    """Teachers of a training, and the weight of their loss.
 
-    It is no module: a checkpoint of the student does not contain its teachers.
+    It is not a module, so that checkpoints of the student do not contain the teachers.
 
     Args:
         teachers: networks that map images (N, 3, 32, 32) to logits (N, C).
         temperature: divisor of the logits of teachers and student, above 0.
         weight: share of the distillation loss in the loss, in [0, 1].
-        reduction: batchmean averages over images; mean divides by the number of classes too.
+        reduction: batchmean averages over images; mean also divides by the number of classes.
     """
 
     def __init__(
@@ -64,11 +64,23 @@ class Distillation:
         self.weight = weight
         self.reduction = reduction
 
+    def prepare(self, memory_format: torch.memory_format, compiled: bool) -> None:
+        """Convert the teachers to a memory format, and compile them if wanted."""
+        for teacher in self.teachers:
+            teacher.to(memory_format=memory_format)
+            if compiled:
+                teacher.compile(dynamic=False)
+
+    def to(self, device: torch.device) -> None:
+        """Move the teachers to a device."""
+        for teacher in self.teachers:
+            teacher.to(device)
+
     @torch.no_grad()
     def ask(self, images: Tensor) -> Tensor:
-        """The teachers' soft targets (N, C) for the student's images (N, 3, 32, 32).
+        """Return the teachers' soft targets (N, C) for images (N, 3, 32, 32).
 
-        Of AugMix's views (N, V, 3, 32, 32) every view is an image: (N * V, C).
+        AugMix's views (N, V, 3, 32, 32) count as images: (N * V, C).
         """
         images = images.flatten(0, -4)
         return soft_targets([teacher(images) for teacher in self.teachers], self.temperature)

@@ -7,9 +7,8 @@ from lightning_modules.networks.enhanced_efficient_resnet import EnhancedEfficie
 
 
 class EnhancedEfficientResNetClassifier(ImageClassifier):
-    """EnhancedEfficientResNet as a classifier; `training` are ImageClassifier's arguments."""
+    """EnhancedEfficientResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 4, "dropout": 0.0}
 
     def __init__(
@@ -26,7 +25,7 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
         Args:
             base_width: channels of the stem; the four stages have 2, 4, 8 and 8 times as many.
             channel_attention: weight channels by their mean and maximum over all positions.
-            spatial_attention: weight positions by their mean and maximum over channels.
+            spatial_attention: weight positions by their mean and maximum over all channels.
             extra_conv: kind of convolution after the last stage.
             relu_after_sum: apply a ReLU after each residual sum.
             dropout: probability of dropping a pooled feature before the linear layer.

@@ -1,27 +1,27 @@
-"""The largest network of an architecture that fits a budget of parameters."""
+"""Find the largest network of an architecture within a budget of parameters."""
 
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-#: Steps of width whose multiples put the channels of every stage on a multiple of 8, as GPUs want.
+#: Multiples of so many steps give every stage a multiple of 8 channels, which GPUs prefer.
 ALIGNED = 8
-#: Share of the largest network's parameters that an aligned one must have to be preferred.
+#: An aligned network is preferred if it has this share of the largest network's parameters.
 KEEPS = 0.85
 
 
 class Fit(NamedTuple):
-    """A width in steps of the architecture's `grows_by`, and the parameters of that network."""
+    """A width in steps of `grows_by`, and the parameters of that network."""
 
     steps: int
     parameters: int
 
 
 def largest_fit(count: Callable[[int], int], budget: int) -> Fit | None:
-    """The most steps whose `count` of parameters is within the budget; None where not even 1 is.
+    """Return the widest network within the budget; None if there is none.
 
-    `count` must grow with the steps. Parameters grow about with the square of the width, so that
-    about five counts are enough; where they do not, it takes more of them.
+    `count` maps steps to parameters and must increase. It is called about five times if parameters
+    grow with the square of the width, and more often otherwise.
     """
     fits: Fit | None = None
     exceeds: int | None = None
@@ -40,15 +40,15 @@ def largest_fit(count: Callable[[int], int], budget: int) -> Fit | None:
 
 
 def aligned_fit(count: Callable[[int], int], largest: Fit) -> Fit | None:
-    """The largest fit whose steps are a multiple of 8; None where that would be 0."""
+    """Return the largest fit whose steps are a multiple of 8; None if there is none."""
     steps = largest.steps - largest.steps % ALIGNED
     return Fit(steps, count(steps)) if steps else None
 
 
 def preferred_fit(largest: Fit, aligned: Fit | None) -> Fit:
-    """The aligned one if it keeps 85% of the parameters, else the largest.
+    """Return the aligned fit if it has 85% of the parameters, else the largest fit.
 
-    That does not depend on the machine, so that a command means one network everywhere.
+    The choice is the same on every machine.
     """
     if aligned is None or aligned.parameters < KEEPS * largest.parameters:
         return largest

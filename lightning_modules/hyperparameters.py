@@ -1,13 +1,17 @@
-"""Checks of the hyper-parameters that all architectures share."""
+"""Checks of hyper-parameters, batches and checkpoints for all architectures."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerName, Schedule
 
 CompileMode = Literal["auto", "graph", "reduce-overhead", "max-autotune"]
 
-#: hyper-parameter -> lower bound, upper bound, and in words which of them is allowed
+#: hyper-parameter -> lower bound, upper bound, and a description of the allowed values
 RANGES: dict[str, tuple[float, float, str]] = {
     "lr": (0, float("inf"), "above 0"),
     "momentum": (0, 1, "in [0, 1)"),
@@ -26,15 +30,15 @@ RANGES: dict[str, tuple[float, float, str]] = {
 
 
 def check_hyperparameters(hparams: Mapping[str, Any], classifier: str, normalises: bool) -> None:
-    """Raise ValueError, which names the hyper-parameter and its value, for a bad one.
+    """Raise ValueError for a wrong hyper-parameter, with its name and value.
 
-    `classifier` is the name of the class, and `normalises` whether a normalisation follows each of
+    `classifier` is the name of the class. `normalises` says whether a normalisation follows each of
     its convolutions, which Muon needs.
     """
     for name, (low, high, expected) in RANGES.items():
         above = hparams[name] > low if "above" in expected else hparams[name] >= low
         below = hparams[name] < high if ")" in expected else hparams[name] <= high
-        if not (above and below):  # not a number is neither
+        if not (above and below):  # NaN is neither
             raise ValueError(f"{name} must be {expected}, got {hparams[name]}")
     choices = {"schedule": Schedule, "optimizer": OptimizerName, "compile": CompileMode}
     for name, known in {**choices, "channels_last": Literal["auto"]}.items():
@@ -57,3 +61,43 @@ def check_hyperparameters(hparams: Mapping[str, Any], classifier: str, normalise
         )
     if hparams["optimizer"] == "muon" and hparams["fused"]:
         raise ValueError("fused must be False if optimizer is 'muon', got True")
+
+
+def check_batch(images: Tensor, targets: Tensor | None = None, *, classes: int) -> None:
+    """Raise ValueError for wrong dtypes and for labels out of range.
+
+    Images must be floats. The range of labels is checked on the CPU only, because a GPU would have
+    to wait. Our data module checks it once, when it reads the files.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"images must be normalised floats, got {images.dtype}")
+    if targets is None or targets.is_floating_point():
+        return
+    if targets.dtype != torch.int64:
+        raise ValueError(f"labels must be int64, or floats if they are soft, got {targets.dtype}")
+    if targets.is_cpu and len(targets):
+        low, high = map(int, targets.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels must be from 0 to {classes - 1}, got {low} to {high}")
+
+
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], architecture: str, state: Mapping[str, Tensor]
+) -> None:
+    """Raise MisconfigurationException for a checkpoint of another network.
+
+    `architecture` and `state` are the class name and the `state_dict` of the classifier.
+    """
+    saved = checkpoint.get("architecture")
+    if saved != architecture:
+        raise MisconfigurationException(
+            f"the checkpoint is of {saved}, the network is {architecture}"
+        )
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    if found != shapes:
+        name = min(n for n in shapes.keys() | found.keys() if shapes.get(n) != found.get(n))
+        raise MisconfigurationException(
+            f"the checkpoint is of a {saved} with other hyper-parameters: {name} has shape "
+            f"{found.get(name)} there and {shapes.get(name)} here"
+        )

@@ -1,4 +1,4 @@
-"""Muon: momentum whose steps are orthogonal matrices (Jordan et al. 2024), and plain SGD."""
+"""Muon, whose updates are orthogonal matrices (Jordan et al. 2024), and SGD."""
 
 import math
 from collections import defaultdict
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# Of the odd quintic that the authors of Muon iterate: it takes singular values in (0, 1] to about
-# 0.7 to 1.2 in few steps instead of converging to 1.
+# Coefficients of Muon's polynomial. In few steps it brings singular values in (0, 1] to about 0.7
+# to 1.2; it does not converge to 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of matrices (..., M, N) = U S V^T, by Newton-Schulz steps.
+    """Approximate U V^T of matrices (..., M, N) = U S V^T by Newton-Schulz steps.
 
-    Five steps bring singular values of at least 0.0016 of the Frobenius norm to between 0.68 and
-    1.2; fewer steps leave small ones small. Zero stays zero.
+    Five steps bring singular values above 0.0016 of the Frobenius norm to between 0.68 and 1.2.
+    With fewer steps small values stay small. Zero stays zero.
     """
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
     # The Frobenius norm bounds the largest singular value.
@@ -31,13 +31,13 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def orthogonal_step(weights: Tensor, updates: Tensor, lr: float | Tensor, steps: int) -> Tensor:
-    """New weights (..., M, N) of filters as matrices, from old ones and their updates.
+    """Return the new weights (..., M, N) of filters as matrices.
 
-    Each filter's norm is set to sqrt(M) first.
+    The norm of each filter is set to sqrt(M) first.
     """
     rows, columns = weights.shape[-2:]
-    # In bf16, as torch.optim.Muon: the iteration forgives it, and on two cores a matrix of 256 x
-    # 2,304 takes 7 ms instead of 38.
+    # In bf16, like torch.optim.Muon: the iteration tolerates it, and on two cores a matrix of 256 x
+    # 2,304 takes 7 ms instead of 38 ms.
     directions = orthogonalise(updates.bfloat16(), steps).to(weights.dtype)
     norms = weights.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     scale = math.sqrt(max(1.0, rows / columns))
@@ -46,19 +46,18 @@ def orthogonal_step(weights: Tensor, updates: Tensor, lr: float | Tensor, steps:
 
 @cache
 def compiled_step() -> Callable[..., Tensor]:
-    """`orthogonal_step`, compiled for each shape; one for all optimizers of a process."""
+    """Return `orthogonal_step`, compiled for each shape, once per process."""
     return torch.compile(orthogonal_step, dynamic=False)
 
 
 class MuonSGD(Optimizer):
-    """SGD with momentum, which takes Muon's steps in groups with `orthogonal=True`.
+    """Muon for groups with `orthogonal=True`, and torch.optim.SGD for other groups.
 
-    torch.optim.Muon takes matrices alone, and a Trainer's automatic optimization one optimizer: in
-    groups without `orthogonal` this one is torch.optim.SGD. In the others each parameter (M, ...)
-    is a matrix of M rows. Its momentum is accumulated as in SGD and orthogonalised, and it moves by
-    lr times sqrt(max(1, M / N)) times that. In place of weight decay its Frobenius norm is set to
-    sqrt(M) before each step: such filters are to be followed by a normalisation, which undoes their
-    scale.
+    torch.optim.Muon accepts only matrices, and Lightning's automatic optimization only one
+    optimizer. Muon treats a parameter (M, ...) as a matrix of M rows. It orthogonalises SGD's
+    momentum and moves the parameter by lr * sqrt(max(1, M / N)) times the result. It has no weight
+    decay: before each step the Frobenius norm is set to sqrt(M). A normalisation must follow such
+    filters, because it cancels their scale.
     """
 
     def __init__(
@@ -73,28 +72,24 @@ class MuonSGD(Optimizer):
     ) -> None:
         """
         Args:
-            params: parameters or groups; a group may have settings of its own.
+            params: parameters or groups; a group can have its own settings.
             lr: learning rate.
             momentum: share of the accumulated gradient that a step keeps.
-            nesterov: step along the gradient plus momentum times the accumulated gradient.
-            weight_decay: L2 penalty added to the gradient, if a group is not orthogonal.
-            steps: Newton-Schulz steps that make a group's update orthogonal.
+            nesterov: use Nesterov's momentum.
+            weight_decay: L2 penalty of groups that are not orthogonal.
+            steps: Newton-Schulz steps per update.
             compiled: compile the orthogonal step on a GPU.
         """
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "steps": steps,
-            "orthogonal": False,
-        }
+            "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
+            "steps": steps, "orthogonal": False,
+        }  # fmt: skip
         super().__init__(params, defaults)
         self._compiled = compiled
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; a `closure` computes the gradients and returns the loss, which is returned."""
+        """Update all parameters; return the loss of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -129,12 +124,12 @@ class MuonSGD(Optimizer):
     def _orthogonal_steps(
         self, parameters: list[Tensor], updates: list[Tensor], group: Any
     ) -> None:
-        """The steps of filters of one shape (M, ...), of several in one batch."""
+        """Update filters of one shape (M, ...) in one batch."""
         matrices = [_as_matrix(p) for p in parameters]
         directions = [_as_matrix(x) for x in updates]
         step, lr = orthogonal_step, group["lr"]
         if self._compiled and parameters[0].is_cuda:
-            # A number would be compiled for its value.
+            # A float would be compiled for its value.
             step, lr = compiled_step(), torch.full((), lr, device=parameters[0].device)
         if len(matrices) == 1:
             matrices[0].copy_(step(matrices[0], directions[0], lr, group["steps"]))
@@ -144,9 +139,9 @@ class MuonSGD(Optimizer):
 
 
 def _batches(parameters: list[Tensor]) -> list[list[int]]:
-    """The positions of filters that take their steps together.
+    """Return groups of positions whose filters are updated together.
 
-    On a GPU these have one shape. A CPU takes as long for each filter alone.
+    On a GPU these have one shape. A CPU gains nothing from batches.
     """
     if not parameters[0].is_cuda:
         return [[i] for i in range(len(parameters))]
@@ -157,9 +152,9 @@ def _batches(parameters: list[Tensor]) -> list[list[int]]:
 
 
 def _as_matrix(parameter: Tensor) -> Tensor:
-    """A view (M, N) of a filter (M, ...), in the order of its memory if that is channels-last.
+    """Return a view (M, N) of a filter (M, ...), also if its memory is channels-last.
 
-    The order of columns only orders those of an orthogonal matrix.
+    Another order of the columns gives the same update in another order.
     """
     if parameter.ndim == 4 and not parameter.is_contiguous():
         parameter = parameter.movedim(1, -1)

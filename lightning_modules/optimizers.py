@@ -1,4 +1,4 @@
-"""The optimizer of a network's parameters, and learning rates as pure functions of the step."""
+"""Optimizers, and learning rates as pure functions of the step."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +17,8 @@ from lightning_modules.muon import MuonSGD
 OptimizerName = Literal["sgd", "muon"]
 Schedule = Literal["cosine", "onecycle", "warmup_onecycle", "step", "triangular"]
 
-# The defaults of torch.optim.lr_scheduler.OneCycleLR, which SAMResNet leaves as they are: the rate
-# starts at 1/25 of its maximum and ends at 1/10,000 of where it started.
+# The defaults of torch.optim.lr_scheduler.OneCycleLR, which SAMResNet uses: the rate starts at 1/25
+# of its maximum and ends at 1/10,000 of its start.
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = ONECYCLE_START / 1e4
 
@@ -26,9 +26,9 @@ ONECYCLE_END = ONECYCLE_START / 1e4
 def parameter_groups(
     network: nn.Module, weight_decay: float, decay_norm_bias: bool
 ) -> list[dict[str, Any]]:
-    """One optimizer group, or two if normalisation scales, shifts and biases are not decayed.
+    """Return the optimizer's groups: two if normalisation and biases do not decay.
 
-    These are all parameters of fewer than two dimensions, as in He et al., "Bag of Tricks for Image
+    These are the parameters of fewer than two dimensions, as in He et al., "Bag of Tricks for Image
     Classification" (2019).
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -43,7 +43,7 @@ def parameter_groups(
 def set_apart(
     groups: list[dict[str, Any]], parameters: Iterable[Tensor], **settings: Any
 ) -> list[dict[str, Any]]:
-    """The groups without these parameters, and behind them these with settings of their own."""
+    """Move parameters to new groups with other settings, after the remaining groups."""
     chosen = {id(p) for p in parameters}
     rest, apart = [], []
     for group in groups:
@@ -54,16 +54,16 @@ def set_apart(
 
 
 def batch_norm_shifts(network: nn.Module) -> list[Tensor]:
-    """The biases of BatchNorm."""
+    """Return the biases of BatchNorm."""
     return [m.bias for m in network.modules() if isinstance(m, _BatchNorm) and m.bias is not None]
 
 
 def filters(network: nn.Module) -> list[Tensor]:
-    """The weights of convolutions."""
+    """Return the weights of convolutions."""
     return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
-#: hyper-parameters that a checkpoint's optimizer goes on with, whatever they are by then
+#: hyper-parameters whose values a resumed run takes from the checkpoint's optimizer
 OPTIMIZER_HPARAMS = (
     *("lr", "momentum", "nesterov", "weight_decay", "decay_norm_bias", "bias_lr_factor"),
     *("optimizer", "muon_lr", "muon_momentum", "muon_steps", "fused"),
@@ -71,7 +71,7 @@ OPTIMIZER_HPARAMS = (
 
 
 def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
-    """SGD, or with Muon for the filters, by the hyper-parameters of `ImageClassifier`."""
+    """Return SGD or Muon by the hyper-parameters of `ImageClassifier`."""
     lr, factor = hparams["lr"], hparams["bias_lr_factor"]
     decay = hparams["weight_decay"]
     groups = parameter_groups(network, decay, hparams["decay_norm_bias"])
@@ -93,15 +93,34 @@ def make_optimizer(network: nn.Module, hparams: Mapping[str, Any]) -> Optimizer:
     return MuonSGD(set_apart(groups, filters(network), **muon), **settings, compiled=compiled)
 
 
-def optimizer_steps(trainer: Trainer) -> int:
-    """Optimizer steps of a whole training, from the first epoch to the last.
+def clip_gradients(
+    optimizer: Optimizer, limit: float | None, algorithm: str | None, wants_norm: bool
+) -> Tensor | None:
+    """Clip gradients by norm or by value, without waiting for the GPU.
 
-    MisconfigurationException if only the time ends it, or if it has no steps.
+    Lightning does not clip with fused optimizers. Returns the norm before clipping if clipping
+    computes it or `wants_norm` is true, else None.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if limit and algorithm != "value":
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    norm = None
+    if wants_norm:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit:
+        nn.utils.clip_grad_value_(parameters, limit)
+    return norm
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """Return the number of optimizer steps of the whole training.
+
+    Raises MisconfigurationException if only the time limits it, or if it has no steps.
     """
     steps = trainer.estimated_stepping_batches
     if not 1 <= steps < math.inf:
         raise MisconfigurationException(
-            "schedules need a length of training, of 1 optimizer step or more: got max_epochs "
+            "schedules need a length of training of 1 optimizer step or more: got max_epochs "
             f"{trainer.max_epochs}, max_steps {trainer.max_steps} and limit_train_batches "
             f"{trainer.limit_train_batches}"
         )
@@ -109,9 +128,9 @@ def optimizer_steps(trainer: Trainer) -> int:
 
 
 def refuse_fused(precision: str) -> None:
-    """MisconfigurationException for a fused optimizer in fp16.
+    """Raise MisconfigurationException for a fused optimizer in fp16.
 
-    It unscales gradients and skips steps by itself: clipping would see scaled gradients, and
+    It unscales gradients and skips steps itself, so clipping would use scaled gradients, and
     averages of weights would count skipped steps.
     """
     if precision == "16-mixed":
@@ -130,7 +149,7 @@ def _warmup(step: int, warmup_steps: float, start: float) -> float:
 
 
 def cosine(step: int, total_steps: int, warmup_steps: float, warmup_start: float) -> float:
-    """Cosine annealing to zero (Loshchilov & Hutter 2017), after a linear warm-up."""
+    """Fall along a cosine to zero (Loshchilov & Hutter 2017) after a warm-up."""
     if step < warmup_steps:
         return _warmup(step, warmup_steps, warmup_start)
     progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
@@ -138,9 +157,9 @@ def cosine(step: int, total_steps: int, warmup_steps: float, warmup_start: float
 
 
 def onecycle(step: int, total_steps: int, rising: float) -> float:
-    """The rates of torch's OneCycleLR, cosine in both phases (Smith & Topin 2018).
+    """Return the rates of torch's OneCycleLR with cosines (Smith & Topin 2018).
 
-    The momentum does not change: both papers state one value.
+    The momentum does not change, because both papers state one value.
     """
     peak = rising * total_steps - 1
     if step < peak:
@@ -152,10 +171,10 @@ def onecycle(step: int, total_steps: int, rising: float) -> float:
 def warmup_onecycle(
     step: int, total_steps: int, rising: float, warmup_steps: float, warmup_start: float
 ) -> float:
-    """SAMResNet's schedule: a linear warm-up laid over the first steps of a OneCycle schedule.
+    """Return SAMResNet's schedule: OneCycle with a linear warm-up in its first steps.
 
-    The cycle's clock runs from the first step, as in the authors' code: it peaks at `rising` of all
-    training, and the rate falls back to the cycle's when the warm-up ends.
+    As in the authors' code, the cycle also begins at the first step and peaks at `rising` of all
+    steps. So the rate drops to the cycle's rate when the warm-up ends.
     """
     if step < warmup_steps:
         return _warmup(step, warmup_steps, warmup_start)
@@ -163,14 +182,14 @@ def warmup_onecycle(
 
 
 def step_decay(step: int, total_steps: int, milestones: Sequence[float], gamma: float) -> float:
-    """The rate times `gamma` from each milestone on, a share of all steps: torch's MultiStepLR."""
+    """Multiply by `gamma` at each milestone, like torch's MultiStepLR."""
     return gamma ** sum(step >= milestone * total_steps for milestone in milestones)
 
 
 def triangular(step: int, total_steps: int, rising: float, start: float, end: float) -> float:
-    """A line from `start` up to 1 at `rising` of all steps, and one down to `end` (Page 2018).
+    """Rise linearly from `start` to 1, then fall linearly to `end` (Page 2018).
 
-    With `rising` 0 there is only the way down.
+    The peak is at `rising` of all steps. With `rising` 0 the rate only falls.
     """
     peak = rising * total_steps
     if step < peak:
@@ -178,42 +197,22 @@ def triangular(step: int, total_steps: int, rising: float, start: float, end: fl
     return 1 + (end - 1) * min(1.0, (step - peak) / (total_steps - peak))
 
 
-def learning_rate_factor(
-    schedule: Schedule,
-    total_steps: int,
-    rising: float,
-    warmup: float,
-    warmup_start: float,
-    milestones: Sequence[float],
-    gamma: float,
-    triangle: tuple[float, float] = (0.2, 0.07),
-) -> Callable[[int], float]:
-    """The rate at each optimizer step as a factor of the peak rate, for `LambdaLR`.
+def learning_rate_factor(hparams: Mapping[str, Any], total_steps: int) -> Callable[[int], float]:
+    """Return the factor of the peak rate at each optimizer step, for `LambdaLR`.
 
-    Shares of all steps in [0, 1) are `rising` (the rise of the one-cycle and triangular schedules),
-    `warmup`, and `milestones` (after each the step schedule multiplies by `gamma`). Factors are
-    `warmup_start` (at the beginning of the warm-up) and `triangle` (at the beginning and the end of
-    the triangular schedule). All are closed forms of the step, so that a callback may override the
-    rate for a while.
+    All schedules are functions of the step alone, so that a callback can override the rate for a
+    while. `hparams` are from `ImageClassifier`.
     """
-    if schedule == "cosine":
-        return partial(
-            cosine,
-            total_steps=total_steps,
-            warmup_steps=warmup * total_steps,
-            warmup_start=warmup_start,
-        )
-    if schedule == "onecycle":
-        return partial(onecycle, total_steps=total_steps, rising=rising)
-    if schedule == "step":
-        return partial(step_decay, total_steps=total_steps, milestones=milestones, gamma=gamma)
-    if schedule == "triangular":
-        start, end = triangle
-        return partial(triangular, total_steps=total_steps, rising=rising, start=start, end=end)
-    return partial(
-        warmup_onecycle,
-        total_steps=total_steps,
-        rising=rising,
-        warmup_steps=warmup * total_steps,
-        warmup_start=warmup_start,
-    )
+    rising, (start, end) = hparams["rising"], hparams["triangle"]
+    warmup = {
+        "warmup_steps": hparams["warmup"] * total_steps,
+        "warmup_start": hparams["warmup_lr"] / hparams["lr"],
+    }
+    schedules: dict[Schedule, Callable[..., float]] = {
+        "cosine": partial(cosine, **warmup),
+        "onecycle": partial(onecycle, rising=rising),
+        "warmup_onecycle": partial(warmup_onecycle, rising=rising, **warmup),
+        "step": partial(step_decay, milestones=hparams["milestones"], gamma=hparams["gamma"]),
+        "triangular": partial(triangular, rising=rising, start=start, end=end),
+    }
+    return partial(schedules[hparams["schedule"]], total_steps=total_steps)

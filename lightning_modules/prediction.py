@@ -1,8 +1,8 @@
-"""Prediction with trained networks: several views of an image, several networks, a temperature.
+"""Prediction with several views, several networks and a temperature.
 
-Every module maps normalised images float (N, 3, H, W) to log-probabilities float32 (N, C). The
-networks inside return logits or log-probabilities, which are logits too. So modules nest in any
-order: `TemperatureScaled(Ensemble([TTA(a), TTA(b)]))` is a network like `a`. Networks should be in
+All modules map normalised images float (N, 3, H, W) to log-probabilities float32 (N, C). The
+networks inside return logits. Log-probabilities are logits too, so modules nest in any order:
+`TemperatureScaled(Ensemble([TTA(a), TTA(b)]))` is a network like `a`. Networks should be in
 evaluation mode.
 """
 
@@ -20,10 +20,7 @@ Average = Literal["logits", "probabilities"]
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
-    """Move each picture (..., H, W) by whole pixels, and fill with the pixels of its edge.
-
-    This fill, as in SAMResNet's code, is the same before and after normalisation.
-    """
+    """Move pictures (..., H, W) by whole pixels, and repeat their edges."""
     height, width = images.shape[-2:]
     rows = (torch.arange(height, device=images.device) - down).clamp_(0, height - 1)
     columns = (torch.arange(width, device=images.device) - right).clamp_(0, width - 1)
@@ -31,7 +28,7 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def scale_brightness(images: Tensor, factor: float, mean: Tensor, std: Tensor) -> Tensor:
-    """Multiply the pixels of normalised images (N, C, H, W), and clamp them to [0, 1].
+    """Multiply the pixels of normalised images (N, C, H, W); clamp to [0, 1].
 
     `mean` and `std` (C,) of the normalisation are on the images' device.
     """
@@ -60,15 +57,15 @@ def see(images: Tensor, view: str, mean: Tensor | None = None, std: Tensor | Non
 
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities float32 (N, C) of logits or log-probabilities (N, C) of any precision."""
+    """Return log-probabilities float32 (N, C) of logits (N, C) of any precision."""
     return (logits.float() / temperature).log_softmax(dim=1)
 
 
 def average_predictions(predictions: Tensor, weights: Tensor, average: Average) -> Tensor:
-    """Log-probabilities (N, C) of the weighted average of log-probabilities (M, N, C).
+    """Return the weighted average (N, C) of log-probabilities (M, N, C).
 
-    `weights` (M,) are positive and need not add up to 1. Averaging probabilities asks for one
-    predictor that is right, averaging logits for agreement: it is their geometric mean, normalised.
+    `weights` (M,) are positive; their sum may differ from 1. An average of logits is the normalised
+    geometric mean of the probabilities.
     """
     weights = (weights / weights.sum())[:, None, None]
     if average == "probabilities":
@@ -77,10 +74,11 @@ def average_predictions(predictions: Tensor, weights: Tensor, average: Average) 
 
 
 def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
-    """Bool (N,): the likeliest class has less than `threshold` of the two likeliest's sum.
+    """Return bool (N,): whether the two likeliest classes are almost equal.
 
-    `predictions` are log-probabilities (N, C). The ratio of two classes is a better measure than a
-    probability: after training with label smoothing no class may reach a probability of 0.9.
+    The likeliest class has less than `threshold` of the probability of both. `predictions` are
+    log-probabilities (N, C). A threshold of the probability alone would be worse, because label
+    smoothing can keep all probabilities below 0.9.
     """
     first, second = predictions.topk(2, dim=1).values.unbind(1)
     return first - second < log(threshold / (1 - threshold))
@@ -89,11 +87,11 @@ def is_unsure(predictions: Tensor, threshold: float) -> Tensor:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature that gives logits (N, C) the lowest mean NLL of their labels, int64 (N,).
+    """Return the temperature with the lowest mean NLL (Guo et al. 2017).
 
-    L-BFGS on its logarithm, in 64 bits (Guo et al. 2017), clamped to [0.05, 20]. A limit is reached
-    only if almost all predictions are right, or if they are no better than chance. Fit it on
-    validation images, never on test images.
+    Logits are (N, C), labels int64 (N,). The result is clamped to [0.05, 20], which matters only if
+    almost all predictions are correct or if they are no better than chance. Use validation images,
+    never test images.
     """
     # Copies, because tensors of inference mode have no gradients.
     logits, labels = logits.to(torch.float64, copy=True), labels.clone()
@@ -124,14 +122,13 @@ def _positive(name: str, weights: Sequence[float]) -> Tensor:
 
 
 class TTA(nn.Module):
-    """Test-time augmentation: a network's average prediction for several views of an image.
+    """Test-time augmentation: the average prediction for several views of an image.
 
-    Logits or log-probabilities in, log-probabilities out. `views` are names with their weights, as
-    in `lightning_modules.views`, for example `{"identity": 2.0, "flip+up2": 1.0}`. Views that
-    change brightness need the `mean` and `std` (C,) of the normalisation. With a `threshold` the
-    augmentation is adaptive: only images that `is_unsure` finds in the first view get the others.
-
-    ValueError for unknown views, weights that are not positive, and a threshold outside (0.5, 1).
+    `views` maps names of `lightning_modules.views` to weights, for example
+    `{"identity": 2.0, "flip+up2": 1.0}`. Views that change brightness need the `mean` and `std`
+    (C,) of the normalisation. With a `threshold`, only images whose first view `is_unsure` get the
+    other views. Raises ValueError for unknown views, weights that are not positive, and a threshold
+    outside (0.5, 1).
     """
 
     weights: Tensor
@@ -162,7 +159,7 @@ class TTA(nn.Module):
         self.views = tuple(views)
         self.average: Average = average
         self.threshold = threshold
-        # Not persistent: the state of a TTA is that of its network.
+        # Not persistent, so that the state contains only the network.
         self.register_buffer("weights", _positive("views", list(views.values())), persistent=False)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -185,10 +182,10 @@ class TTA(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """The weighted average of several networks' predictions, by default with equal weights.
+    """Weighted average of the predictions of several networks, by default equal.
 
-    Logits or log-probabilities in, log-probabilities out. ValueError without a network, for another
-    number of weights than networks, and for weights that are not positive.
+    Raises ValueError without networks, for another number of weights than networks, and for weights
+    that are not positive.
     """
 
     weights: Tensor
@@ -218,11 +215,10 @@ class Ensemble(nn.Module):
 
 
 class TemperatureScaled(nn.Module):
-    """Divide a network's logits by a temperature, which changes no predicted class.
+    """Divides a network's logits by a temperature, which changes no predicted class.
 
-    Logits or log-probabilities in, log-probabilities out. A temperature above 1 lowers confidence;
-    SAMResNet uses 1.2, and `fit_temperature` finds the best. ValueError for a temperature that is
-    not positive.
+    A temperature above 1 lowers confidence. SAMResNet uses 1.2, and `fit_temperature` finds the
+    best. Raises ValueError for a temperature that is not positive.
     """
 
     def __init__(self, network: nn.Module, temperature: float = 1.2) -> None:

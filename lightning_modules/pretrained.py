@@ -1,4 +1,4 @@
-"""A trained network as a model of Hugging Face's Hub; needs the extra `export`."""
+"""A trained network as a model for Hugging Face's Hub. Needs the extra `export`."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,12 +15,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class PretrainedClassifier(
     nn.Module, PyTorchModelHubMixin, library_name="sub5m", license="mit", tags=["cifar10"]
 ):
-    """Pixels float (N, 3, 32, 32) in [0, 1], not normalised, to logits float32 (N, 10).
+    """Maps pixels float (N, 3, 32, 32) in [0, 1] to logits float32 (N, 10).
 
-    The arguments are the fields of `config.json`: an architecture with its hyper-parameters, the
-    normalisation of its training, the names of its classes, and the dtype of its weights and
-    computations. `from_pretrained(FOLDER, strict=True)` loads the files of
-    `save_pretrained(FOLDER)`, without a connection.
+    The arguments are the fields of `config.json`: architecture, hyper-parameters, normalisation,
+    names of the classes, and dtype of weights and computations. `from_pretrained(FOLDER,
+    strict=True)` loads the files of `save_pretrained(FOLDER)` without a connection.
     """
 
     mean: Tensor
@@ -40,7 +39,7 @@ class PretrainedClassifier(
         self.network = build_network(arch, hyper_parameters | {"channels_last": False})
         self.classes = tuple(classes)
         self.to(getattr(torch, dtype))
-        # Not saved, because config.json has them; in 32 bits for weights of any dtype.
+        # Not saved, because config.json contains them. In 32 bits for weights of any dtype.
         for name, values in (("mean", mean), ("std", std)):
             value = torch.tensor(values)[:, None, None]
             self.register_buffer(name, value, persistent=False)

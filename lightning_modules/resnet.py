@@ -8,9 +8,8 @@ from lightning_modules.networks.resnet import ResNet
 
 
 class ResNetClassifier(ImageClassifier):
-    """ResNet as an image classifier; `training` are ImageClassifier's arguments."""
+    """ResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 8}
 
     def __init__(

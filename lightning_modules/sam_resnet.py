@@ -3,16 +3,13 @@
 from typing import Any, ClassVar
 
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.layers.blocks import (
-    Activation,
-)
+from lightning_modules.layers.blocks import Activation
 from lightning_modules.networks.sam_resnet import Attention, SAMResNet
 
 
 class SAMResNetClassifier(ImageClassifier):
-    """SAMResNet as an image classifier; `training` are ImageClassifier's arguments."""
+    """SAMResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 8}
 
     def __init__(
@@ -29,11 +26,10 @@ class SAMResNetClassifier(ImageClassifier):
         Args:
             base_width: channels of the first stage; the others have twice and four times as many.
             blocks: residual blocks in each of the three stages.
-            se: have attention in every block; off, the network is `resnet`.
-            se_reduction: how many times fewer channels the hidden layer of SE and CBAM has;
-                coordinate attention's has 32 times fewer.
+            se: use attention in every block; without it the network is `resnet`.
+            se_reduction: channels divided by the hidden channels of SE or CBAM.
             activation: nonlinearity of the stem, the blocks and SE.
-            attention: kind of attention: squeeze-and-excitation, CBAM, or coordinate attention.
+            attention: squeeze-and-excitation, CBAM, or coordinate attention.
         """
         network = SAMResNet(base_width, blocks, se, se_reduction, activation, attention)
         super().__init__(network, **training)

@@ -7,9 +7,8 @@ from lightning_modules.networks.se_resnet import SEResNet
 
 
 class SEResNetClassifier(ImageClassifier):
-    """SEResNet as an image classifier; `training` are ImageClassifier's arguments."""
+    """SEResNet with ImageClassifier's flags as `training`."""
 
-    grows = "base_width"
     quick: ClassVar = {"base_width": 8}
 
     def __init__(
@@ -23,6 +22,6 @@ class SEResNetClassifier(ImageClassifier):
         Args:
             base_width: channels of the first stage; the others have twice and four times as many.
             blocks: residual blocks in each of the three stages.
-            se_reduction: how many times fewer channels SE's hidden layer has.
+            se_reduction: channels divided by the hidden channels of SE.
         """
         super().__init__(SEResNet(base_width, blocks, se_reduction), **training)

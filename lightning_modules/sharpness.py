@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: SAM (Foret et al. 2021) and ASAM (Kwon et al. 2021)."""
+"""Sharpness-aware minimization: SAM (Foret 2021) and ASAM (Kwon 2021)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,23 +11,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Sharpness = Literal["none", "sam", "asam"]
 
-#: ASAM's eta, which lets weights at zero move: the value of its paper
+#: ASAM's eta from its paper; it moves weights that are zero
 ETA = 0.01
 
 
 def sam_perturbation(gradients: list[Tensor], rho: float) -> list[Tensor]:
-    """SAM's e = rho g / ||g||, with the norm of all gradients together; 0 for gradients of 0."""
+    """Return SAM's e = rho g / ||g||, with the norm of all gradients."""
     return list(torch._foreach_mul(gradients, rho / _norm(gradients)))
 
 
 def asam_perturbation(gradients: list[Tensor], scales: list[Tensor], rho: float) -> list[Tensor]:
-    """ASAM's e = rho T^2 g / ||T g||; `scales` holds the diagonal of T in the gradients' shapes."""
+    """Return ASAM's e = rho T^2 g / ||T g||; `scales` is the diagonal of T."""
     scaled = torch._foreach_mul(gradients, scales)
     return list(torch._foreach_mul(torch._foreach_mul(scaled, scales), rho / _norm(scaled)))
 
 
 def asam_scales(parameters: Mapping[str, Tensor], eta: float = ETA) -> list[Tensor]:
-    """The diagonal of ASAM's T: |w| + eta, and 1 for a bias, which its authors leave unscaled."""
+    """Return the diagonal of ASAM's T: |w| + eta, and 1 for a bias."""
     return [
         torch.ones_like(p) if name.endswith("bias") else p.abs() + eta
         for name, p in parameters.items()
@@ -42,9 +42,9 @@ def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Within it, BatchNorm normalises by its batch as in training, and forgets the batch.
+    """Keep the running statistics of BatchNorm unchanged within a block.
 
-    Momentum 0 would not do: it counts the batch, and 0 times an overflow is not a number.
+    Momentum 0 would count the batch, and would turn an overflow into NaN.
     """
     tracking = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for module in tracking:
@@ -57,10 +57,10 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def uncached_casts(device: torch.device) -> torch.autocast:
-    """The autocast that is on, without its cache of weights in 16 bits.
+    """Return the active autocast without its cache of weights in 16 bits.
 
-    The cache does not notice when weights change, and SAM's second pass would not see that they
-    did. Lightning's autocast has no cache; others do.
+    The cache would give SAM's second pass the old weights. Lightning's autocast has no cache, but
+    others have one.
     """
     dtype = torch.get_autocast_dtype(device.type)
     enabled = torch.is_autocast_enabled(device.type)
@@ -68,16 +68,15 @@ def uncached_casts(device: torch.device) -> torch.autocast:
 
 
 class Ascent:
-    """Moves weights w to w + e, at which the loss near w is about the largest, and back.
+    """Moves weights w to w + e, the nearby point with the largest loss, and back.
 
-    A training step climbs with the loss at w, takes the loss at w + e, and descends after its
+    A training step climbs with the loss at w, computes the loss at w + e, and descends after the
     backward pass, so that the optimizer moves w by the gradient at w + e. Accumulation, loss
-    scaling, clipping and the exchange between devices do not change. Each batch climbs by its own
-    gradient: each part of an accumulated step, and on several devices each share of the batch,
-    which is Foret et al.'s m-sharpness. Dropout draws anew in the second pass.
+    scaling, clipping and communication do not change. Each accumulated batch, and each device's
+    share of a batch, climbs by its own gradient (the m-sharpness of Foret et al.). Dropout has new
+    random numbers in the second pass.
 
-    ValueError for an unknown kind, and unless rho, the radius of the neighbourhood, is above 0 and
-    finite.
+    Raises ValueError for an unknown kind, and if the radius rho is not above 0 and finite.
     """
 
     def __init__(self, kind: Literal["sam", "asam"], rho: float) -> None:
@@ -93,12 +92,12 @@ class Ascent:
     def climb(self, network: nn.Module, loss: Tensor) -> None:
         """Move the weights by the perturbation that follows from their loss.
 
-        The loss may be scaled by any positive factor, which cancels. Where its gradient overflows,
-        the weights and so the next loss become not a number: a loss scaler skips that step.
+        A positive factor of the loss cancels. If the gradient overflows, the weights and the next
+        loss become NaN, and the loss scaler skips the step.
         """
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._moved = list(parameters.values())
-        # As Lightning does the other backward pass: its operations have their formats.
+        # Like Lightning's backward pass, without autocast.
         with torch.autocast(loss.device.type, enabled=False):
             gradients = list(torch.autograd.grad(loss, self._moved))
         with torch.no_grad():
@@ -111,6 +110,6 @@ class Ascent:
 
     @torch.no_grad()
     def descend(self) -> None:
-        """Put the weights back, bit for bit; their gradients stay."""
+        """Restore the weights bit for bit, and keep the gradients."""
         torch._foreach_copy_(self._moved, self._origin)
         self._moved, self._origin = [], []

@@ -11,25 +11,24 @@ from lightning_modules.layers.whitening import PatchWhitening
 from lightning_modules.networks.speed_resnet import SpeedResNet
 from lightning_modules.optimizers import optimizer_steps
 
-#: training images that the whitening layer is computed from
+#: training images from which the whitening layer is computed
 WHITENED_IMAGES = 5_000
 
 
 class HasTrainingImages(Protocol):
-    """What the whitening layer asks of the Trainer's data module."""
+    """A data module for the whitening layer."""
 
     def training_images(self, count: int) -> Tensor:
-        """The first `count` training images (N, 3, 32, 32), normalised, as they are on disk."""
+        """Return the first `count` training images, normalised, not augmented."""
 
 
 class SpeedResNetClassifier(ImageClassifier):
-    """SpeedResNet as an image classifier; `training` are ImageClassifier's arguments.
+    """SpeedResNet with ImageClassifier's flags as `training`.
 
-    The whitening layer is computed when training begins, from the first 5,000 training images of
-    the Trainer's data module, and comes from the checkpoint afterwards.
+    When training begins, the whitening layer is computed from the first 5,000 training images of
+    the Trainer's data module. Checkpoints contain it.
     """
 
-    grows = "base_width"
     # The preset's rate is for batches of 1,000 images.
     quick: ClassVar = {"base_width": 8, "lr": 0.1, "bias_lr_factor": 8.0}
     normalises = True
@@ -48,13 +47,13 @@ class SpeedResNetClassifier(ImageClassifier):
     ) -> None:
         """
         Args:
-            base_width: channels that widths are multiples of.
+            base_width: unit of widths, in channels.
             widths: channels of the three groups, as multiples of base_width.
             convs: convolutions in each group.
             residual: add the output of a group's first convolution before its last activation.
-            whitening: whiten 2x2 patches in a frozen first layer; off, that layer is trained.
-            whitening_bias: share of training in which the whitening layer's bias is trained.
-            dirac: let convolutions start as the identity of as many channels as they get.
+            whitening: whiten 2x2 patches in a frozen first layer; without it that layer is trained.
+            whitening_bias: share of training that trains the bias of the whitening layer.
+            dirac: initialise convolutions as the identity of their input channels.
             bn_momentum: share of the new batch in BatchNorm's running statistics.
         """
         if not 0 <= whitening_bias <= 1:
@@ -63,8 +62,8 @@ class SpeedResNetClassifier(ImageClassifier):
             )
         if training.get("optimizer") == "muon" and not whitening:
             raise ValueError(
-                "whitening must be on where optimizer is muon: the trained layer in its place has "
-                "no normalisation behind it, got whitening False"
+                "whitening must be on if optimizer is muon, got whitening False: no normalisation "
+                "follows the trained layer"
             )
         network = SpeedResNet(base_width, widths, convs, residual, whitening, dirac, bn_momentum)
         super().__init__(network, **training)
@@ -81,7 +80,7 @@ class SpeedResNetClassifier(ImageClassifier):
         data: HasTrainingImages | None = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "training_images"):
             raise MisconfigurationException(
-                "whitening must be off where the Trainer has no data module with training_images"
+                "whitening must be off if the Trainer has no data module with training_images"
             )
         assert data is not None
         self._whitening.fit_patches(data.training_images(WHITENED_IMAGES))
@@ -91,18 +90,18 @@ class SpeedResNetClassifier(ImageClassifier):
         self._bias_steps = share * optimizer_steps(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Once the bias rests nothing before the first group needs a gradient, which saves 5.6% of
-        # the backward pass's operations. Not so under DistributedDataParallel, which waits for the
-        # gradient of every parameter that it began with.
+        # A frozen bias saves 5.6% of the backward pass's operations, because nothing before the
+        # first group needs a gradient. DistributedDataParallel waits for the gradients of all its
+        # initial parameters.
         if self._whitening is not None and self.trainer.world_size == 1:
-            rests = self.trainer.global_step >= self._bias_steps
-            self._whitening.bias.requires_grad_(not rests)
+            trains = self.trainer.global_step < self._bias_steps
+            self._whitening.bias.requires_grad_(trains)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._whitening is not None and self.trainer.global_step >= self._bias_steps:
             self._whitening.bias.grad = None
 
     def on_train_end(self) -> None:
-        # It was trained, and counts as that.
+        # It counts as a trained parameter.
         if self._whitening is not None:
             self._whitening.bias.requires_grad_(True)

@@ -1,6 +1,6 @@
 """Views of an image for test-time augmentation, as data.
 
-A view is a step of `STEPS`, or several steps in their order, joined by "+".
+A view is a step of `STEPS`, or several steps in order, joined by "+".
 """
 
 #: (down, right) in pixels
@@ -15,14 +15,13 @@ STEPS = ("identity", "flip", *SHIFTS, *BRIGHTNESS)
 # Views and their weights.
 IDENTITY = {"identity": 1.0}
 FLIP = {"identity": 1.0, "flip": 1.0}
-# SAMResNet's views, without two faults of its code. Its "left1" pads the side that it cut, so that
-# the picture does not move. It changes the brightness of normalised pixels, and clamping those to
-# [0, 1] cuts off half of them.
+# SAMResNet's views, without two faults of its code: its "left1" pads the side that it cuts, so the
+# picture does not move, and it clamps normalised pixels to [0, 1], which cuts off half of them.
 SAM_VIEWS = {
     "identity": 1.5, "flip": 1.0, "up1": 1.0, "left1": 1.0, "brighter": 1.0, "darker": 1.0,
 }  # fmt: skip
-# airbench94's views (Jordan 2024): two diagonal shifts, also mirrored, together weigh as much as
-# the picture without a shift.
+# airbench94's views (Jordan 2024). The two diagonal shifts together weigh as much as the picture
+# without a shift, and so do their mirror images.
 SIX_VIEWS = {
     "identity": 2.0, "up1+left1": 1.0, "down1+right1": 1.0,
     "flip": 2.0, "up1+left1+flip": 1.0, "down1+right1+flip": 1.0,

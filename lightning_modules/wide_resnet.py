@@ -7,7 +7,7 @@ from lightning_modules.networks.wide_resnet import WideResNet
 
 
 class WideResNetClassifier(ImageClassifier):
-    """WideResNet as an image classifier; `training` are ImageClassifier's arguments."""
+    """WideResNet with ImageClassifier's flags as `training`."""
 
     grows = "widen_factor"
     grows_by = 1 / 16
@@ -27,7 +27,6 @@ class WideResNetClassifier(ImageClassifier):
             depth: convolutional layers, shortcuts included: 6n + 4 for n blocks in each stage.
             widen_factor: width of the three stages in multiples of 16, 32 and 64 channels.
             dropout: probability of dropping an activation between the convolutions of a block.
-            stochastic_depth: probability of leaving out the last block for an image; that of the
-                others falls linearly towards the first.
+            stochastic_depth: probability of skipping the last block; smaller for earlier blocks.
         """
         super().__init__(WideResNet(depth, widen_factor, dropout, stochastic_depth), **training)

@@ -1,4 +1,4 @@
-"""CIFAR-10-C's corruptions with their five severities, and what others call: `corrupt`."""
+"""CIFAR-10-C's corruptions with their parameters at five severities."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from datamodules.corruptions.filters import SIDE
 from datamodules.tensor_loader import derive_seed
 
 SEVERITIES = (1, 2, 3, 4, 5)
-#: images that are corrupted at once
+#: images per batch
 CHUNK = 1000
 
 Parameters = tuple[Any, ...]
@@ -81,15 +81,15 @@ CORRUPTIONS = {
     "saturate": Corruption(digital.saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
 }
 
-#: the benchmark's, in its groups of noise, blur, weather and digital; it sets the last four apart
+#: the 15 corruptions of the benchmark; the other four are extra
 BENCHMARK = tuple(CORRUPTIONS)[:15]
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    """Images uint8 (N, 3, 32, 32), on the CPU, under a corruption of severity 1 to 5.
+    """Corrupt images uint8 (N, 3, 32, 32) on the CPU, with severity 1 to 5.
 
-    Pure: the same images in the same order, name, severity and seed give the same result.
-    ValueError for a corruption or a severity that does not exist, and for other images.
+    The same arguments give the same result. Raises ValueError for an unknown corruption or
+    severity, and for other images.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"name must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
@@ -104,6 +104,6 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     results = []
     for chunk in images.split(CHUNK):
         changed = corruption.function(chunk / 255, generator, *parameters)
-        # Cut off, not rounded, as published; 32 bits may lie a little below a whole number.
+        # Not rounded, as published. In 32 bits a value may be slightly below a whole number.
         results.append((changed.clamp(0, 1) * 255 + 1e-3).byte())
     return torch.cat(results)

@@ -1,4 +1,4 @@
-"""Blur: each pixel takes from its neighbours."""
+"""Corruptions by blur."""
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ def gaussian_blur(x: Tensor, generator: Generator, sigma: float) -> Tensor:
 
 
 def glass_blur(x: Tensor, generator: Generator, sigma: float, times: int) -> Tensor:
-    """Each pixel takes the place of a neighbour above or to the left.
+    """Replace each pixel by a neighbour above or to the left.
 
-    The published code means to swap the two but copies one, because NumPy's rows are views; so
-    does this. Pixels of the first two rows and columns stay.
+    The published code tries to swap the two, but only copies one, because NumPy's rows are views.
+    This does the same. Pixels of the first two rows and columns do not change.
     """
     x = (blur(x, sigma).clamp(0, 1) * 255).floor() / 255
     moving = torch.arange(SIDE) > 1

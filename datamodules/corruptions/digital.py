@@ -1,4 +1,4 @@
-"""Digital: colour, geometry and coding."""
+"""Digital corruptions: colour, geometry and compression."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def contrast(x: Tensor, generator: Generator, factor: float) -> Tensor:
 
 
 def saturate(x: Tensor, generator: Generator, factor: float, amount: float) -> Tensor:
-    """Change the saturation of HSV; what is grey has the hue of red."""
+    """Change the saturation of HSV; greys have the hue of red."""
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     saturation = torch.where(value > 0, chroma / value, 0) * factor + amount
@@ -50,7 +50,7 @@ def _with_pillow(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Ten
 def elastic_transform(
     x: Tensor, generator: Generator, alpha: float, sigma: float, affine: float
 ) -> Tensor:
-    """Move three points, then every pixel; strengths are shares of the image's side."""
+    """Apply a random affine map, then move each pixel, by shares of the side."""
     corners = torch.tensor([[26.0, 26.0], [26.0, 6.0], [6.0, 6.0]]).expand(len(x), 3, 2)
     moved = corners + uniform(-1, 1, (len(x), 3, 2), generator) * affine * SIDE
     back = torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), corners)

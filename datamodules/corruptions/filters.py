@@ -1,4 +1,4 @@
-"""Filters and fractals of whole batches, written out as SciPy, OpenCV and ImageMagick have them.
+"""Filters and fractals of batches, as in SciPy, OpenCV and ImageMagick.
 
 Images are float (N, C, 32, 32), of any range and number of channels, on the CPU.
 """
@@ -14,14 +14,14 @@ SIDE = 32
 
 
 def uniform(low: float, high: float, size: tuple[int, ...], generator: Generator) -> Tensor:
-    """Draws of a size, evenly from `low` to `high`."""
+    """Draw a tensor uniformly from `low` to `high`."""
     return torch.rand(size, generator=generator) * (high - low) + low
 
 
 def correlate(images: Tensor, kernel: Tensor, outside: Literal["reflect", "constant"]) -> Tensor:
-    """Each channel of images (N, C, H, W) with one kernel (h, w) of odd sides.
+    """Correlate each channel (N, C, H, W) with a kernel (h, w) of odd sides.
 
-    Pixels outside the image are a mirror image without the edge, or zeros.
+    Outside the image is a mirror image without the edge, or zeros.
     """
     height, width = kernel.shape
     padded = F.pad(images, (width // 2, width // 2, height // 2, height // 2), mode=outside)
@@ -30,7 +30,7 @@ def correlate(images: Tensor, kernel: Tensor, outside: Literal["reflect", "const
 
 
 def gaussian_weights(sigma: float, radius: int) -> Tensor:
-    """A Gaussian at the whole numbers from -radius to radius, adding up to 1."""
+    """Return a Gaussian at the whole numbers from -radius to radius, with sum 1."""
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-(offsets**2) / (2 * sigma**2)) if sigma else (offsets == 0).float()
     return weights / weights.sum()
@@ -42,9 +42,9 @@ def blur(
     truncate: float = 4.0,
     outside: Literal["edge", "mirror"] = "edge",
 ) -> Tensor:
-    """A Gaussian filter as in SciPy: its kernel ends at `truncate` standard deviations.
+    """Apply SciPy's Gaussian filter, cut off at `truncate` standard deviations.
 
-    Pixels outside the image repeat the edge, or are a mirror image with the edge.
+    Outside the image the edge is repeated, or there is a mirror image with the edge.
     """
     radius = int(truncate * sigma + 0.5)
     taken = torch.arange(SIDE)[:, None] + torch.arange(-radius, radius + 1)
@@ -54,14 +54,14 @@ def blur(
         taken = taken.remainder(2 * SIDE)
         taken = torch.minimum(taken, 2 * SIDE - 1 - taken)
     weights = gaussian_weights(sigma, radius).expand(SIDE, -1)
-    # Filtering is linear, the border included, and matrix products are 17 times faster than
-    # convolutions with a single channel.
+    # The filter is linear, also at the border. Matrix products are 17 times as fast as convolutions
+    # of one channel.
     matrix = torch.zeros(SIDE, SIDE).scatter_add(1, taken, weights)
     return matrix @ images @ matrix.T
 
 
 def zoom_in(images: Tensor, factor: float) -> Tensor:
-    """Enlarge the middle, linearly, with corners on corners."""
+    """Enlarge the middle linearly, with aligned corners."""
     crop = math.ceil(SIDE / factor)
     top = (SIDE - crop) // 2
     middle = images[..., top : top + crop, top : top + crop]
@@ -72,7 +72,7 @@ def zoom_in(images: Tensor, factor: float) -> Tensor:
 
 
 def motion(images: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
-    """ImageMagick's motion blur: half a Gaussian along a direction (N,), the edge repeated."""
+    """Apply ImageMagick's motion blur: half a Gaussian along a direction (N,)."""
     steps = torch.arange(2 * radius + 1)
     weights = torch.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -91,7 +91,7 @@ def motion(images: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor
 
 
 def plasma(count: int, decay: float, generator: Generator) -> Tensor:
-    """Fractal height maps (N, 1, 32, 32) in [0, 1] by the diamond-square algorithm, wrapping."""
+    """Return fractal height maps (N, 1, 32, 32) in [0, 1] that repeat seamlessly."""
     heights = torch.zeros(count, SIDE, SIDE, dtype=torch.float64)
     step, wobble = SIDE, 100.0
 
@@ -114,7 +114,7 @@ def plasma(count: int, decay: float, generator: Generator) -> Tensor:
 
 
 def distance_to(marked: Tensor) -> Tensor:
-    """Euclidean distance of each pixel to the nearest that is marked, (N, 1, 32, 32)."""
+    """Return the Euclidean distance (N, 1, 32, 32) to the nearest marked pixel."""
     places = torch.arange(SIDE)
     apart = ((places[:, None] - places) ** 2).float()
     squared = torch.where(marked, 0.0, 1e6)
@@ -123,7 +123,7 @@ def distance_to(marked: Tensor) -> Tensor:
 
 
 def equalise(images: Tensor) -> Tensor:
-    """Histogram equalisation, as OpenCV does it, of whole numbers 0 to 255 (N, 1, 32, 32)."""
+    """Equalise histograms of whole numbers 0 to 255 (N, 1, 32, 32) like OpenCV."""
     values = images.long().flatten(1)
     histogram = torch.zeros(len(images), 256).scatter_add(1, values, torch.ones(values.shape))
     below = histogram.cumsum(1)

@@ -1,4 +1,4 @@
-"""Noise: every pixel of every channel by itself."""
+"""Corruptions by noise, independent in every pixel and channel."""
 
 import torch
 from torch import Generator, Tensor

@@ -1,7 +1,8 @@
 """Weather: snow, frost, fog, brightness and spatter.
 
-CIFAR-10-C pastes photographs of frost, which is a ridged fractal here, and finds the rim of its
-spatter's drops by Canny's method; here the rim is where a drop ends.
+Two corruptions differ from CIFAR-10-C. For frost, CIFAR-10-C pastes photographs, and this module a
+fractal with ridges. For spatter, CIFAR-10-C finds the edges of drops by Canny's method, and this
+module takes their outermost pixels.
 """
 
 import torch

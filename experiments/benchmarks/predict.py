@@ -1,7 +1,7 @@
-"""`predict`: images per second in evaluation, by one view of each image and by several.
+"""`predict`: images per second in evaluation, with one view of each image and with several.
 
-What is timed is evaluation as `evaluate.py` does it: batches of the loader, normalised, through the
-network in evaluation mode and through the averaging of its views.
+The timed part is that of `evaluate.py`: batches of the loader, normalisation, the network in
+evaluation mode, and the average over views.
 """
 
 import argparse
@@ -27,16 +27,13 @@ from lightning_modules.networks import build_network
 from lightning_modules.prediction import is_unsure
 
 UNTRAINED = [PLAIN, "flip", "six-view"]
-# Of which images a network is unsure depends on what it has learned.
+# An untrained network is unsure of all images.
 TRAINED = [*UNTRAINED, "adaptive"]
 
 
 @torch.inference_mode()
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each way of predicting.
-
-    UserError where the run or its images cannot be had.
-    """
+    """Measure a row for each strategy; UserError if the run or its images are missing."""
     if flags.run:
         run = open_run(flags.run)
         module, precision = run.network(), run.record.precision

@@ -97,7 +97,7 @@ class Step:
         if torchs:
             module.network.compile(mode=str(variant.compiled).removeprefix("torch-"))
         self.module = module.to(device).train()
-        self.module.setup("fit")  # where a step is captured if the variant says so
+        self.module.setup("fit")  # captures the step, if the variant has a graph
         self.optimizer = make_optimizer(self.module.network, self.module.hparams)
         self.mixed = None
         if variant.precision == "bf16-mixed":

@@ -102,7 +102,7 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
         f"--name={name}",
         f"--output={flags.runs}",
         f"--trainer.callbacks+={COUNTER}",
-        "--test=true",  # what is measured, also where the flags leave it out
+        "--test=true",  # needed, even if the flags disable it
     ]
     if code := start(arguments):
         raise UserError(f"{name} ended with exit code {code}: see above")
@@ -110,7 +110,7 @@ def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     record = run.record
     strategy = STRATEGIES[flags.strategy]
     networks, device, _ = open_networks({name: (run, name) for name in strategy.networks}, None)
-    accuracy, seconds = answer(networks, open_images(run, None)["test"], device, strategy)
+    accuracy, seconds = answer(networks, open_images(run, None, device)["test"], device, strategy)
     return {
         "accuracy": accuracy,
         "plain_accuracy": record.scores["test"]["raw"].accuracy,

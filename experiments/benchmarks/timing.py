@@ -7,6 +7,7 @@ from statistics import median
 
 import torch
 
+from experiments.console import track
 from experiments.training.devices import synchronise
 
 
@@ -25,7 +26,7 @@ def alternate(
         side()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
-    for turn in range(repeats):
+    for turn in track(range(repeats), "rounds", repeats):
         for name in names if turn % 2 == 0 else reversed(names):
             synchronise(device)
             start = time.perf_counter()

@@ -187,7 +187,7 @@ def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Claim
 
 
 def reservations(records: list[Record]) -> list[str]:
-    """The settings, other than the seed, in which runs of one estimate differ."""
+    """Differences between the runs of one estimate, other than the seed."""
     runs = {id(record): record for record in records}.values()  # two rows may be one training
     formats = sorted({record.precision for record in runs})
     changed = sum(record.dirty for record in runs)

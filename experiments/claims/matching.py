@@ -1,4 +1,4 @@
-"""Which records are of which row: by what their configuration resolves to, never by a name."""
+"""Match records to the rows of suites by their resolved settings, never by a name."""
 
 import inspect
 import json
@@ -14,29 +14,9 @@ from experiments.console import ArgumentParser, UserError
 from experiments.inference.strategies import PLAIN
 from experiments.records.record import Evaluation, Record, read_any
 from experiments.training.cli import SWITCHES
+from experiments.training.combinations import IRRELEVANT
 from experiments.training.configuration import default_config, resolve_config
 from experiments.training.length import steps_of_epochs
-
-#: Settings that do not change the training. All others count.
-IRRELEVANT = frozenset(
-    [
-        # folders and names
-        *("name", "output", "ckpt_path", "data.root", "data.download", "trainer.default_root_dir"),
-        # the seed, which a record contains separately
-        *("seed", "seed_everything", "data.seed"),
-        # output and logging
-        *("wandb", "trainer.logger", "trainer.log_every_n_steps", "trainer.profiler"),
-        *("trainer.enable_progress_bar", "trainer.enable_model_summary"),
-        *("trainer.enable_autolog_hparams", "trainer.model_registry"),
-        # pauses: a run with a record has reached its last epoch
-        "trainer.max_time",
-        # the machine, and its way to compute the same
-        *("trainer.accelerator", "trainer.benchmark", "trainer.inference_mode"),
-        *("model.compile", "model.channels_last", "model.fused", "data.eval_batch_size"),
-        # a network over the budget has no record
-        *("budget", "budget.limit", "budget.action"),
-    ]
-)
 
 
 def training_of(config: dict[str, Any], source: str | None = None) -> str:

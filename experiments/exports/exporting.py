@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, normalise
-from datamodules.synthetic import SYNTHETIC_CLASSES
+from datamodules.normalisation import MEAN, STD, normalise
 from experiments.console import UserError
 from experiments.exports.model_card import model_card
 from experiments.inference.finished import FinishedRun, open_run
+from experiments.records.integrity import write_checksums
 from lightning_modules.pretrained import Dtype, PretrainedClassifier
 
 Network = Callable[[Tensor], Tensor]
@@ -53,6 +53,7 @@ def export(
             write(model, draft, model_card(run.record, name, model))
             if images is not None:
                 show(compare(draft, model, images, run.network(name)), len(images))
+            write_checksums(draft)
             draft.rename(output)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None
@@ -63,7 +64,7 @@ def export(
 
 def pretrained(run: FinishedRun, weights: str, dtype: Dtype) -> PretrainedClassifier:
     """A run's network with its "raw", "ema" or "swa" weights, as the Hub's class."""
-    classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
+    classes = run.classes
     arguments = run.record.config["model"]
     model = PretrainedClassifier(
         arch=run.architecture,

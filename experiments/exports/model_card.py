@@ -73,7 +73,7 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
         license="mit",
         pipeline_tag="image-classification",
         tags=["sub5m", record.arch],
-        # The stand-in has no name on the Hub; its figures must not pass for CIFAR-10's.
+        # Synthetic images have no name on the Hub, and their scores must not look like CIFAR-10's.
         datasets=None if synthetic else ["cifar10"],
         eval_results=[result] if tested and not synthetic else None,
         model_name=record.name,

@@ -12,13 +12,13 @@ from lightning_modules.prediction import log_probabilities
 class Reliability:
     """Equally wide bins of confidence from 0 to 1; the means of an empty bin are 0."""
 
-    counts: Tensor  # int64 (bins,): how many predictions fall into it
-    confidence: Tensor  # float64 (bins,): their mean probability
-    accuracy: Tensor  # float64 (bins,): the share of them that is right
+    counts: Tensor  # int64 (bins,): number of predictions
+    confidence: Tensor  # float64 (bins,): mean probability of the predicted class
+    accuracy: Tensor  # float64 (bins,): share of correct predictions
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the mean distance of the two, weighted by the counts."""
+        """Expected calibration error: mean |confidence - accuracy| over predictions."""
         gaps = (self.confidence - self.accuracy).abs() * self.counts
         return (gaps.sum() / self.counts.sum()).item()
 
@@ -28,9 +28,9 @@ def reliability(
 ) -> Reliability:
     """Bin predictions by the probability of the predicted class (Guo et al. 2017).
 
-    `logits` (N, C) are divided by the temperature first; `labels` are int64 (N,). A bin holds its
-    lower edge and not its upper one, except for the last, as in torchmetrics, whose ECE of 15 bins
-    the records hold.
+    `logits` (N, C) are divided by the temperature first; `labels` are int64 (N,). As in
+    torchmetrics, which computes the ECE of records, a bin contains its lower edge, and only the
+    last one its upper edge.
     """
     confidence, predicted = log_probabilities(logits, temperature).double().exp().max(dim=1)
     index = (confidence * bins).long().clamp_(max=bins - 1)
@@ -41,9 +41,9 @@ def reliability(
 
 
 def wilson_interval(shares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """95% interval of shares that were counted in so many trials each (Wilson 1927).
+    """Return the 95% interval of shares of `counts` trials (Wilson 1927).
 
-    It stays within [0, 1], and has a width where all or none of few trials succeeded.
+    It is within [0, 1], and its width is positive even if all or no trials succeeded.
     """
     z = 1.96
     middle = (shares + z**2 / (2 * counts)) / (1 + z**2 / counts)
@@ -53,9 +53,9 @@ def wilson_interval(shares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images of each class (rows) were taken for each class (columns), int64 (C, C).
+    """Count images by class (rows) and predicted class (columns), int64 (C, C).
 
-    Of logits (N, C) and labels int64 (N,).
+    Logits are (N, C), labels int64 (N,).
     """
     classes = logits.shape[1]
     pairs = labels * classes + logits.argmax(dim=1)
@@ -63,6 +63,6 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hardest(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Indices int64 of the images whose own class got the least probability, hardest first."""
+    """Return the indices of images whose true class has the lowest probability."""
     own = log_probabilities(logits).gather(1, labels[:, None]).squeeze(1)
     return own.argsort(stable=True)[:count]

@@ -1,25 +1,34 @@
-"""Read pickles safely: arrays and plain containers, without running anything they name."""
+"""Read pickles of arrays and plain containers without running foreign code."""
 
 import pickle
+import pickletools
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
 from experiments.console import UserError
 
+#: operations of a pickle, and values of its content: a million images with ids have fewer
+MAX_OPERATIONS = 5_000_000
+#: nesting of containers
+MAX_DEPTH = 20
+
 
 def unpickle_arrays(path: Path) -> Any:
     """Read a pickle of arrays, dictionaries, lists, tuples, strings and numbers.
 
-    Nothing that the file names is imported or called. The few names that NumPy 1 and 2 write for an
-    array, in any protocol and also from Python 2, become stand-ins that only read. UserError for
-    any other name, and for a file that is not a pickle.
+    Nothing that the file names is imported or called, and its operations, its memo and the values
+    that shared lists expand to are limited. Replacements that only read take the place of
+    the few names that NumPy 1 and 2 write for an array, in any protocol and also from Python 2.
+    Raises UserError for any other name, and for a file that is not a pickle.
     """
     try:
         with path.open("rb") as file:
-            return _resolve(_ArrayUnpickler(file, encoding="bytes").load())
+            _check_operations(file)
+            file.seek(0)
+            return _Resolver().resolve(_ArrayUnpickler(file, encoding="bytes").load())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # its class depends on the file's bytes
@@ -29,33 +38,54 @@ def unpickle_arrays(path: Path) -> Any:
         ) from None
 
 
-def _resolve(value: Any) -> Any:
-    """Replace each stand-in in a container by its array."""
-    if isinstance(value, _Array):
-        return value.array
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolve(item) for item in value]
-    return value
+def _check_operations(file: BinaryIO) -> None:
+    """Raise UnpicklingError for too many operations, or for a memo with gaps.
+
+    The unpickler would allocate the whole memo for a single large index.
+    """
+    for count, (code, argument, _) in enumerate(pickletools.genops(file), 1):
+        if count > MAX_OPERATIONS:
+            raise pickle.UnpicklingError(f"it has more than {MAX_OPERATIONS:,} operations")
+        if "PUT" in code.name and argument is not None and argument > count:
+            raise pickle.UnpicklingError(f"its memo has the index {argument:,}")
 
 
-class _StandIn:
+class _Resolver:
+    """Puts arrays in place of `_Array` objects."""
+
+    def __init__(self) -> None:
+        self._values = 0
+
+    def resolve(self, value: Any, depth: int = 0) -> Any:
+        self._values += 1
+        # A list that contains another list twice, which contains a third one twice, ...
+        if self._values > MAX_OPERATIONS or depth > MAX_DEPTH:
+            raise pickle.UnpicklingError("its lists contain each other too often")
+        if isinstance(value, _Array):
+            return value.array
+        if isinstance(value, dict):
+            return {key: self.resolve(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.resolve(item, depth + 1) for item in value]
+        return value
+
+
+class _Replacement:
     """Takes the place of a NumPy object."""
 
     def __setstate__(self, state: Any) -> None:
         # Without this method, a file could set attributes of the classes below.
-        raise pickle.UnpicklingError("it gives a state to something that has none")
+        raise pickle.UnpicklingError("it sets the state of an object without a state")
 
 
-class _Bytes(_StandIn):
-    """`_codecs.encode(text, "latin1")`, as protocols below 3 write bytes."""
+class _Bytes(_Replacement):
+    """`_codecs.encode(text, "latin1")`: bytes in protocols below 3."""
 
     def __new__(cls, text: str, encoding: str) -> Any:
         return text.encode("latin1")
 
 
-class _Dtype(_StandIn):
+class _Dtype(_Replacement):
     """`numpy.dtype`: numbers and fixed-size strings, no pointers."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
@@ -72,8 +102,8 @@ class _Dtype(_StandIn):
         return np.dtype(self.order + self.code)
 
 
-class _Array(_StandIn):
-    """`_reconstruct(ndarray, (0,), "b")`, whose content follows as a state."""
+class _Array(_Replacement):
+    """`_reconstruct(ndarray, (0,), "b")`: an array whose content follows as a state."""
 
     def __init__(self, *_: Any) -> None:
         self.array = np.empty(0, np.uint8)
@@ -85,7 +115,7 @@ class _Array(_StandIn):
 
 
 class _FromBuffer(_Array):
-    """`_frombuffer(data, dtype, shape, order)`, as protocol 5 writes an array."""
+    """`_frombuffer(data, dtype, shape, order)`: an array in protocol 5."""
 
     def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
         super().__init__()
@@ -93,7 +123,7 @@ class _FromBuffer(_Array):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    admitted: ClassVar[dict[tuple[str, str], type[_StandIn]]] = {
+    admitted: ClassVar[dict[tuple[str, str], type[_Replacement]]] = {
         ("_codecs", "encode"): _Bytes,
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _Array,
@@ -103,7 +133,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         ("numpy._core.numeric", "_frombuffer"): _FromBuffer,
     }
 
-    def find_class(self, module: str, name: str) -> type[_StandIn]:
+    def find_class(self, module: str, name: str) -> type[_Replacement]:
         try:
             return self.admitted[module, name]
         except KeyError:

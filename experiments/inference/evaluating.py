@@ -1,7 +1,5 @@
-"""Score strategies of prediction on validation and test, and choose one on validation."""
+"""Score strategies on validation and test, and choose one on validation."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -13,6 +11,7 @@ from experiments.inference.evaluation import (
     look,
     open_images,
     open_networks,
+    provenance,
     score_strategy,
     seconds_per_1000,
 )
@@ -24,7 +23,6 @@ from experiments.inference.strategies import (
     joint_strategies,
     strategies_for,
 )
-from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Evaluation, StrategyResult
 from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
@@ -38,13 +36,13 @@ def evaluate(
     root: str | None,
     precision: Precision | None,
 ) -> Evaluation:
-    """Score strategies on validation and test; temperature and choice come from validation alone.
+    """Score strategies on validation and test.
 
-    Of equally accurate strategies the one with the lowest NLL at its fitted temperature is chosen.
+    Only validation decides the temperature and the choice.
     """
-    commit, dirty = git_state()
     networks, device, taken_precision = open_networks(wanted, precision)
-    loaders = open_images(runs[0], root)
+    origin = provenance(runs[0], device, taken_precision)
+    loaders = open_images(runs[0], root, device)
     views = dict.fromkeys(view for strategy in strategies.values() for view in strategy.views)
     labels = {split: loader.labels for split, loader in loaders.items()}
     predictions: dict[str, dict[str, Tensor]] = {}
@@ -67,13 +65,7 @@ def evaluate(
         results[name] = StrategyResult(asdict(strategy), temperature, seconds, scores)
     return Evaluation(
         runs=[run.folder.resolve().name for run in runs],
-        command=shlex.join(["python", *sys.argv]),
-        source=runs[0].record.source,
-        commit=commit,
-        dirty=dirty,
-        versions=versions(),
-        device=describe_device(device),
-        precision=taken_precision,
+        **origin,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         baseline=baseline,
         chosen=choose(results),
@@ -82,7 +74,10 @@ def evaluate(
 
 
 def choose(results: Mapping[str, StrategyResult]) -> str | None:
-    """The strategy with the best validation accuracy, then the lowest NLL; None without either."""
+    """Return the strategy with the best validation accuracy, then the lowest NLL.
+
+    The NLL is at the fitted temperature. None without validation images.
+    """
     on_validation = {name: x.scores["val"] for name, x in results.items() if "val" in x.scores}
 
     def merit(name: str) -> tuple[float, float]:
@@ -100,9 +95,9 @@ def evaluate_run(
     precision: Precision | None,
     chosen: str | None = None,
 ) -> Evaluation:
-    """Evaluate every strategy for a run's weights, or only plain and the named ones.
+    """Evaluate all strategies of a run, or only plain and the named ones.
 
-    `chosen` is a strategy that was chosen before, for a run without validation images.
+    `chosen` is a strategy that was chosen earlier, for a run without validation images.
     """
     if chosen and run.record.config["data"]["val_fraction"]:
         raise UserError(f"--chosen {chosen}: {run.folder} has validation images, which choose")
@@ -122,7 +117,7 @@ def evaluate_run(
 def evaluate_together(
     runs: Sequence[FinishedRun], root: str | None, precision: Precision | None
 ) -> Evaluation:
-    """Evaluate the networks of several runs, each with its best weights on validation."""
+    """Evaluate networks of several runs with their best weights on validation."""
     wanted, on_validation = {}, {}
     for run in runs:
         weights = run.record.selected or "raw"
@@ -135,7 +130,7 @@ def evaluate_together(
 
 
 def check_alike(runs: Sequence[FinishedRun]) -> None:
-    """UserError if runs cannot be evaluated together."""
+    """Raise UserError if runs cannot be evaluated together."""
     first = runs[0]
     names = [run.folder.resolve().name for run in runs]
     if len(set(names)) < len(names):
@@ -148,7 +143,7 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
         for key in ("val_fraction", "split_seed"):
             ours, theirs = (x.record.config["data"][key] for x in (first, run))
             if ours != theirs:
-                # A run would have been trained on images that another run holds out.
+                # One run would have been trained on validation images of the other.
                 raise UserError(
                     f"data.{key} is {ours} in {first.folder} and {theirs} in {run.folder}"
                 )

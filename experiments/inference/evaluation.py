@@ -1,5 +1,7 @@
 """Compute the logits and scores of a run's networks."""
 
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -17,9 +19,11 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
+from datamodules.normalisation import eval_batch_size
 from datamodules.tensor_loader import EvalLoader
 from experiments.console import track
 from experiments.inference.finished import FinishedRun, Weights
+from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Calibration, Score, StrategyScore
 from experiments.training.devices import synchronise
 from experiments.training.trainer import Precision, resolve_precision
@@ -34,7 +38,7 @@ TIMED = 1_000
 def predict(
     trainer: Trainer, module: ImageClassifier, weights: Weights, loader: Iterable[Any]
 ) -> Tensor:
-    """Logits float32 (N, 10), on the CPU, of every image of a loader."""
+    """Return logits float32 (N, 10) on the CPU for all images of a loader."""
     module.network.load_state_dict(weights.state)
     batches = trainer.predict(module, dataloaders=loader)
     assert batches is not None
@@ -42,7 +46,7 @@ def predict(
 
 
 def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
-    """Accuracy, negative log-likelihood and calibration error of logits (N, 10)."""
+    """Compute accuracy, NLL and calibration error of logits (N, 10)."""
     probabilities = logits.softmax(dim=1)
     calibration = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=15, norm="l1")
     return Score(
@@ -58,9 +62,10 @@ def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
 def open_networks(
     wanted: Mapping[str, tuple[FinishedRun, str]], precision: Precision | None
 ) -> tuple[dict[str, nn.Module], torch.device, str]:
-    """Open networks by name, each with the wanted run and weights; also device and precision.
+    """Open networks by name; also return the device and the precision.
 
-    By default a network computes in the precision of its training.
+    `wanted` maps names to runs and their kind of weights. By default a network computes in the
+    precision of its training.
     """
     fabrics: dict[Any, Fabric] = {}
     networks: dict[str, nn.Module] = {}
@@ -70,14 +75,18 @@ def open_networks(
             chosen = resolve_precision(wanted_precision, "auto")
             fabrics[wanted_precision] = Fabric(devices=1, precision=chosen)
         networks[name] = fabrics[wanted_precision].setup_module(run.network(weights))
-    # A CPU may take another precision than the wanted one: fp16 needs a GPU.
+    # A CPU may use another precision than the wanted one, because fp16 needs a GPU.
     taken = {fabric.strategy.precision.precision for fabric in fabrics.values()}
     return networks, fabrics.popitem()[1].device, ", ".join(sorted(taken))
 
 
-def open_images(run: FinishedRun, root: str | None) -> dict[str, EvalLoader]:
-    """Loaders of the run's validation images, if it has any, and test images: "val" and "test"."""
+def open_images(run: FinishedRun, root: str | None, device: torch.device) -> dict[str, EvalLoader]:
+    """Return the loaders "test" and, if the run has validation images, "val".
+
+    Images are on the CPU, in batches for the device.
+    """
     data = run.data(root)
+    data.hparams["eval_batch_size"] = data.hparams["eval_batch_size"] or eval_batch_size(device)
     data.prepare_data()
     data.setup("validate")
     data.setup("test")
@@ -93,7 +102,7 @@ def look(
     device: torch.device,
     name: str = "",
 ) -> dict[str, dict[str, Tensor]]:
-    """Log-probabilities float32 (N, 10), on the CPU, by network and view.
+    """Return log-probabilities float32 (N, 10) on the CPU by network and view.
 
     With a `name` it shows the progress.
     """
@@ -114,11 +123,25 @@ def look(
     }
 
 
-def calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Calibration of logits or log-probabilities (N, 10) with labels int64 (N,), in 64 bits.
+def provenance(run: FinishedRun, device: torch.device, precision: str) -> dict[str, Any]:
+    """Return the fields that the records of an evaluation and of a shift share."""
+    commit, dirty = git_state()
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "source": run.record.source,
+        "commit": commit,
+        "dirty": dirty,
+        "versions": versions(),
+        "device": describe_device(device),
+        "precision": precision,
+    }
 
-    Classwise: the calibration error of each class's probability, over all images, averaged over
-    classes (Nixon et al. 2019, Kull et al. 2019).
+
+def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """Compute the calibration of logits (N, 10) for labels int64 (N,), in 64 bits.
+
+    The classwise error is the mean over classes of the calibration error of a class's probability
+    (Nixon et al. 2019, Kull et al. 2019).
     """
     logits = logits.double()
     probabilities = logits.softmax(dim=1)
@@ -135,27 +158,34 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     )
 
 
+def measure(predictions: Tensor, labels: Tensor, temperature: float | None) -> dict[str, Any]:
+    """Measure log-probabilities (N, 10), also divided by a temperature."""
+    return {
+        "accuracy": (predictions.argmax(dim=1) == labels).double().mean().item(),
+        "as_it_is": calibration(predictions, labels),
+        "fitted": calibration(predictions / temperature, labels) if temperature else None,
+    }
+
+
 def score_strategy(
     predictions: Tensor, baseline: Tensor, labels: Tensor, temperature: float | None
 ) -> StrategyScore:
-    """Score log-probabilities (N, 10) of a strategy against the baseline's."""
+    """Score log-probabilities (N, 10) of a strategy against a baseline."""
     correct = predictions.argmax(dim=1) == labels
     plain = baseline.argmax(dim=1) == labels
     low, high = paired_bootstrap(correct, plain)
     return StrategyScore(
-        accuracy=correct.double().mean().item(),
         gain=(correct.double() - plain.double()).mean().item(),
         gain_low=low,
         gain_high=high,
         images=len(labels),
-        as_it_is=calibration(predictions, labels),
-        fitted=calibration(predictions / temperature, labels) if temperature else None,
+        **measure(predictions, labels, temperature),
     )
 
 
 @torch.inference_mode()
 def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device) -> float:
-    """Seconds of a module for 1,000 images, which are on the device before."""
+    """Measure a module's seconds for 1,000 images that are on the device."""
     batches = [images.to(device) for images, _ in islice(loader, ceil(TIMED / loader.batch_size))]
     synchronise(device)
     start = time.perf_counter()
@@ -168,15 +198,15 @@ def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device
 def paired_bootstrap(
     correct: Tensor, baseline: Tensor, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of `correct - baseline`, by resampling images.
+    """Return the percentile interval of the mean of `correct - baseline`.
 
-    `correct` and `baseline` are bool (N,), for the same images in the same order (Efron and
-    Tibshirani 1993). The interval covers other test images, not other training runs.
+    It resamples images (Efron and Tibshirani 1993). `correct` and `baseline` are bool (N,) for the
+    same images. The interval is for other test images, not for other training runs.
     """
     difference = correct.numpy().astype(np.int64) - baseline.numpy()
     values, counts = np.unique(difference, return_counts=True)
-    # The counts of the three values in N draws with replacement are multinomial: the same
-    # distribution, without N random numbers for each resample.
+    # The counts of the three values in N draws with replacement have a multinomial distribution, so
+    # N random numbers per resample are not necessary.
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(len(difference), counts / len(difference), size=resamples)
     tail = (1 - level) / 2

@@ -1,4 +1,4 @@
-"""Open a finished run: its record, its networks, its data. Prediction needs torch only."""
+"""Open a finished run: its record, its networks and its data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from datamodules.normalisation import CIFAR10_CLASSES
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.presets import PRESETS
+from experiments.records.integrity import check_archive, check_checksums
 from experiments.records.record import (
     Evaluation,
     Record,
@@ -40,19 +41,20 @@ class Weights:
 
 
 def weights_file(folder: Path, name: str) -> Path:
-    """The checkpoint with a set of weights: the best on validation, else the last."""
+    """Return the checkpoint with these weights: the best one, else the last one."""
     best = folder / ("best.ckpt" if name == "raw" else f"best_{name}.ckpt")
     return best if best.exists() else folder / "last.ckpt"
 
 
 def load_weights(folder: Path, name: str) -> Weights | None:
-    """Load the raw, "ema" or "swa" weights of a run: the best on validation, else the last.
+    """Load a run's "raw", "ema" or "swa" weights: the best ones, else the last ones.
 
     None if the run has no such weights, for example if averaging never began.
     """
     path = weights_file(folder, name)
+    check_archive(path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    # The average is the module's weights in a best file, a callback's state in a whole checkpoint.
+    # A best file has averages as the module's weights, a whole checkpoint as a callback's state.
     if name == "raw" or "callbacks" not in checkpoint:
         prefix = "network."
         state = {
@@ -82,12 +84,14 @@ class FinishedRun:
         return PRESETS.get(self.record.arch, self.record.arch)
 
     def network(self, weights: str = "raw") -> nn.Module:
-        """Build the network in evaluation mode with the run's "raw", "ema" or "swa" weights.
+        """Build the network in evaluation mode with the run's weights of a kind.
 
-        UserError if the run has no such weights.
+        Raises UserError if the run has no such weights.
         """
         try:
             found = load_weights(self.folder, weights)
+        except UserError:
+            raise
         except Exception as error:  # its class depends on the file's bytes
             raise UserError(
                 f"the {weights} weights in {self.folder} cannot be read ({type(error).__name__})"
@@ -104,32 +108,37 @@ class FinishedRun:
             ) from None
         return network.eval()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in the order of their labels."""
+        return SYNTHETIC_CLASSES if self.record.source == "synthetic" else CIFAR10_CLASSES
+
     def data(self, root: str | None = None) -> "CIFAR10DataModule":
-        """The run's data with its validation split, by default from the run's folder of data."""
+        """Return the run's data with its split, by default from the same folder."""
         arguments = dict(self.record.config["data"])
         # If `source` was auto, this machine might choose another one.
         given = {"root": root or arguments["root"], "source": self.record.source}
         return datamodules.CIFAR10DataModule(**arguments | given)
 
     def evaluation(self) -> Evaluation | None:
-        """Read the record that `evaluate.py` wrote of this run alone; None if there is none.
+        """Read the record of `evaluate.py` for this run; None if there is none.
 
-        UserError if it is invalid.
+        Raises UserError if it is invalid.
         """
         path = self.folder / "evaluation.json"
         return read_evaluation(path) if path.exists() else None
 
     def shift(self) -> Shift | None:
-        """Read the record that `evaluate.py --shift` wrote of this run; None if there is none.
+        """Read the record of `evaluate.py --shift` for this run; None if there is none.
 
-        Published corruptions come before generated ones. UserError if it is invalid.
+        Published corruptions are preferred. Raises UserError if it is invalid.
         """
         paths = [self.folder / SHIFT_FILES[kind] for kind in ("published", "generated")]
         return next((read_shift(path) for path in paths if path.exists()), None)
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """Open the folder of a finished run; UserError for any other folder."""
+    """Open the folder of a finished run; raise UserError for another folder."""
     path = folder / "result.json"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder of a run")
@@ -140,29 +149,34 @@ def open_run(folder: Path) -> FinishedRun:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network in evaluation mode and 32 bits, the names of its classes, and its file."""
+    """A network in evaluation mode and 32 bits, its classes, and its file."""
 
     network: nn.Module
     classes: tuple[str, ...]
     file: Path
 
 
-def open_network(folder: Path) -> TrainedNetwork:
-    """Open a finished run, with the weights that validation selected, or an exported folder.
+def is_export(folder: Path) -> bool:
+    """Whether a folder contains an exported network."""
+    return (folder / "model.safetensors").exists()
 
-    UserError for any other folder.
+
+def open_network(folder: Path) -> TrainedNetwork:
+    """Open a finished run with its best weights on validation, or an exported folder.
+
+    Raises UserError for any other folder.
     """
-    if (folder / "model.safetensors").exists():
+    if is_export(folder):
         return _open_export(folder)
     run = open_run(folder)
     weights = run.record.selected or "raw"
-    classes = SYNTHETIC_CLASSES if run.record.source == "synthetic" else CIFAR10_CLASSES
-    return TrainedNetwork(run.network(weights), classes, weights_file(folder, weights))
+    return TrainedNetwork(run.network(weights), run.classes, weights_file(folder, weights))
 
 
 def _open_export(folder: Path) -> TrainedNetwork:
     from lightning_modules.pretrained import PretrainedClassifier
 
+    check_checksums(folder, ("config.json", "model.safetensors"))
     try:
         model = PretrainedClassifier.from_pretrained(folder, strict=True)
     except Exception as error:  # its class depends on the file's bytes

@@ -15,9 +15,9 @@ SIDE = 32
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
-#: Pillow's names of the formats; others, such as EPS, would start programs
+#: Pillow's names of the formats; others, such as EPS, start programs
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-#: pixels of a WebP at most: its decoder takes 15 bytes for each, other decoders up to 4
+#: maximum pixels of a WebP, whose decoder needs 15 bytes per pixel; others need up to 4
 WEBP_PIXELS = 50_000_000
 #: number of pixels from which a picture is reduced band by band
 LARGE = 2**20
@@ -31,11 +31,11 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
     Transparent pixels become white, and the EXIF rotation is applied. Pillow's Lanczos filter
     resamples the largest square in the middle. An animation gives its first frame.
 
-    Greys of 16 and 32 bits are divided by 257. White of a float grey is the smallest of 1, 255 and
-    65535 that no pixel exceeds.
+    Greys of 16 and 32 bits are divided by 257. For float greys, white is 1, 255 or 65535: the
+    smallest of them that no pixel exceeds.
 
-    UserError for an unreadable picture, and, before it is decoded, for a picture of more than
-    178,956,970 pixels (WebP: 50,000,000).
+    Raises UserError for an unreadable picture. A picture of more than 178,956,970 pixels (WebP:
+    50,000,000) is rejected before it is decoded.
     """
     try:
         with warnings.catch_warnings():
@@ -87,7 +87,7 @@ def _decode(opened: Image.Image) -> Image.Image:
 
 
 def _white(image: Image.Image) -> float:
-    """The grey that becomes white, in a picture of more than 8 bits."""
+    """Return the grey that becomes white; it is 255 for pictures of 8 bits."""
     if image.mode[0] not in "IF":
         return 255
     low, high = image.getextrema()

@@ -1,32 +1,58 @@
-"""Predict classes of unlabelled images with a finished run."""
+"""Predict classes of unlabelled images with a finished run or an exported network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD, normalise
-from experiments.console import track
-from experiments.inference.finished import FinishedRun
+from datamodules.normalisation import MEAN, STD, eval_batch_size, normalise
+from experiments.console import UserError, track
+from experiments.inference.finished import FinishedRun, is_export, open_network, open_run
 from experiments.inference.strategies import PLAIN, Strategy
 
-#: images in a batch
-BATCH = 250
+
+@dataclass(frozen=True)
+class Predictor:
+    """The networks of a finished run, or an exported network."""
+
+    name: str
+    classes: tuple[str, ...]
+    default: str  # the strategy if the user names none
+    network: Callable[[str], nn.Module]  # by the name of its weights
 
 
-def default_strategy(run: FinishedRun) -> str:
-    """The best known strategy on validation."""
+def open_predictor(folder: Path) -> Predictor:
+    """Open a finished run or an exported folder; raise UserError for any other folder."""
+    if not is_export(folder):
+        run = open_run(folder)
+        return Predictor(run.record.name, run.classes, _best_strategy(run), run.network)
+    exported = open_network(folder)
+
+    def network(weights: str) -> nn.Module:
+        if weights != "raw":
+            raise UserError(f"{folder} has a single network: name a --strategy without {weights}")
+        return exported.network
+
+    return Predictor(folder.resolve().name, exported.classes, PLAIN, network)
+
+
+def _best_strategy(run: FinishedRun) -> str:
+    """Return the best known strategy on validation."""
     evaluation = run.evaluation()
     if evaluation and evaluation.chosen:
         return evaluation.chosen
     return PLAIN if run.record.selected in ("raw", None) else run.record.selected
 
 
-def probabilities(run: FinishedRun, strategy: Strategy, images: Tensor) -> Tensor:
-    """Probabilities float32 (N, 10), on the CPU, of images uint8 (N, 3, 32, 32)."""
+def probabilities(predictor: Predictor, strategy: Strategy, images: Tensor) -> Tensor:
+    """Return probabilities float32 (N, 10) on the CPU of images uint8 (N, 3, 32, 32)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-    networks = {name: run.network(name) for name in strategy.networks}
+    networks = {name: predictor.network(name) for name in strategy.networks}
     network = strategy.build(networks, mean, std)
-    batches = images.split(BATCH)
+    batches = images.split(eval_batch_size(device))
     with torch.inference_mode():
         answers = [
             network(normalise(batch.to(device), mean, std)).cpu()

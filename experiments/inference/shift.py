@@ -1,10 +1,8 @@
-"""Score a run's networks under distribution shift: CIFAR-10-C and CIFAR-10.1.
+"""Score a run's networks on shifted images: CIFAR-10-C and CIFAR-10.1.
 
 Temperatures come from clean validation images.
 """
 
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
 from datetime import UTC, datetime
@@ -18,10 +16,15 @@ from datamodules.corruptions import BENCHMARK, CORRUPTIONS, corrupt
 from datamodules.shifted import CIFAR10C, read_cifar10_1
 from datamodules.tensor_loader import EvalLoader
 from experiments.console import UserError, track
-from experiments.inference.evaluation import calibration, look, open_images, open_networks
+from experiments.inference.evaluation import (
+    look,
+    measure,
+    open_images,
+    open_networks,
+    provenance,
+)
 from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import BOTH, PLAIN, Strategy
-from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Calibration, Shift, ShiftMean, ShiftResult, ShiftScore
 from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
@@ -34,7 +37,7 @@ Scores = dict[str, ShiftScore]  # by strategy
 
 
 def single_views(weights: Iterable[str]) -> dict[str, Strategy]:
-    """Strategies of one view: the raw weights, their average if any, and both together."""
+    """Return strategies of one view: raw weights, their average, and both."""
     strategies = {PLAIN: Strategy({"raw": 1.0}, IDENTITY)}
     for name in weights:
         if name != "raw":
@@ -53,42 +56,43 @@ def evaluate_shift(
     root: str | None = None,
     precision: Precision | None = None,
 ) -> Shift:
-    """Predict the first `count` test images, all by default, under every corruption.
+    """Predict the first `count` test images, by default all, with every corruption.
 
-    Corruptions are generated, or read from the folder of the published CIFAR-10-C. CIFAR-10.1 is
-    scored if its folder is given. UserError for unreadable files, and for other images than the
-    run's.
+    Corruptions are generated, or read from the folder of the published CIFAR-10-C. If the folder of
+    CIFAR-10.1 is given, it is scored too. Raises UserError for unreadable files, and for CIFAR-10.1
+    if the run was trained on synthetic images.
     """
     if cifar10_1 and run.record.source == "synthetic":
         raise UserError(
-            f"--cifar101 holds photographs, and {run.folder} was trained on the synthetic stand-in"
+            f"--cifar101 contains photographs, but {run.folder} was trained on synthetic images"
         )
-    commit, dirty = git_state()
-    loaders = open_images(run, root)
+    wanted = {weights: (run, weights) for weights in run.record.weights}
+    networks, device, taken_precision = open_networks(wanted, precision)
+    origin = provenance(run, device, taken_precision)
+    loaders = open_images(run, root, device)
     test = loaders["test"]
     images, labels = test.images[:count], test.labels[:count]
     if count is not None and len(images) < count:
         raise UserError(
-            f"--images must be at most {len(images):,}, which the test set has, got {count:,}"
+            f"--images must be at most {len(images):,}, the size of the test set, got {count:,}"
         )
     published = CIFAR10C(cifar10_c, test.labels) if cifar10_c else None
     read_anew = read_cifar10_1(cifar10_1) if cifar10_1 else None
 
     strategies = single_views(run.record.weights)
-    wanted = {weights: (run, weights) for weights in run.record.weights}
-    networks, device, taken_precision = open_networks(wanted, precision)
     mean, std = test.mean.to(device), test.std.to(device)
     temperatures: dict[str, float] = {}
 
     def predict(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        # Published images are channels last, which changes the rounding of convolutions.
+        # Published images are in channels-last format, which changes the rounding of convolutions.
         loader = EvalLoader(images.to(device).contiguous(), labels, test.batch_size, mean, std)
         seen = look(networks, IDENTITY, loader, device)
         return {name: strategy.predict(seen) for name, strategy in strategies.items()}
 
     def score(images: Tensor, labels: Tensor) -> Scores:
         predictions = predict(images, labels)
-        return {n: score_shift(x, labels, temperatures.get(n)) for n, x in predictions.items()}
+        found = {n: measure(x, labels, temperatures.get(n)) for n, x in predictions.items()}
+        return {name: ShiftScore(**measures) for name, measures in found.items()}
 
     def shifted(name: str, severity: int) -> Tensor:
         if published:
@@ -107,13 +111,7 @@ def evaluate_shift(
 
     return Shift(
         run=run.folder.resolve().name,
-        command=shlex.join(["python", *sys.argv]),
-        source=run.record.source,
-        commit=commit,
-        dirty=dirty,
-        versions=versions(),
-        device=describe_device(device),
-        precision=taken_precision,
+        **origin,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         corruptions="published" if published else "generated",
         seed=None if published else SEED,
@@ -134,17 +132,8 @@ def evaluate_shift(
     )
 
 
-def score_shift(predictions: Tensor, labels: Tensor, temperature: float | None) -> ShiftScore:
-    """Score log-probabilities (N, 10), also divided by a temperature."""
-    return ShiftScore(
-        accuracy=(predictions.argmax(dim=1) == labels).double().mean().item(),
-        as_it_is=calibration(predictions, labels),
-        fitted=calibration(predictions / temperature, labels) if temperature else None,
-    )
-
-
 def mean_score(scores: Iterable[ShiftScore]) -> ShiftMean:
-    """The mean over corruptions and severities, which have equally many images."""
+    """Return the mean over corruptions and severities of equally many images."""
     scores = list(scores)
     fitted = [x.fitted for x in scores if x.fitted]
     return ShiftMean(
@@ -155,5 +144,5 @@ def mean_score(scores: Iterable[ShiftScore]) -> ShiftMean:
 
 
 def mean_calibration(calibrations: Sequence[Calibration]) -> Calibration:
-    """The mean of each measure."""
+    """Return the mean of each measure."""
     return Calibration(*map(fmean, zip(*map(astuple, calibrations), strict=True)))

@@ -1,4 +1,4 @@
-"""Strategies of prediction by name: which weights see which views. Importing it needs no torch."""
+"""Strategies of prediction: weights, views and temperature. Needs no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Strategy:
     def build(
         self, networks: Mapping[str, "nn.Module"], mean: "Tensor", std: "Tensor"
     ) -> "nn.Module":
-        """Build a module from normalised images to log-probabilities, around named networks."""
+        """Build a module that maps normalised images to log-probabilities."""
         from lightning_modules.prediction import TTA, Ensemble, TemperatureScaled
 
         members = [
@@ -40,9 +40,9 @@ class Strategy:
         return TemperatureScaled(ensemble, self.temperature).to(mean.device)
 
     def predict(self, seen: Seen) -> "Tensor":
-        """Compute the built module's output from each network's predictions for each view.
+        """Compute the output of the built module from predictions for each view.
 
-        Strategies share views: a view that was predicted once serves all strategies.
+        All strategies can share the predictions for a view.
         """
         from lightning_modules.prediction import log_probabilities
 
@@ -94,18 +94,18 @@ STRATEGIES: dict[str, Strategy] = {
     "tta+ensemble": Strategy(BOTH, SAM_VIEWS, temperature=1.2, claim=0.9299),
     "six-view+ensemble": Strategy(BOTH, SIX_VIEWS, average="probabilities"),
 }
-#: in the order of the figure's bars
+#: in the order of the figure
 FIGURE_1 = (PLAIN, "tta", "ensemble", "tta+ensemble", "ema+tta")
 
 
 def strategies_for(weights: Iterable[str]) -> dict[str, Strategy]:
-    """The strategies that need only these weights."""
+    """Return the strategies that need only these weights."""
     weights = set(weights)
     return {name: s for name, s in STRATEGIES.items() if set(s.networks) <= weights}
 
 
 def joint_strategies(networks: Iterable[str]) -> dict[str, Strategy]:
-    """Strategies for the networks of several runs: each network alone, and all of them together."""
+    """Return strategies for networks of several runs: each alone, and all together."""
     together = dict.fromkeys(networks, 1.0)
     return {name: Strategy({name: 1.0}, IDENTITY) for name in together} | {
         "ensemble": Strategy(together, IDENTITY, average="probabilities"),

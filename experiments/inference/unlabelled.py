@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.console import UserError
+from experiments.console import UserError, printable
 from experiments.inference.array_pickles import unpickle_arrays
 from experiments.inference.pictures import SIDE, SUFFIXES, read_picture
 
@@ -29,14 +30,14 @@ class UnlabelledImages:
 
 
 def read_unlabelled(paths: Sequence[Path]) -> UnlabelledImages:
-    """Read every image of the given pictures, folders of pictures and pickled test sets, in order.
+    """Read all images of pictures, folders and pickled test sets, in order.
 
     A picture is recognised by its suffix, and its id is its path. Folders are searched recursively,
     in the order of the names. Any other file is read as a pickled test set, for example an official
-    CIFAR batch: a dictionary whose `data` is uint8 (N, 3072), channel first, or (N, 32, 32, 3).
-    Its `ids`, if it has them, are the ids; otherwise images are numbered from 0.
+    CIFAR batch: a dictionary whose `data` is uint8 (N, 3072), channel first, or (N, 32, 32, 3). Its
+    `ids` are the ids; without them, images are numbered from 0.
 
-    UserError for missing files, unreadable test sets, and if no picture is readable.
+    Raises UserError for missing files, unreadable test sets, and if no picture is readable.
     """
     images: list[Tensor] = []
     ids: list[str] = []
@@ -53,7 +54,7 @@ def read_unlabelled(paths: Sequence[Path]) -> UnlabelledImages:
                     unreadable.append(str(error))
                     continue
                 images.append(picture[None])
-                # A name that is not UTF-8 could be neither printed nor written.
+                # A name that is not UTF-8 could not be printed or written.
                 ids.append(os.fsencode(file).decode(errors="replace"))
                 resized += fitted
             else:
@@ -86,14 +87,14 @@ def _pictures_in(folder: Path) -> list[Path]:
 def read_test_set(path: Path) -> tuple[Tensor, list[str]]:
     """Read images uint8 (N, 3, 32, 32) of a pickled test set, and their ids.
 
-    UserError for any other file.
+    Raises UserError for any other file.
     """
     content = unpickle_arrays(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path} holds a {type(content).__name__}, not a dictionary with the key data"
         )
-    # Keys that are not text are never ours.
+    # Keys may be bytes, as in CIFAR's batches.
     fields = {
         key.decode(errors="replace") if isinstance(key, bytes) else key: x
         for key, x in content.items()
@@ -115,7 +116,7 @@ def read_test_set(path: Path) -> tuple[Tensor, list[str]]:
 
 
 def _texts(ids: Any, path: Path) -> list[str]:
-    """The ids of a test set as text; UserError if they are not a list of texts."""
+    """Return the ids of a test set as text; raise UserError if they are not a list."""
     is_array = isinstance(ids, np.ndarray) and ids.ndim == 1
     if not is_array and not isinstance(ids, list | tuple | range):
         raise UserError(f"{path} has ids that are not a list, but {ids!r:.40}")
@@ -126,15 +127,12 @@ def _texts(ids: Any, path: Path) -> list[str]:
 
 
 def submission_csv(ids: Sequence[str], labels: Iterable[int]) -> str:
-    """Kaggle's format: the header `ID,Labels`, then each image's id and label, 0 to 9."""
+    """Return Kaggle's format: the header `ID,Labels`, then ids and labels 0 to 9."""
     return _csv(["ID", "Labels"], zip(ids, labels, strict=True))
 
 
 def probabilities_csv(ids: Sequence[str], probabilities: Tensor, classes: Sequence[str]) -> str:
-    """Rows of id, name of the likeliest class, and the probability of every class.
-
-    `probabilities` are float (N, C).
-    """
+    """Return rows of id, likeliest class, and probabilities float (N, C)."""
     likeliest = [classes[i] for i in probabilities.argmax(dim=1)]
     rows = (
         [name, label, *(f"{p:.6f}" for p in row)]
@@ -143,9 +141,18 @@ def probabilities_csv(ids: Sequence[str], probabilities: Tensor, classes: Sequen
     return _csv(["ID", "class", *classes], rows)
 
 
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet runs as a formula and no terminal takes for an escape sequence."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    formula = text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"[+-]?[\d.]+", text)
+    return f"'{text}" if formula else text
+
+
 def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_cell(x) for x in row] for row in rows)
     return text.getvalue()

@@ -1,1 +1,1 @@
-"""Records: what they hold, how they are written, found and printed."""
+"""Records: their fields, reading and writing, and their origin."""

@@ -19,7 +19,7 @@ Place = tuple[str | int, ...]
 
 #: size of a JSON file
 MAX_BYTES = 20_000_000
-#: values in a YAML file, each alias counted with all values that it stands for
+#: values in a YAML file; an alias counts with all its values
 MAX_VALUES = 20_000
 #: plain words for pydantic's types of errors
 REASONS = {
@@ -40,6 +40,27 @@ def read_json(kind: type[T], path: Path) -> T:
     except ValidationError as error:
         name = "JSON file" if kind is object else kind.__name__.lower()
         raise UserError(f"{path} is not a valid {name}: {_explain(kind, error)[1]}") from None
+
+
+def check_yaml(text: str) -> None:
+    """Raise YAMLError for a text whose aliases or depth need too much memory or time."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_VALUES  # for a node that contains itself
+            children = node.value if isinstance(node, yaml.CollectionNode) else []
+            if isinstance(node, yaml.MappingNode):
+                children = [x for pair in children for x in pair]
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and size(root) > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES:,} values")
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Record:
     # effective batch size over all devices and accumulated batches, which
     # `config["model"]["lr"]` refers to
     images_per_step: int | None = None
+    rollbacks: int = 0  # of --on_nan rollback
     host: str | None = None  # the processor and its threads, also if a GPU trained
     # SHA-256 of all other fields as written: edited records are rejected
     digest: str | None = field(default=None, compare=False)

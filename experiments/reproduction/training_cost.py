@@ -44,7 +44,7 @@ class Stopwatch:
     """Seconds that trainings take on this device, validation included."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        """Of the `records` only those of this device are used."""
+        """Use the `records` of this device only."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = describe_device(self.device)
         self.records = [r for r in records if r.device == name and r.training_seconds > 0]

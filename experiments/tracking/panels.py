@@ -56,6 +56,8 @@ def curves() -> list[wr.LinePlot]:
             "Training accuracy (soft: against mixed targets)", ["train/acc", "train/acc_soft"]
         ),
         over_epochs("Training loss", ["train/loss"]),
+        # Only fp16 has a loss scale.
+        wr.LinePlot(title="Gradients", x="epoch", metric_regex="^train/(gradient_norm|loss_scale)"),
         # Named by the optimizer, and by the parameter group if there are several.
         wr.LinePlot(title="Learning rate", x="trainer/global_step", metric_regex="^lr-.*"),
     ]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NoReturn, TextIO
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -26,7 +27,9 @@ from callbacks import (
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError, near
 from experiments.presets import CONFIGS, EXPERIMENTS
-from experiments.training.combinations import refuse_combinations, suit_machine
+from experiments.records.integrity import check_archive
+from experiments.records.parsing import check_yaml
+from experiments.training.combinations import changes, refuse_combinations, suit_machine
 from experiments.training.devices import check_devices
 from experiments.training.display import Display
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
@@ -82,6 +85,19 @@ class Parser(LightningArgumentParser):
             given = [flag for flag in flags if flag.endswith(f".{name}")]
             message = f"{given[0]}: {message}" if len(given) == 1 else message
         return message
+
+
+_load_yaml = get_loader("yaml")
+
+
+def _load_bounded(text: str) -> Any:
+    """The YAML loader of jsonargparse, for values of flags and for files; rejects YAML bombs."""
+    if len(text) > 10_000 or "*" in text:
+        check_yaml(text)
+    return _load_yaml(text)
+
+
+set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
 
 def arguments_of(launch: Launch) -> list[str]:
@@ -148,8 +164,23 @@ class ExperimentCLI(LightningCLI):
             if self.config.fit_budget is not None:
                 self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
             suit_machine(self.config)
+            self._refuse_changes()
         except (ValueError, MisconfigurationException) as error:
             parser.error(str(error))
+
+    def _refuse_changes(self) -> None:
+        """Reject a resumed run whose settings differ, unless `--allow_changes` accepts that."""
+        if not self.launch.resumes:
+            return
+        before = yaml.safe_load((self.launch.folder / "config.yaml").read_text())
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        if changed := changes(before, now):
+            if not self.config.allow_changes:
+                raise ValueError(
+                    f"{'; '.join(changed)}: the run began with other settings. Leave them out, or "
+                    "add --allow_changes"
+                )
+            print(f"Changed settings: {'; '.join(changed)}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -176,6 +207,11 @@ class ExperimentCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             help="Checkpoint to resume from; `last` is the newest unfinished run's.",
+        )
+        parser.add_argument(
+            "--allow_changes",
+            action="store_true",
+            help="Resume a run with other settings than it began with.",
         )
         parser.add_argument(
             "--on_nan",
@@ -205,6 +241,7 @@ class ExperimentCLI(LightningCLI):
         parser.link_arguments("seed", "data.seed")
 
     def before_instantiate_classes(self) -> None:
+        self.config.allow_changes = False  # for this launch only
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
 
     def instantiate_classes(self) -> None:
@@ -283,7 +320,10 @@ def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
     UserError if it cannot be read, or does not fit.
     """
     try:
+        check_archive(path)
         checkpoint = torch.load(path, "cpu", weights_only=True)
+    except UserError as error:
+        raise UserError(f"--ckpt_path: {error}") from None
     except Exception as error:  # its class depends on the file's bytes
         raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(error).__name__}") from None
     if not isinstance(checkpoint, dict):

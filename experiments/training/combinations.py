@@ -1,6 +1,7 @@
 """Combinations of flags: rejected ones, and settings that depend on the machine."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -20,6 +21,36 @@ NEEDS = {
     "--data.rand_augment_m": ("data.policy", ("rand_augment",)),
     "--data.augmix_severity": ("data.policy", ("augmix",)),
 }
+
+
+#: Settings that do not change the training. All others count.
+IRRELEVANT = frozenset(
+    [
+        # folders and names
+        *(
+            "name",
+            "output",
+            "ckpt_path",
+            "allow_changes",
+            "data.root",
+            "data.download",
+            "trainer.default_root_dir",
+        ),
+        # the seed, which a record contains separately
+        *("seed", "seed_everything", "data.seed"),
+        # output and logging
+        *("wandb", "trainer.logger", "trainer.log_every_n_steps", "trainer.profiler"),
+        *("trainer.enable_progress_bar", "trainer.enable_model_summary"),
+        *("trainer.enable_autolog_hparams", "trainer.model_registry"),
+        # pauses: a run with a record has reached its last epoch
+        "trainer.max_time",
+        # the machine, and its way to compute the same
+        *("trainer.accelerator", "trainer.benchmark", "trainer.inference_mode"),
+        *("model.compile", "model.channels_last", "model.fused", "data.eval_batch_size"),
+        # a network over the budget has no record
+        *("budget", "budget.limit", "budget.action"),
+    ]
+)
 
 
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
@@ -69,6 +100,24 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
         )
     if fraction == 0 and not config.test:
         raise ValueError("--test false leaves nothing to evaluate if --data.val_fraction is 0")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ between two configurations, as "--flag: old -> new".
+
+    Settings that do not change the training are left out, and settings that one of them lacks.
+    """
+    old, new = _flat(before), _flat(now)
+    shared = old.keys() & new.keys() - (IRRELEVANT - {"seed"})
+    return [f"--{key}: {old[key]} -> {new[key]}" for key in sorted(shared) if old[key] != new[key]]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def suit_machine(config: Namespace) -> None:

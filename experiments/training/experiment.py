@@ -15,10 +15,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks import DivergedError
+from callbacks import DivergedError, Divergence
 from experiments.console import UserError
 from experiments.inference.evaluation import predict, score
 from experiments.inference.finished import load_weights
+from experiments.records.integrity import seal
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores
@@ -33,6 +34,7 @@ from experiments.training.devices import (
 from experiments.training.loggers import ClaimLogger
 from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.training.processes import hand_on
+from experiments.training.run_folder import PREVIOUS
 from experiments.training.trainer import Trainer
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.networks import count_parameters
@@ -78,7 +80,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     folder = cli.launch.folder
     code = git_state()
     if cli.trainer.is_global_zero:
-        write_atomically(folder / "config.yaml", cli.resolved)
+        write_atomically(folder / "config.yaml", seal(cli.resolved))
         with (folder / "commands.txt").open("a") as file:
             file.write(shlex.join(["python", *sys.argv]) + "\n")
         batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
@@ -117,6 +119,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     record = make_record(cli, folder, code, scores, timer.time_elapsed("train"))
     write_predictions(folder / "predictions.npz", labels, logits)
     write_record(record, folder / "result.json")
+    (folder / PREVIOUS).unlink(missing_ok=True)  # a finished run is never resumed
     answered = labels.get("test"), logits.get("test", {}).get(record.selected or "raw")
     write_pictures(cli, folder, *answered)
     show(record, folder)
@@ -196,6 +199,7 @@ def make_record(
         selected=max(on_validation, key=lambda name: on_validation[name].accuracy, default=None),
         scores=scores,
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
+        rollbacks=next(len(c.rollbacks) for c in trainer.callbacks if isinstance(c, Divergence)),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
     )
 

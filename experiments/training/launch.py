@@ -12,12 +12,13 @@ import yaml
 
 from experiments.console import ArgumentParser, UserError, near
 from experiments.presets import EXPERIMENTS
+from experiments.records.integrity import check_archive, check_seal
 from experiments.training.processes import (
     agree_on_a_name,
     handed_on,
     is_first,
 )
-from experiments.training.run_folder import is_locked, lock_folder, make_folder
+from experiments.training.run_folder import LAST, PREVIOUS, is_locked, lock_folder, make_folder
 from experiments.training.short_help import short_help
 
 IN_USE = "{} is in use: choose another --name, or wait until the process that works on it has ended"
@@ -139,14 +140,33 @@ def _decided_folder(flags: argparse.Namespace) -> Path | None:
 def _resume_last(flags: argparse.Namespace, argv: list[str]) -> Launch:
     """Continue the named run, or else the latest."""
     folder = _decided_folder(flags) or _latest_run(flags.output, flags.arch)
-    checkpoint = folder / "last.ckpt"
-    if not checkpoint.exists():
-        raise UserError(f"--ckpt_path last: there is no {checkpoint} to resume from")
+    if not (folder / LAST).exists():
+        raise UserError(f"--ckpt_path last: there is no {folder / LAST} to resume from")
     if (folder / "result.json").exists():
         raise UserError(f"--ckpt_path last: {folder} has finished; its record is result.json there")
+    check_seal(folder / "config.yaml")
+    checkpoint = _sound_checkpoint(folder)
     # The settings of the first launch, which the new flags replace.
     arguments = ["--config", str(folder / "config.yaml"), *argv]
     return Launch(flags.arch, folder, checkpoint, flags.quick, arguments)
+
+
+def _sound_checkpoint(folder: Path) -> Path:
+    """The newest undamaged checkpoint of a run; UserError if there is none."""
+    try:
+        check_archive(folder / LAST)
+    except UserError as error:
+        previous = folder / PREVIOUS
+        if not previous.exists():
+            raise UserError(f"--ckpt_path last: {error}, and there is no {previous}") from None
+        try:
+            check_archive(previous)
+        except UserError as other:
+            raise UserError(f"--ckpt_path last: {error}, and {other}") from None
+        if is_first():
+            print(f"{error}. Continuing from {previous}", file=sys.stderr)
+        return previous
+    return folder / LAST
 
 
 def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
@@ -159,15 +179,19 @@ def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
     made_up = folder is None and identity is None
     if folder is None:
         folder = flags.output / f"{flags.arch}-{identity or f'{datetime.now():%Y%m%d-%H%M%S}'}"
-    if not made_up and any((folder / name).exists() for name in ("last.ckpt", "result.json")):
+    if not made_up and any((folder / name).exists() for name in (LAST, "result.json")):
         raise UserError(f"{folder} contains a run: choose another --name, or add --ckpt_path last")
     return Launch(flags.arch, folder, checkpoint, flags.quick, list(argv), made_up)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read the settings in a YAML file; ValueError, which names the file, if it is invalid."""
+    from experiments.records.parsing import check_yaml
+
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        check_yaml(text)
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
@@ -192,7 +216,7 @@ def _latest_run(output: Path, arch: str) -> Path:
     """
     unfinished = [
         path.parent
-        for path in output.glob("*/last.ckpt")
+        for path in output.glob(f"*/{LAST}")
         if not path.with_name("result.json").exists() and _is_of(arch, path.parent)
     ]
     idle = [folder for folder in unfinished if not is_locked(folder)]
@@ -202,4 +226,4 @@ def _latest_run(output: Path, arch: str) -> Path:
             f"--ckpt_path last: {output} holds no unfinished run of {arch}{besides}; "
             "name one with --name"
         )
-    return max(idle, key=lambda folder: (folder / "last.ckpt").stat().st_mtime)
+    return max(idle, key=lambda folder: (folder / LAST).stat().st_mtime)

@@ -1,12 +1,27 @@
 """The folder of one run, and its lock while a process works on the run."""
 
 import fcntl
+import os
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TextIO
 
 #: a file in the run's folder; the system releases the lock of a killed process
 LOCK = ".lock"
+#: checkpoints to resume from: the newest, and the one before it in case the newest is damaged
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+def keep_previous(path: Path) -> None:
+    """Give the newest checkpoint a second name, before a newer one replaces it.
+
+    Some file systems have no hard links. Then there is no previous checkpoint.
+    """
+    previous = path.with_name(PREVIOUS)
+    with suppress(OSError):
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
 
 
 def make_folder(folder: Path, made_up: bool) -> Path:

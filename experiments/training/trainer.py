@@ -15,6 +15,8 @@ from lightning.pytorch import Trainer as LightningTrainer
 from torch.utils._triton import has_triton
 
 from callbacks.snapshot import snapshot
+from experiments.records.integrity import check_archive
+from experiments.training.run_folder import LAST, keep_previous
 
 # Without bf16-true and 16-true, because Lightning then keeps metrics and averages in 16 bits too: a
 # count of images stops at 2 ** 15, and EMA does not change.
@@ -102,9 +104,10 @@ class BackgroundFiles(TorchCheckpointIO):
         self._collect(self.WAITING - 1)
         self._writes.append(self._thread.submit(self._write, snapshot(checkpoint), Path(path)))
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self._collect(0)
-        return super().load_checkpoint(*args, **kwargs)
+        check_archive(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         self._collect(0)
@@ -128,6 +131,8 @@ class BackgroundFiles(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(content.getbuffer())
+            if path.name == LAST:
+                keep_previous(path)
             partial.replace(path)
         except OSError:
             partial.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Attention over channels and over positions.
 
-Each module maps feature maps (N, C, H, W) to their product with weights in (0, 1): same shape, same
-dtype.
+Each module multiplies feature maps (N, C, H, W) by weights in (0, 1), and keeps shape and dtype.
 """
 
 import torch
@@ -13,9 +12,9 @@ from lightning_modules.layers.pooling import global_mean, mean
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by their mean over all positions (Hu et al. 2018).
+    """Weights channels by their mean over all positions (Hu et al. 2018).
 
-    1x1 convolutions with bias, C -> max(1, C // reduction) -> C, `activation` between them.
+    Two 1x1 convolutions with bias map C -> max(1, C // reduction) -> C, with `activation` between.
     """
 
     def __init__(self, channels: int, reduction: int = 16, activation: Activation = "relu") -> None:
@@ -31,10 +30,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Channels weighted by their mean and maximum over all positions (Woo et al. 2018).
+    """Weights channels by their mean and maximum over all positions (Woo 2018).
 
-    Both go through one shared MLP without bias, C -> max(4, C // reduction) -> C. The gradient of a
-    maximum that several positions share goes to one of them, as in the published code.
+    Both use one MLP without bias, C -> max(4, C // reduction) -> C. If several positions have the
+    maximum, one of them gets the gradient, as in the published code.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
@@ -47,17 +46,17 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not amax, whose gradient alone takes a quarter of a step of the whole network.
+        # Not amax, whose gradient takes a quarter of the whole network's step.
         average, maximum = global_mean(x).flatten(1), F.adaptive_max_pool2d(x, 1).flatten(1)
         weights = (self.mlp(average) + self.mlp(maximum)).sigmoid()
         return x * weights[:, :, None, None]
 
 
 class SpatialAttention(nn.Module):
-    """Positions weighted by the mean and maximum over channels (Woo et al. 2018).
+    """Weights positions by the mean and maximum over channels (Woo et al. 2018).
 
-    A 7x7 convolution, 2 -> 1, without bias: 98 parameters. CBAM's published code has a BatchNorm
-    after it, its paper has none, and nor has this.
+    A 7x7 convolution without bias maps 2 -> 1 channels (98 parameters). As in the paper, but not in
+    CBAM's published code, no BatchNorm follows.
     """
 
     def __init__(self) -> None:
@@ -77,11 +76,11 @@ class CBAM(nn.Sequential):
 
 
 class CoordinateAttention(nn.Module):
-    """Each position weighted, channel by channel, by its row's and its column's mean (Hou 2021).
+    """Weights channels and positions by row and column means (Hou 2021).
 
-    Channels and positions in one: the means over rows and over columns go through one shared 1x1
-    convolution to max(8, C // reduction) channels with BatchNorm and Hardswish, then through one
-    each back to C, and a position's weight is the product of its row's and its column's.
+    One 1x1 convolution maps the means of all rows and columns to max(8, C // reduction) channels,
+    with BatchNorm and Hardswish. Two others map rows and columns back to C channels. The weight of
+    a position is the product of its row's weight and its column's weight.
     """
 
     def __init__(self, channels: int, reduction: int = 32) -> None:

@@ -1,4 +1,4 @@
-"""Parts of residual networks: convolution with BatchNorm, the basic block, stages."""
+"""Parts of residual networks: convolution with BatchNorm, basic block, stages."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,15 +6,17 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_modules.layers.pooling import global_mean
+
 Activation = Literal["relu", "silu"]
 
 
 def make_activation(name: Activation) -> nn.Module:
-    """The activation of that name; ValueError for any other."""
+    """Return the activation of a name; raise ValueError for an unknown name."""
     if name == "relu":
         return nn.ReLU(inplace=True)
     if name == "silu":
-        # Not in place: its gradient needs its input, which autograd would copy first.
+        # Not in place, because its gradient needs its input, which autograd would copy.
         return nn.SiLU()
     raise ValueError(f"activation must be 'relu' or 'silu', got {name!r}")
 
@@ -22,7 +24,7 @@ def make_activation(name: Activation) -> nn.Module:
 def conv_bn(
     in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
 ) -> nn.Sequential:
-    """Convolution without bias, padded so that stride 1 keeps the size, and BatchNorm."""
+    """Return a convolution without bias, padded to keep the size, and BatchNorm."""
     return nn.Sequential(
         nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
@@ -32,11 +34,12 @@ def conv_bn(
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, (N, in_channels, H, W) -> (N, channels, H', W').
+    """Two 3x3 convolutions and a shortcut (He et al. 2016).
 
-    conv-BN-act, conv-BN, plus the shortcut, act (He et al. 2016), with H' = H / stride. The
-    shortcut is a 1x1 convolution with BatchNorm where the width or the stride changes. Attention
-    may follow the first activation (`after_act1`) or the second BatchNorm (`after_bn2`).
+    The order is conv-BN-act, conv-BN, sum with the shortcut, act. Shapes are (N, in_channels, H, W)
+    -> (N, channels, H / stride, W / stride). If the width or the stride changes, the shortcut is a
+    1x1 convolution with BatchNorm. Attention may follow the first activation (`after_act1`) or the
+    second BatchNorm (`after_bn2`).
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.after_act1(self.act1(self.conv_bn1(x)))
         out = self.after_bn2(self.conv_bn2(out))
-        # In place: neither BatchNorm nor attention needs its own output for its gradient.
+        # In place, because the gradients of BatchNorm and attention do not need this output.
         out += self.shortcut(x)
         return self.act2(out)
 
@@ -77,10 +80,10 @@ def make_stages(
     strides: Sequence[int],
     blocks: Sequence[int],
 ) -> nn.Sequential:
-    """One nn.Sequential per stage, whose first block changes the width and takes the stride.
+    """Return the stages; their first blocks change the width and have the stride.
 
-    `block` makes a block from its input channels, output channels and stride. ValueError unless
-    `blocks` holds one positive count per stage.
+    `block` makes a block from its input channels, output channels and stride. Raises ValueError if
+    `blocks` is not one positive count per stage.
     """
     if len(blocks) != len(widths) or min(blocks) < 1:
         raise ValueError(f"blocks must be {len(widths)} positive counts, got {list(blocks)}")
@@ -92,15 +95,42 @@ def make_stages(
     return nn.Sequential(*stages)
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw every convolution from N(0, 2 / fan_out) and set its bias to zero (He et al. 2015).
+class ThreeStages(nn.Module):
+    """Stem, three stages and head: images (N, 3, 32, 32) to logits (N, 10).
 
-    The reference code of ResNet and WRN does the same, and neither of the two papers
-    rebuilt here differs. BatchNorm (ones, zeros) and linear layers keep torch's defaults.
+    The widths are 1, 2 and 4 times `base_width`, the strides 1, 2, 2. `block` makes a block from
+    its input channels, output channels and stride.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, int, int], nn.Module],
+        base_width: int,
+        blocks: Sequence[int],
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        check_positive(base_width=base_width)
+        widths = [base_width, 2 * base_width, 4 * base_width]
+        self.stem = nn.Sequential(conv_bn(3, base_width), make_activation(activation))
+        self.stages = make_stages(block, base_width, widths, (1, 2, 2), blocks)
+        self.head = nn.Linear(widths[-1], 10)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stages(self.stem(images))
+        return self.head(global_mean(features).flatten(1))
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw convolutions from N(0, 2 / fan_out), with zero bias (He et al. 2015).
+
+    The reference code of ResNet and WRN does the same. BatchNorm (ones, zeros) and linear layers
+    keep torch's defaults.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            # By hand, since nn.init takes a depthwise filter's fan_out to be that of a full one.
+            # Not by nn.init, which ignores groups in the fan_out of a depthwise filter.
             area = math.prod(module.kernel_size)
             fan_out = module.out_channels * area // module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
@@ -109,7 +139,7 @@ def initialise(network: nn.Module) -> None:
 
 
 def check_positive(**arguments: int) -> None:
-    """ValueError for the first argument below 1, by its name."""
+    """Raise ValueError for the first argument below 1, with its name."""
     for name, value in arguments.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")

@@ -1,4 +1,4 @@
-"""Means of feature maps, with a gradient in the memory layout of the feature maps."""
+"""Means of feature maps whose gradients keep the memory layout."""
 
 from typing import Any
 
@@ -22,14 +22,14 @@ class _Mean(torch.autograd.Function):
 
 
 def mean(x: Tensor, *dims: int) -> Tensor:
-    """The mean over some dimensions, which are kept with size 1.
+    """Return x.mean(dims, keepdim=True) with another gradient.
 
-    It is x.mean(dims, keepdim=True), whose own gradient is written out contiguous and takes that of
-    the layers before it out of channels-last with it. This one is a view of one number a mean.
+    torch's gradient is contiguous, and so the gradients of earlier layers lose channels-last. This
+    gradient is an expanded view with one number per mean.
     """
     return _Mean.apply(x, dims)
 
 
 def global_mean(x: Tensor) -> Tensor:
-    """The mean of feature maps (N, C, H, W) over positions, (N, C, 1, 1)."""
+    """Return the mean (N, C, 1, 1) of feature maps (N, C, H, W) over positions."""
     return mean(x, 2, 3)

@@ -1,17 +1,18 @@
-"""A first layer that whitens patches of images, and is not trained."""
+"""A frozen first layer that whitens patches of images."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: images whose patches are taken together: 46 MB for 2x2 patches of 32x32 images
+#: images per step: 46 MB for 2x2 patches of 32x32 images
 CHUNK = 500
 
 
 def patch_covariance(images: Tensor, size: int) -> Tensor:
-    """Covariance, float64 (D, D), of all size x size patches of images (N, C, H, W), D = C size^2.
+    """Return the covariance float64 (D, D) of all size x size patches of images.
 
-    A patch is its channels one after the other, each row by row, as in a filter of a convolution.
+    Images are (N, C, H, W), and D is C * size^2. A patch is a vector of its channels, each row by
+    row, like a filter of a convolution.
     """
     dimensions = images.shape[1] * size**2
     total = torch.zeros(dimensions, dtype=torch.float64)
@@ -27,22 +28,22 @@ def patch_covariance(images: Tensor, size: int) -> Tensor:
 
 
 def whitening_filters(covariance: Tensor, eps: float) -> Tensor:
-    """Filters (D, D), one a row, whose responses to patches of this covariance are uncorrelated.
+    """Return filters, the rows of (D, D), with uncorrelated responses to patches.
 
-    They are its eigenvectors, that of the largest eigenvalue first, each divided by the square root
-    of eigenvalue + eps: responses have variance eigenvalue / (eigenvalue + eps), just below 1 but
-    for directions that hardly vary and would be mostly noise.
+    They are the eigenvectors of the patches' covariance, the largest eigenvalue first, divided by
+    sqrt(eigenvalue + eps). The variance of a response is eigenvalue / (eigenvalue + eps): almost 1,
+    and less in directions that are mostly noise.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     return (eigenvectors / (eigenvalues + eps).sqrt()).T.flip(0)
 
 
 class PatchWhitening(nn.Conv2d):
-    """Convolution with whitening filters and their negatives, which are frozen, and a bias.
+    """Convolution with frozen whitening filters, their negatives, and a bias.
 
-    (N, C, H, W) -> (N, 2 C size^2, H - size + 1, W - size + 1). As Page ("How to train your
-    ResNet", 2019) has it, the negatives and the bias as in Jordan (2024). Until `fit_patches` the
-    filters are random; `fitted`, a bool that checkpoints hold, says whether that has been.
+    Shapes are (N, C, H, W) -> (N, 2 C size^2, H - size + 1, W - size + 1). The filters are from
+    Page ("How to train your ResNet", 2019), negatives and bias from Jordan (2024). The filters are
+    random before `fit_patches`, which sets `fitted`, a bool in checkpoints.
     """
 
     bias: nn.Parameter
@@ -59,7 +60,7 @@ class PatchWhitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit_patches(self, images: Tensor) -> None:
-        """Take the filters from normalised images (N, C, H, W), computed on the CPU in 64 bits."""
+        """Compute the filters of normalised images (N, C, H, W) on the CPU in 64 bits."""
         covariance = patch_covariance(images.cpu(), self.kernel_size[0])
         filters = whitening_filters(covariance, self.eps)
         self.weight.copy_(torch.cat([filters, -filters]).view(self.weight.shape))

@@ -20,14 +20,13 @@ ExtraConv = Literal["separable", "pointwise", "none"]
 class EnhancedEfficientResNet(nn.Module):
     """Four stages of two ReLU basic blocks with dual attention before the sum.
 
-    Normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 2, 4, 8 and 8 times
-    `base_width`, the strides 1, 2, 2, 1.
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 2, 4, 8 and 8 times
+    `base_width`, the strides 1, 2, 2, 1. Dropout, in [0, 1), acts before the linear layer.
 
-    The paper claims 4,913,705 parameters and does not say what its extra convolution is. With
-    "separable" (depthwise 3x3, pointwise 1x1, BN, ReLU and one more channel attention) the count is
-    exactly that; with "pointwise" (1x1, BN, ReLU), as its authors' README prints it, 4,904,033.
-    Nor does the paper say whether a ReLU follows the sum: `relu_after_sum`. Dropout, in [0, 1),
-    acts before the linear layer.
+    The paper claims 4,913,705 parameters and does not describe its extra convolution. "separable"
+    (depthwise 3x3, pointwise 1x1, BN, ReLU and another channel attention) has exactly this number.
+    "pointwise" (1x1, BN, ReLU), as in the README of its authors, has 4,904,033. The paper does not
+    say either whether a ReLU follows the sum (`relu_after_sum`).
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class EnhancedEfficientResNet(nn.Module):
 
 
 def _make_extra_conv(kind: ExtraConv, width: int, channel_attention: bool) -> nn.Sequential:
-    """The convolution after the last stage, (N, width, H, W) to the same shape."""
+    """Return the convolution after the last stage, which keeps the shape."""
     if kind == "none":
         return nn.Sequential()
     pointwise = nn.Sequential(conv_bn(width, width, kernel_size=1), nn.ReLU(inplace=True))

@@ -7,9 +7,9 @@ from lightning_modules.networks.sam_resnet import SAMResNet
 
 
 class ResNet(SAMResNet):
-    """Three stages of plain basic blocks, 4,697,162 parameters: SAMResNet with `se` off.
+    """Three stages of plain basic blocks: SAMResNet without `se`.
 
-    Normalised images (N, 3, 32, 32) to logits (N, 10).
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10), with 4,697,162 parameters.
     """
 
     def __init__(

@@ -3,32 +3,22 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_modules.layers.attention import CBAM, CoordinateAttention, SqueezeExcitation
-from lightning_modules.layers.blocks import (
-    Activation,
-    BasicBlock,
-    check_positive,
-    conv_bn,
-    initialise,
-    make_activation,
-    make_stages,
-)
-from lightning_modules.layers.pooling import global_mean
+from lightning_modules.layers.blocks import Activation, BasicBlock, ThreeStages, check_positive
 
 Attention = Literal["se", "cbam", "coordinate"]
 
 
-class SAMResNet(nn.Module):
+class SAMResNet(ThreeStages):
     """Three stages of basic blocks with attention between the two convolutions.
 
-    Normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
-    `base_width`, the strides 1, 2, 2. As published 4,733,610 parameters, without SE 4,697,162; the
-    paper's own figures, 5.02M and 4.96M, follow from no reading of its text. CBAM in SE's place
-    (4,733,056), or attention to channels and positions together, is what the paper names as future
-    work: coordinate attention has about as many parameters (4,737,362), whatever `se_reduction`.
-    ValueError for another `attention` than SE when `se` is off.
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
+    `base_width`, the strides 1, 2, 2. SAMResNet has 4,733,610 parameters, and 4,697,162 without SE.
+    The paper's numbers, 5.02M and 4.96M, follow from no reading of its text. The paper's future
+    work replaces SE: CBAM has 4,733,056 parameters, and coordinate attention 4,737,362 with any
+    `se_reduction`. Raises ValueError for another `attention` than SE if `se` is off.
     """
 
     def __init__(
@@ -40,13 +30,12 @@ class SAMResNet(nn.Module):
         activation: Activation = "silu",
         attention: Attention = "se",
     ) -> None:
-        super().__init__()
-        check_positive(base_width=base_width, se_reduction=se_reduction)
+        check_positive(se_reduction=se_reduction)
         if attention not in get_args(Attention):
             raise ValueError(f"attention must be 'se', 'cbam' or 'coordinate', got {attention!r}")
         if attention != "se" and not se:
             raise ValueError(
-                f"attention must be 'se', its default, where se is off, got {attention!r}"
+                f"attention must be 'se', its default, if se is off, got {attention!r}"
             )
 
         def make_block(in_channels: int, channels: int, stride: int) -> nn.Module:
@@ -59,12 +48,4 @@ class SAMResNet(nn.Module):
                 layer = CoordinateAttention(channels)
             return BasicBlock(in_channels, channels, stride, activation, after_act1=layer)
 
-        widths = [base_width, 2 * base_width, 4 * base_width]
-        self.stem = nn.Sequential(conv_bn(3, base_width), make_activation(activation))
-        self.stages = make_stages(make_block, base_width, widths, strides=(1, 2, 2), blocks=blocks)
-        self.head = nn.Linear(widths[-1], 10)
-        initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.stages(self.stem(images))
-        return self.head(global_mean(features).flatten(1))
+        super().__init__(make_block, base_width, blocks, activation)

@@ -1,4 +1,4 @@
-"""SpeedResNet: a network for the fastest training to a given accuracy (Jordan 2024, Page 2019)."""
+"""SpeedResNet: a network for fast training (Jordan 2024, Page 2019)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,22 +10,22 @@ from torch.nn import functional as F
 from lightning_modules.layers.blocks import check_positive
 from lightning_modules.layers.whitening import PatchWhitening
 
-#: of the logits, which at the beginning would be too sure otherwise
+#: factor of the logits, so that initial predictions are unsure
 LOGIT_SCALE = 1 / 9
 
 
 def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
-    """BatchNorm whose scale stays at one; `momentum` is the new batch's share of the statistics."""
+    """Return BatchNorm with scale 1 and a batch's share `momentum` of statistics."""
     norm = nn.BatchNorm2d(channels, momentum=momentum)
     norm.weight.requires_grad_(False)
     return norm
 
 
 def conv3x3(in_channels: int, channels: int, dirac: bool) -> nn.Conv2d:
-    """A 3x3 convolution without bias.
+    """Return a 3x3 convolution without bias.
 
-    With `dirac` the first `in_channels` filters start as the identity, so that the layer passes its
-    input on. The other filters keep torch's initial weights.
+    With `dirac` the first `in_channels` filters start as the identity. The other filters keep
+    torch's initial weights.
     """
     conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
     if dirac:
@@ -37,8 +37,8 @@ def conv3x3(in_channels: int, channels: int, dirac: bool) -> nn.Conv2d:
 class ConvGroup(nn.Module):
     """conv-pool-norm-GELU, then (convs - 1) times conv-norm-GELU, all 3x3.
 
-    (N, in_channels, H, W) -> (N, channels, H // 2, W // 2). With `residual`, the output of
-    the first convolution is added before the last activation.
+    Shapes are (N, in_channels, H, W) -> (N, channels, H // 2, W // 2). With `residual`, the output
+    of the first convolution is added before the last activation.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class ConvGroup(nn.Module):
 
 
 class SpeedResNet(nn.Module):
-    """A whitening layer and three groups of convolutions, each at half the resolution.
+    """A whitening layer and three groups of convolutions.
 
-    Normalised images (N, 3, 32, 32) to logits (N, 10). The groups have `base_width` times `widths`
-    channels and `convs` convolutions each. By default 1,971,352 trainable parameters: the network
-    of "94% on CIFAR-10 in 3.29 Seconds". Its deeper relative for 96%, which does not fit the budget
-    of 5,000,000, is three convolutions a group and `residual`; with `widths` (1, 4, 6) that has
-    4,959,576.
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10). Each group has `base_width` times
+    `widths` channels and `convs` convolutions, and halves the resolution. The default, with
+    1,971,352 trainable parameters, is the network of "94% on CIFAR-10 in 3.29 Seconds". Its network
+    for 96% has three convolutions per group, `residual`, and more than 5,000,000 parameters; with
+    `widths` (1, 4, 6) it has 4,959,576.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SpeedResNet(nn.Module):
         if len(widths) != 3 or min(widths) < 1:
             raise ValueError(f"widths must be 3 positive multiples, got {list(widths)}")
         if residual and convs < 2:
-            raise ValueError(f"convs must be 2 or more where residual is on, got {convs}")
+            raise ValueError(f"convs must be 2 or more if residual is on, got {convs}")
         if not 0 < bn_momentum <= 1:
             raise ValueError(f"bn_momentum must be in (0, 1], got {bn_momentum}")
         self.stem = PatchWhitening(3, 2) if whitening else nn.Conv2d(3, 24, 2)

@@ -10,9 +10,10 @@ from lightning_modules.layers.pooling import global_mean
 
 
 class StochasticDepth(nn.Module):
-    """In training, zero an image's features (N, C, H, W) with probability p (Huang et al. 2016).
+    """Zeroes an image's features (N, C, H, W) with probability p in training.
 
-    The others are divided by 1 - p. Equals torchvision.ops.StochasticDepth(p, "row").
+    Other features are divided by 1 - p (Huang et al. 2016). It equals
+    torchvision.ops.StochasticDepth(p, "row").
     """
 
     def __init__(self, p: float) -> None:
@@ -26,12 +27,11 @@ class StochasticDepth(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """BN-ReLU-conv, BN-ReLU-dropout-conv, plus the shortcut (He et al. 2016, identity mappings).
+    """BN-ReLU-conv, BN-ReLU-dropout-conv, plus the shortcut (He et al. 2016).
 
-    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). If the width or the stride
-    changes, the shortcut is a 1x1 convolution of the first activation, without BatchNorm. In
-    training the residual branch of an image is dropped with probability `drop`, and divided by
-    1 - drop otherwise (Huang et al. 2016).
+    Shapes are (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). If the width or the
+    stride changes, the shortcut is a 1x1 convolution of the first activation, without BatchNorm.
+    `drop` is the probability of `StochasticDepth` in the residual branch.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-widen_factor: three stages of (depth - 4) / 6 pre-activation blocks.
 
-    Normalised images (N, 3, 32, 32) to logits (N, 10). The stem has 16 channels, the stages
+    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The stem has 16 channels, the stages
     `widen_factor` times 16, 32 and 64, rounded, and the strides 1, 2, 2. `dropout` in [0, 1) acts
-    between a block's convolutions; `stochastic_depth` in [0, 1) is the probability of leaving out
-    the last block for an image, from which it falls linearly towards the first. WRN-16-4 has
-    2,748,890 parameters, WRN-28-4 5,849,050.
+    between the convolutions of a block. `stochastic_depth` in [0, 1) is the probability of skipping
+    the last block for an image, and falls linearly to earlier blocks. WRN-16-4 has 2,748,890
+    parameters, WRN-28-4 5,849,050.
     """
 
     def __init__(

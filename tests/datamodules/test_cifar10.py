@@ -136,27 +136,38 @@ def no_proxy(monkeypatch):
 
 
 @pytest.fixture
-def miniature(tmp_path, monkeypatch, no_proxy):
-    """An empty root, while a server offers an archive in CIFAR-10's format, ten images a file."""
+def write_files(monkeypatch):
+    """Write files in CIFAR-10's format, ten images each, and make their md5 sums the right ones."""
+
+    def write_files(root, dtype="uint8", labels=range(10)):
+        folder = root / CIFAR10.base_folder
+        folder.mkdir(parents=True)
+        generator = torch.Generator().manual_seed(0)
+
+        def write(name, content):
+            (folder / name).write_bytes(pickle.dumps(content))
+            return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+        def write_batch(name):
+            data = torch.randint(256, (10, 3072), generator=generator, dtype=torch.uint8)
+            content = {"data": data.numpy().astype(dtype), "labels": list(labels)}
+            return [name, write(name, content)]
+
+        names = [f"data_batch_{i}" for i in range(1, 6)]
+        monkeypatch.setattr(CIFAR10, "train_list", [write_batch(name) for name in names])
+        monkeypatch.setattr(CIFAR10, "test_list", [write_batch("test_batch")])
+        md5 = write("batches.meta", {"label_names": list(CIFAR10_CLASSES)})
+        monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5})
+        return folder
+
+    return write_files
+
+
+@pytest.fixture
+def miniature(tmp_path, monkeypatch, no_proxy, write_files):
+    """An empty root, while a server offers an archive of small files."""
     public = tmp_path / "public"
-    folder = public / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-
-    def write(name, content):
-        (folder / name).write_bytes(pickle.dumps(content))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    def write_batch(name):
-        data = torch.randint(256, (10, 3072), generator=generator, dtype=torch.uint8)
-        return [name, write(name, {"data": data.numpy(), "labels": list(range(10))})]
-
-    monkeypatch.setattr(
-        CIFAR10, "train_list", [write_batch(f"data_batch_{i}") for i in range(1, 6)]
-    )
-    monkeypatch.setattr(CIFAR10, "test_list", [write_batch("test_batch")])
-    md5 = write("batches.meta", {"label_names": list(CIFAR10_CLASSES)})
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5})
+    folder = write_files(public)
     archive = public / CIFAR10.filename
     with tarfile.open(archive, "w:gz") as file:
         file.add(folder, CIFAR10.base_folder)
@@ -393,13 +404,31 @@ def test_a_damaged_file_is_named(cifar10_root, tmp_path, damaged):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"dtype": "float32"}, "the images in .* must be uint8, got torch.float32"),
+        ({"labels": range(1, 11)}, "the labels in .* must be from 0 to 9, got 1 to 10"),
+        ({"labels": range(-1, 9)}, "the labels in .* must be from 0 to 9, got -1 to 8"),
+    ],
+)
+def test_images_of_a_wrong_dtype_and_labels_out_of_range_are_named(
+    content, message, write_files, tmp_path
+):
+    write_files(tmp_path, **content)
+    data = CIFAR10DataModule(root=str(tmp_path))
+    data.prepare_data()
+    with pytest.raises(MisconfigurationException, match=f"^{message}$"):
+        data.setup("fit")
+
+
 def test_source_auto_takes_the_stand_in_where_there_is_nothing_and_says_so(tmp_path, announced):
     data = CIFAR10DataModule(root=str(tmp_path), source="auto", download=False)
     data.prepare_data()
     assert data.source == "synthetic"
     assert data.classes == SYNTHETIC_CLASSES
     assert f"CIFAR-10 is incomplete in {tmp_path}" in announced.text
-    assert "Training on the SYNTHETIC stand-in" in announced.text
+    assert "Training on SYNTHETIC images" in announced.text
 
 
 def test_source_auto_takes_cifar10_where_it_is(miniature, announced):
@@ -424,7 +453,7 @@ def test_source_synthetic_is_announced_and_looks_for_nothing(tmp_path, announced
     data = CIFAR10DataModule(root=str(tmp_path), source="synthetic")
     data.prepare_data()
     assert data.source == "synthetic"
-    assert "Training on the SYNTHETIC stand-in" in announced.text
+    assert "Training on SYNTHETIC images" in announced.text
     assert list(tmp_path.iterdir()) == []
 
 

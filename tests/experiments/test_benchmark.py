@@ -13,7 +13,6 @@ from datamodules.augmentation import cutout
 from datamodules.normalisation import MEAN, STD, normalise
 from experiments import benchmark
 from experiments.benchmarks import (
-    benchmark_record,
     data,
     predict,
     stock,
@@ -24,6 +23,7 @@ from experiments.benchmarks.flags import KINDS
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, ratio
 from experiments.presets import EXPERIMENTS
+from experiments.records import record
 from experiments.records.record import read_benchmark
 from experiments.reporting.tables import print_table
 from experiments.training.configuration import resolve_config
@@ -152,7 +152,7 @@ def test_what_was_measured_is_shown_where_the_disk_is_full_by_then(tmp_path, mon
         assert shown
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(benchmark_record, "write_benchmark", full)
+    monkeypatch.setattr(record, "write_benchmark", full)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "predict", f"--output={tmp_path / 'a.json'}"])
     assert "No space left" in refusal(act=benchmark.main)
 

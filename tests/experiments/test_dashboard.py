@@ -117,7 +117,7 @@ def test_a_curve_is_logged_together_with_what_it_is_drawn_over(
     workspace: ws.Workspace, with_ema: Logged, with_swa: Logged
 ) -> None:
     lines = [panel for panel in panels(workspace) if type(panel).__name__ == "LinePlot"]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for panel in lines:
         over, *curves = keys_of(panel)
         for row in with_ema.rows + with_swa.rows:

@@ -56,6 +56,7 @@ def test_rollback_restores_the_checkpoint_and_halves_the_rate(tiny, command):
     assert finite(state["state_dict"])
     assert finite(state["callbacks"]["EMA"]["average"])
     assert len(state["callbacks"]["Divergence"]["rollbacks"]) == 2
+    assert run.record.rollbacks == 2
 
 
 def test_a_third_divergence_ends_the_run(tiny, command):

@@ -103,7 +103,7 @@ def test_a_value_out_of_range_is_named_with_its_flag(refusal, flag, value, answe
 def test_values_that_contradict_each_other_are_both_named(refusal):
     line = refusal("--model.attention=cbam", "--model.se=false")
     assert line == (
-        "--model.attention: attention must be 'se', its default, where se is off, got 'cbam'"
+        "--model.attention: attention must be 'se', its default, if se is off, got 'cbam'"
     )
 
 
@@ -239,6 +239,20 @@ def test_a_metric_that_no_run_logs_is_found_before_the_first_epoch(refusal, tmp_
 def test_with_validation_images_the_same_monitor_is_fine(build):
     names = {type(callback).__name__ for callback in build(*EARLY_STOPPING).trainer.callbacks}
     assert "EarlyStopping" in names
+
+
+BOMB = "\n".join(
+    [f"a0: &a0 [{', '.join('x' * 9)}]"]
+    + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+)
+
+
+@pytest.mark.parametrize("flag", ["--config", "--data"])
+@pytest.mark.parametrize("content", [BOMB, "a: &a [*a]", "[" * 20_000], ids=["9x9", "self", "deep"])
+def test_a_yaml_bomb_is_one_line(refusal, tmp_path, flag, content):
+    path = tmp_path / "bomb.yaml"
+    path.write_text(content)
+    assert flag.removeprefix("--") in refusal(f"{flag}={path}")
 
 
 @pytest.mark.parametrize(

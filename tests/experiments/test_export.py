@@ -1,4 +1,7 @@
 import json
+import random
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +17,12 @@ from huggingface_hub import HfApi, ModelCard
 from torch import Tensor
 
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
+from experiments.console import UserError
 from experiments.export import main
 from experiments.exports import exporting
 from experiments.exports.exporting import compare, in_32_bits, pretrained
 from experiments.exports.model_card import model_card
-from experiments.inference.finished import FinishedRun, open_run
+from experiments.inference.finished import FinishedRun, open_network, open_run
 from lightning_modules.pretrained import PretrainedClassifier
 
 Export = Callable[..., None]
@@ -221,3 +225,37 @@ def test_a_hub_out_of_reach_is_one_line(
     monkeypatch.setattr(exporting, "HfApi", api)
     answer = refusal(act=lambda: exporting.push(tmp_path, "me/mine"))
     assert answer.startswith(f"{tmp_path} is not on the Hub: ")
+
+
+@torch.inference_mode()
+def test_one_flipped_bit_in_a_checkpoint_changes_no_answer(
+    run: FinishedRun, pixels: Tensor, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "copy")
+    copy, path = open_run(folder), folder / "best.ckpt"
+    whole, expected = path.read_bytes(), run.network()(pixels)
+    found = 0
+    for position in random.Random(0).sample(range(8 * len(whole)), 40):
+        content = bytearray(whole)
+        content[position // 8] ^= 1 << position % 8
+        path.write_bytes(content)
+        try:
+            answers = copy.network()(pixels)
+        except UserError:
+            found += 1
+        else:
+            assert torch.equal(answers, expected)
+    assert found > 20  # the others are between the archive's files
+
+
+def test_a_changed_file_of_an_export_is_found(exported: Exported, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported("float32"), tmp_path / "copy")
+    if tool := shutil.which("sha256sum"):
+        subprocess.run([tool, "-c", "SHA256SUMS"], cwd=folder, check=True)
+    open_network(folder)
+    for name in ("model.safetensors", "config.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole.replace(whole[-9:], bytes(reversed(whole[-9:]))))
+        with pytest.raises(UserError, match=f"{name} was changed or damaged: see SHA256SUMS"):
+            open_network(folder)
+        (folder / name).write_bytes(whole)

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from experiments import console
 from experiments.console import near
 from experiments.presets import EXPERIMENTS
+from experiments.records.integrity import seal
 from experiments.training.launch import Launch, claim_folder, read_launch
 from experiments.training.run_folder import is_locked, lock_folder
 
@@ -27,7 +29,8 @@ def runs(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(f"arch: {arch}\n")
         for file in files:
-            (folder / file).touch()
+            with zipfile.ZipFile(folder / file, "w"):  # a whole archive, as a checkpoint is one
+                pass
             os.utime(folder / file, times=(0, next(ages)))
 
     return make
@@ -313,3 +316,45 @@ def test_a_checkpoint_that_is_no_file_is_one_line(runs, mistake, path):
     runs("any")
     line = mistake("--arch", "sam_resnet", "--ckpt_path", path)
     assert line == f"--ckpt_path {path} is not a file"
+
+
+def damage(path):
+    """Flip one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def archive(path, text):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data", text * 1_000)
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(runs, capsys, mistake):
+    runs("mine")
+    last, previous = (Path("runs/mine", name) for name in ("last.ckpt", "previous.ckpt"))
+    argv = ["--arch", "sam_resnet", "--name", "mine", "--ckpt_path", "last"]
+    archive(last, "new")
+    archive(previous, "old")
+    assert read_launch(argv).checkpoint == last
+    damage(last)
+    assert read_launch(argv).checkpoint == previous
+    assert f"{last} is damaged" in (line := capsys.readouterr().err)
+    assert line.endswith(f"Continuing from {previous}\n")
+    damage(previous)
+    line = mistake(*argv)
+    assert f"{last} is damaged" in line
+    assert f"{previous} is damaged" in line
+    previous.unlink()
+    assert f"there is no {previous}" in mistake(*argv)
+
+
+def test_changed_settings_of_a_run_are_found(runs, mistake):
+    runs("mine")
+    config = Path("runs/mine/config.yaml")
+    argv = ["--arch", "sam_resnet", "--name", "mine", "--ckpt_path", "last"]
+    sealed = seal("arch: sam_resnet\nseed: 1\n")
+    config.write_text(sealed)
+    assert read_launch(argv).resumes
+    config.write_text(sealed.replace("seed: 1", "seed: 3"))
+    assert mistake(*argv).startswith(f"{config} was changed or damaged")

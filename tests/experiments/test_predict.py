@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
+from experiments.exports.exporting import pretrained
+from experiments.inference.finished import open_run
 from experiments.predict import main
 from experiments.records.record import Evaluation, write_record
 
@@ -241,3 +243,16 @@ def test_a_folder_without_a_finished_run_is_named(
 ) -> None:
     assert refusal(act=lambda: predict("set.pkl", run="none")).startswith("none is not a folder")
     assert "holds no finished run" in refusal(act=lambda: predict("set.pkl", run="."))
+
+
+def test_an_exported_network_predicts_as_its_run(
+    predict: Predict, run: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    folder = tmp_path / "exported"
+    pretrained(open_run(run), "raw", "float32").save_pretrained(folder)
+    predict("set.pkl", "--probabilities", "--output=exported.csv", run=str(folder))
+    predict("set.pkl", "--probabilities", "--output=run.csv", "--strategy=plain")
+    assert Path("exported.csv").read_text() == Path("run.csv").read_text()
+    predict("set.pkl", "--strategy=six-view", run=str(folder))
+    line = refusal("set.pkl", "--strategy=ema", act=lambda *x: predict(*x, run=str(folder)))
+    assert line == f"{folder} has a single network: name a --strategy without ema"

@@ -480,7 +480,7 @@ def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, script
         (["--rows=plane"], "table.yaml", "--rows plane is unknown (did you mean plain?)"),
         ([], "sam_resnet_tabel1", "is not a suite (did you mean sam_resnet_table1 or"),
         ([], "absent.yaml", "absent.yaml cannot be read"),
-        ([], "broken.yaml", "broken.yaml, line 5: rows.a lacks title"),
+        ([], "broken.yaml", "broken.yaml, line 5: rows.a.title is missing"),
         ([], "", "name a SUITE, or --table"),
         (["--rows-at-once=0"], "table.yaml", "--rows-at-once must be above 0, got 0"),
         (["--ray=auto", "--rows-at-once=2"], "table.yaml", "--rows-at-once is for this machine"),

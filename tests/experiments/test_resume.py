@@ -14,6 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
+from experiments.console import UserError
 from experiments.records.record import read_record
 
 ROOT = Path(__file__).parents[2]
@@ -348,3 +349,38 @@ def test_another_runs_checkpoint_is_continued_in_a_new_folder(undisturbed, exper
     assert run.folder != other.folder
     assert (run.record.epochs, run.record.steps) == (4, 12)
     assert [row["step"] for row in curves(run.folder) if "lr-SGD" in row] == [9, 10, 11]
+
+
+def test_changed_settings_of_a_resumed_run_are_listed_or_accepted(
+    undisturbed, tiny, command, resume
+):
+    with pytest.raises(InterruptedError):
+        command(tiny("--name=changed"), callbacks=[Interrupt(1)])
+    folder = undisturbed().folder.with_name("changed")
+    changes = ("--model.label_smoothing=0.2", "--data.cutout=8", "--seed=1")
+    with pytest.raises(UserError) as error:
+        resume(folder, *changes)
+    listed = "--data.cutout: 16 -> 8; --model.label_smoothing: 0.0 -> 0.2; --seed: 0 -> 1: "
+    assert str(error.value).startswith(listed)
+    assert str(error.value).endswith("add --allow_changes")
+    resumed = resume(folder, *changes, "--allow_changes", "--trainer.max_time=00:01:00:00")
+    assert resumed.output.startswith(f"Changed settings: {listed.removesuffix(': ')}")
+    assert resumed.record.config["data"]["cutout"] == 8
+    assert not resumed.record.config["allow_changes"]
+
+
+def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
+    undisturbed, tiny, command, resume, capsys
+):
+    expected = undisturbed().folder
+    with pytest.raises(InterruptedError):
+        command(tiny("--trainer.max_epochs=3", "--name=damaged"), callbacks=[Interrupt(2)])
+    folder = expected.with_name("damaged")
+    last = folder / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    resume(folder)
+    assert f"Continuing from {folder / 'previous.ckpt'}" in capsys.readouterr().err
+    assert_same(folder, expected)
+    assert not (folder / "previous.ckpt").exists()

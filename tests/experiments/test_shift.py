@@ -304,9 +304,9 @@ def test_an_average_is_joined_with_the_raw_weights_whichever_it_is() -> None:
         (["--shift", "--severities", ""], "--severities must be some of 1,2,3,4,5, got ''"),
         (["--shift", "--images", "0"], "--images must be 1 or more, got 0"),
         (["--shift", "--images", "all"], "argument --images: invalid int value: 'all'"),
-        (["--shift", "--images", "61"], "--images must be at most 60, which the test set has"),
+        (["--shift", "--images", "61"], "--images must be at most 60, the size of the test set"),
         (["--shift", "--cifar10c", "no"], "no/gaussian_noise.npy is not an array as published"),
-        (["--shift", "--cifar101", "no"], "--cifar101 holds photographs, and "),
+        (["--shift", "--cifar101", "no"], "--cifar101 contains photographs, but "),
     ],
 )
 def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(

@@ -469,3 +469,58 @@ def test_probabilities_stand_beside_the_likeliest_name() -> None:
         ["ID", "class", "cat", "dog"],
         ["a,b.png", "dog", "0.250000", "0.750000"],
     ]
+
+
+def nested(levels: int) -> list[object]:
+    """A list that contains 2 ** levels elements, in a few bytes of a pickle."""
+    value: list[object] = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps({"data": nested(60)}),
+        pickle.dumps({"data": nested(15), "ids": [nested(15)] * 200}),
+        # A memo of 2 ** 31 entries, and an object of 2 ** 62 bytes.
+        b"\x80\x04N" + pickle.LONG_BINPUT + struct.pack("<I", 2**31 - 1) + b".",
+        b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 2**62) + b"x.",
+        b"\x80\x04" + b"]" * 1_000 + b"a" * 999 + b".",
+        b"\x80\x04" + b"(" * 10_000_000,
+    ],
+    ids=["doubling", "sum", "memo", "length", "depth", "operations"],
+)
+def test_a_pickle_that_would_exhaust_memory_or_time_is_rejected(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "set.pkl"
+    path.write_bytes(content)
+    # In a process of its own, whose memory is limited to 4 GB: torch and NumPy map most of it.
+    program = (
+        "import resource, sys; from pathlib import Path\n"
+        "from experiments.inference.array_pickles import unpickle_arrays\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\n"
+        "unpickle_arrays(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"experiments.console.UserError: {path} is neither a picture nor a")
+
+
+def test_cells_are_neither_formulas_nor_escape_sequences() -> None:
+    names = ["=1+1", "@SUM(A1)", "-cmd", "\x1b[31mred", "-5", "caf\u00e9.png", "a\u202eb"]
+    text = submission_csv(names, range(7))
+    assert [row[0] for row in csv.reader(io.StringIO(text))][1:] == [
+        "'=1+1",
+        "'@SUM(A1)",
+        "'-cmd",
+        r"\x1b[31mred",
+        "-5",
+        "caf\u00e9.png",
+        r"a\u202eb",
+    ]

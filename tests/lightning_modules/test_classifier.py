@@ -1,16 +1,18 @@
 import copy
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from callbacks import EMA
+from callbacks import EMA, Divergence
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.losses import jensen_shannon
@@ -140,7 +142,7 @@ def test_a_name_that_is_no_architecture_is_a_missing_key() -> None:
 def test_a_training_without_a_length_is_refused(length: dict[str, Any]) -> None:
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", **length)
     batch = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
-    with pytest.raises(MisconfigurationException, match=r"^schedules need a length of training, "):
+    with pytest.raises(MisconfigurationException, match=r"^schedules need a length of training "):
         trainer.fit(small("resnet"), [batch])
 
 
@@ -254,3 +256,62 @@ def test_channels_last_reaches_weights_and_images() -> None:
     for tensor in (seen[0], filters):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
         assert not tensor.is_contiguous()
+
+
+def short_trainer(**options: Any) -> Trainer:
+    silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    return Trainer(max_epochs=1, accelerator="cpu", **silent | options)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(4, 3, 32, 32).byte(), torch.arange(4), r"^images must .* got torch.uint8$"),
+        (torch.zeros(4, 3, 32, 32), torch.arange(4).int(), r"^labels must .* got torch.int32$"),
+        (torch.zeros(4, 3, 32, 32), torch.arange(7, 11), r"^labels must .* 0 to 9, got 7 to 10$"),
+        (torch.zeros(4, 3, 32, 32), torch.arange(-1, 3), r"^labels must .* 0 to 9, got -1 to 2$"),
+    ],
+)
+def test_a_batch_of_a_wrong_dtype_or_label_is_named(images, labels, message) -> None:
+    for loop in (short_trainer().fit, short_trainer().validate):
+        with pytest.raises(ValueError, match=message):
+            loop(small("resnet"), DataLoader([(images, labels)], batch_size=None))
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_the_norm_of_an_epochs_last_gradient_before_clipping_is_logged(limit, algorithm) -> None:
+    module, batch = small("resnet", lr=1e-9), (torch.randn(4, 3, 32, 32), torch.arange(4))
+    same = copy.deepcopy(module)
+    F.cross_entropy(same(batch[0]), batch[1]).backward()
+    norm = torch.stack([p.grad.norm() for p in same.parameters()]).norm()
+    trainer = short_trainer(gradient_clip_val=limit, gradient_clip_algorithm=algorithm)
+    trainer.fit(module, DataLoader([batch] * 3, batch_size=None))
+    logged = trainer.callback_metrics
+    torch.testing.assert_close(logged["train/gradient_norm"], norm, rtol=1e-3, atol=0)
+    assert "train/loss_scale" not in logged
+
+
+def test_the_scale_of_fp16_is_logged() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    trainer = short_trainer(plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4))] * 4
+    trainer.fit(small("resnet"), DataLoader(batches, batch_size=None))
+    assert trainer.callback_metrics["train/loss_scale"] == 32
+
+
+def test_an_overflow_of_sams_gradient_in_fp16_is_not_divergence(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            losses.append(float(outputs["loss"]))
+
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**30))
+    callbacks = [Losses(), Divergence(str(tmp_path))]
+    trainer = short_trainer(plugins=plugin, callbacks=callbacks)
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4))] * 20
+    trainer.fit(small("resnet", sharpness="sam"), DataLoader(batches, batch_size=None))
+    finite = [isfinite(x) for x in losses]
+    assert not finite[0]
+    assert finite[-1]

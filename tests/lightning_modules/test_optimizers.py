@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,18 +25,17 @@ def sgd() -> torch.optim.SGD:
     return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
 
 
+def factor_of(schedule: str, total_steps: int, warmup: float) -> Callable[[int], float]:
+    hparams = {
+        "schedule": schedule, "rising": 0.4, "warmup": warmup, "warmup_lr": 0.001, "lr": 0.1,
+        "milestones": (0.3, 0.6, 0.8), "gamma": 0.2, "triangle": (0.2, 0.07),
+    }  # fmt: skip
+    return learning_rate_factor(hparams, total_steps)
+
+
 def ours(schedule: str, warmup: float = 0.0) -> list[float]:
     optimizer = sgd()
-    factor = learning_rate_factor(
-        schedule,  # type: ignore[arg-type]
-        STEPS,
-        rising=0.4,
-        warmup=warmup,
-        warmup_start=0.01,
-        milestones=(0.3, 0.6, 0.8),
-        gamma=0.2,
-    )
-    return rates(LambdaLR(optimizer, factor), optimizer)
+    return rates(LambdaLR(optimizer, factor_of(schedule, STEPS, warmup)), optimizer)
 
 
 def test_cosine_is_torchs() -> None:
@@ -64,7 +64,7 @@ def test_onecycle_is_torchs() -> None:
 
 
 def test_the_triangle_is_two_lines() -> None:
-    # It peaks at 0.4 of 200 steps; 0.2 and 0.07 are the defaults.
+    # It peaks at 0.4 of 200 steps.
     corners = [0.2 * 0.1, 0.1, 0.07 * 0.1]
     assert ours("triangular") == pytest.approx(np.interp(range(STEPS), [0, 80, 200], corners))
 
@@ -89,8 +89,7 @@ def test_cosine_after_a_warmup_spans_the_remaining_steps() -> None:
 )
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_a_schedule_of_a_few_steps_has_finite_rates(schedule: str, total: int) -> None:
-    arguments = (schedule, total, 0.4, 0.05, 0.01, (0.3, 0.6, 0.8), 0.2)
-    factor = learning_rate_factor(*arguments)  # type: ignore[arg-type]
+    factor = factor_of(schedule, total, warmup=0.05)
     # LambdaLR asks for the step behind the last one too.
     assert all(0 <= factor(step) <= 1 for step in range(total + 1))
 

@@ -134,7 +134,7 @@ def test_in_bf16_and_channels_last_it_computes_the_same(make: Any) -> None:
         ({"base_width": 0}, "base_width must be 1 or more, got 0"),
         ({"convs": 0}, "convs must be 1 or more, got 0"),
         ({"widths": (1, 4)}, r"widths must be 3 positive multiples, got \[1, 4\]"),
-        ({"convs": 1, "residual": True}, "convs must be 2 or more where residual is on, got 1"),
+        ({"convs": 1, "residual": True}, "convs must be 2 or more if residual is on, got 1"),
         ({"bn_momentum": 0.0}, r"bn_momentum must be in \(0, 1\], got 0.0"),
         ({"whitening_bias": 2.0}, r"whitening_bias must be in \[0, 1\], a share .* got 2.0"),
     ],
@@ -233,12 +233,12 @@ def test_without_whitening_no_images_are_asked_for(fit: Any) -> None:
 
 
 def test_muon_needs_the_whitening_layer() -> None:
-    with pytest.raises(ValueError, match=r"^whitening must be on where optimizer is muon: "):
+    with pytest.raises(ValueError, match=r"^whitening must be on if optimizer is muon"):
         tiny(whitening=False, optimizer="muon")
 
 
 def test_whitening_needs_a_data_module_that_has_images(fit: Any) -> None:
-    with pytest.raises(MisconfigurationException, match=r"^whitening must be off where"):
+    with pytest.raises(MisconfigurationException, match=r"^whitening must be off if"):
         fit(tiny(), Data().train_dataloader(), epochs=1)
 
 
