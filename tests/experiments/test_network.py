@@ -123,7 +123,9 @@ def upload(commands, port):
     script = Path(sys.executable).with_name("wandb")
     try:
         for command in commands:
-            subprocess.run([script, *command[1:]], check=True, capture_output=True, timeout=120)
+            argv = [script, *command[1:]]
+            # In the run's folder, because the client writes its logs into the current one.
+            subprocess.run(argv, check=True, capture_output=True, timeout=120, cwd=command[-1])
     finally:
         server.stop()
     return b"".join(body for path, body in server.requests if path.endswith("/file_stream"))
