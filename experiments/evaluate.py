@@ -162,7 +162,8 @@ def send(run: "FinishedRun", evaluation: "Evaluation") -> None:
         print(f"warning: recorded, but not sent to W&B: {error}", file=sys.stderr)
     else:
         if logger is not None:
-            log_evaluation(logger, run.record, evaluation)
+            logger.send(log_evaluation, run.record, evaluation)
+            logger.finish()
 
 
 @command

@@ -39,7 +39,7 @@ def log_results(
     classes: Sequence[str],
     augmented: Path,
 ) -> None:
-    """Send a finished run's results on the test set, as one row, and end its W&B run.
+    """Send a finished run's results on the test set, as one row.
 
     `logits` (N, C) are by weights, `labels` int64 (N,), `images` uint8 (N, 3, H, W). `augmented` is
     the picture of training images. Matrix and images show the selected weights.
@@ -58,13 +58,11 @@ def log_results(
         CALIBRATION.key: chart_of(CALIBRATION, calibration_rows(logits, labels)),
     }
     logger.log_metrics(row, record.steps)
-    logger.experiment.finish()
 
 
 def log_scores(logger: WandbLogger, record: Record) -> None:
-    """Send the figures of a run that did not read the test set, and end its W&B run."""
+    """Send the figures of a run that did not read the test set."""
     logger.log_metrics(scalars(record), record.steps)
-    logger.experiment.finish()
 
 
 def scalars(record: Record) -> dict[str, float]:
@@ -123,10 +121,9 @@ def calibration_rows(logits: Mapping[str, Tensor], labels: Tensor) -> list[dict[
 
 
 def log_evaluation(logger: WandbLogger, record: Record, evaluation: Evaluation) -> None:
-    """Send every strategy of prediction with a finished run, and end its W&B run again."""
+    """Send the results of every strategy of prediction with a finished run."""
     chart = chart_of(STRATEGIES, strategy_rows(evaluation))
     logger.log_metrics({STRATEGIES.key: chart}, record.steps)
-    logger.experiment.finish()
 
 
 def strategy_rows(evaluation: Evaluation) -> list[dict[str, Any]]:

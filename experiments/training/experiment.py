@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -32,6 +31,7 @@ from experiments.training.devices import (
     on_one_device,
     step_in_words,
 )
+from experiments.training.loggers import ClaimLogger
 from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.training.processes import hand_on
 from experiments.training.run_folder import PREVIOUS
@@ -54,12 +54,19 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     ended the training early. Only the first of several processes evaluates, on its own device; the
     others return None. An interrupted run prints the command that continues it.
     """
+    exit_code = 1
     try:
-        return _train_and_evaluate(cli)
+        record = _train_and_evaluate(cli)
+        exit_code = 0
+        return record
     except (KeyboardInterrupt, SystemExit):
         if cli.trainer.is_global_zero and (cli.launch.folder / "last.ckpt").exists():
             print(f"Interrupted. Continue with: {continuing(cli)}", flush=True)
         raise
+    finally:
+        for logger in cli.trainer.loggers:
+            if isinstance(logger, ClaimLogger):
+                logger.finish(exit_code)
 
 
 def continuing(cli: ExperimentCLI) -> str:
@@ -115,8 +122,8 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     (folder / PREVIOUS).unlink(missing_ok=True)  # a finished run is never resumed
     answered = labels.get("test"), logits.get("test", {}).get(record.selected or "raw")
     write_pictures(cli, folder, *answered)
-    send_results(cli, folder, record, logits, labels)
     show(record, folder)
+    send_results(cli, folder, record, logits, labels)
     return record
 
 
@@ -240,13 +247,14 @@ def send_results(
 ) -> None:
     """Send the scores to W&B if it is on, and the test set's pictures if the test set was read."""
     for logger in cli.trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, ClaimLogger):
             if not cli.config.test:
-                log_scores(logger, record)
+                logger.send(log_scores, record)
                 continue
             images, classes = cli.datamodule.test_dataloader().images, cli.datamodule.classes
             grid = folder / "augmented.png"
-            log_results(logger, record, logits["test"], labels["test"], images, classes, grid)
+            answers = logits["test"], labels["test"]
+            logger.send(log_results, record, *answers, images, classes, grid)
 
 
 def show(record: Record, folder: Path) -> None:

@@ -2,7 +2,10 @@
 
 import csv
 import importlib.util
-from collections.abc import Mapping
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -17,6 +20,15 @@ from experiments.training.launch import agents_run_id
 from experiments.training.processes import is_first
 
 WandbMode = Literal["offline", "online", "disabled"]
+
+#: W&B's limits of a wait, in seconds, unless the user's environment has others
+LIMITS = {
+    "WANDB_INIT_TIMEOUT": "4",
+    "WANDB_FINISH_TIMEOUT": "60",
+    "WANDB_FINISH_TIMEOUT_RAISES": "true",
+    # Reports about W&B's own errors, which would wait for the same network.
+    "WANDB_ERROR_REPORTING": "false",
+}
 
 
 def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
@@ -63,15 +75,54 @@ class ClaimLogger(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics({**metrics, **self.claim} if "val/acc" in metrics else metrics, step)
 
+    def send(self, log: Callable[..., None], *results: Any) -> None:
+        """Call `log(self, *results)`; if the server fails, call it again with an offline run.
 
-def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> WandbLogger | None:
+        Tables need an answer of the server, and images belong to the run that they were made for.
+        """
+        import wandb
+
+        try:
+            log(self, *results)
+        except wandb.Error as error:
+            self.finish()
+            self.continue_offline(error)
+            log(self, *results)
+
+    def continue_offline(self, error: Exception) -> None:
+        """Log into an offline run with the same id, and print the command that uploads it."""
+        import wandb
+
+        wandb.teardown()  # a run that failed to start still owns its id
+        self._experiment = None
+        self._wandb_init |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
+        reason = str(error).splitlines()[0].rstrip(".")
+        self.print_upload(f"--wandb online: {reason}. The run continues offline")
+
+    def finish(self, exit_code: int = 0) -> None:
+        """End the W&B run. If the upload takes too long, print the command that repeats it."""
+        try:
+            self.experiment.finish(exit_code)
+        except TimeoutError:
+            self.print_upload("W&B has not received the whole run")
+
+    def print_upload(self, reason: str) -> None:
+        """Print a warning and the command that uploads the run later."""
+        command = shlex.join(
+            ["wandb", "sync", "--include-online", self.experiment.settings.sync_dir]
+        )
+        print(f"warning: {reason}. Upload it later with: {command}", file=sys.stderr, flush=True)
+
+
+def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> ClaimLogger | None:
     """A W&B logger that continues the run of an earlier launch; None if W&B is disabled.
 
     Of several processes only the first one logs. `config` contains every flag of the run. The
     folder keeps the run's id in wandb_id.txt; a sweep's agent gives its own id.
 
-    Offline needs no account and no network, and without the package it logs nothing. `online`
-    raises a UserError if the package is missing or W&B does not accept the user.
+    Offline needs no account and no network, and without the package it logs nothing. If `online`
+    fails, for example without a network or with a wrong key, the run is logged offline. UserError
+    if `online` lacks the package or a key.
     """
     if mode == "disabled" or not is_first():
         return None
@@ -82,6 +133,8 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
         return None
     import wandb
 
+    for name, limit in LIMITS.items():
+        os.environ.setdefault(name, limit)
     identity = folder / "wandb_id.txt"
     agents_id = agents_run_id()
     if agents_id or not identity.exists():
@@ -93,21 +146,25 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Wandb
         # W&B reads the agent's id from the environment and warns about any other source.
         id=None if agents_id else identity.read_text(),
         save_dir=folder,
-        offline=mode == "offline",
+        mode=mode,
         resume="allow",
-        settings=wandb.Settings(silent=mode == "offline"),
+        # "quiet" also skips a question to the server about the user, which may wait 10 seconds.
+        settings=wandb.Settings(quiet=True, silent=mode == "offline"),
     )
     try:
         logger.log_hyperparams(config)
-    except wandb.Error as error:
+    except wandb.errors.UsageError as error:
         raise UserError(
             f"--wandb online: {str(error).rstrip('.')}. Log in with `wandb login`, or use --wandb "
             "offline"
         ) from error
+    except wandb.Error as error:
+        logger.continue_offline(error)
+        logger.log_hyperparams(config)
     return logger
 
 
-def resumed_wandb_logger(folder: Path, config: dict[str, Any]) -> WandbLogger | None:
+def resumed_wandb_logger(folder: Path, config: dict[str, Any]) -> ClaimLogger | None:
     """A W&B logger for results after training, in the mode of the training.
 
     None if the run in `folder` has no W&B run.

@@ -52,7 +52,7 @@ def test_an_unknown_flag_is_no_abbreviation_and_its_neighbours_are_named(refusal
     [
         ("--model.lr", "fast", "float"),
         ("--model.base_width", "3.5", "int"),
-        ("--model.blocks", "[4, 4]", "tuple with 3 elements"),
+        ("--model.blocks", "[4, 4]", "blocks must be 3 or 4 positive counts"),
         ("--model.se", "perhaps", "bool"),
         ("--model.schedule", "linear", "'cosine', 'onecycle', 'warmup_onecycle', 'step'"),
         ("--data.batch_size", "64.5", "int"),

@@ -1,0 +1,96 @@
+"""Many runs at once, and a long run; takes minutes, `-m trust`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback
+
+from experiments.claims.matching import load_results
+from experiments.records.record import read_record
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(__file__).parent / "tiny_scripts"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+#: rows of the suite; a row takes 10 to 20 seconds on one core, and most of it is imports
+ROWS = int(os.environ.get("SUB5M_ROWS", "8"))
+
+
+@pytest.mark.trust
+def test_eight_runs_at_once_write_eight_records(tiny, tmp_path):
+    """All have the same folder and no name."""
+    flags = [x for x in tiny() if not x.startswith(("--name=", "--output="))]
+    command = [sys.executable, SCRIPTS / "run.py", *flags, f"--output={tmp_path}"]
+    runs = [
+        subprocess.Popen(
+            [*command, f"--seed={seed}"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        for seed in range(8)
+    ]
+    for run in runs:
+        _, errors = run.communicate()
+        assert run.returncode == 0, errors
+    records = [read_record(path) for path in tmp_path.glob("*/result.json")]
+    assert sorted(record.seed for record in records) == list(range(8))
+    assert {record.name for record in records} == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.trust
+def test_a_suite_on_two_ray_workers_records_each_row_once(tmp_path):
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0}
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        suite = tmp_path / "suite.yaml"
+        text = (SCRIPTS / "suite.yaml").read_text()
+        suite.write_text(
+            text.replace("batches: 20", "batches: 1").replace("epochs: 8", "epochs: 1")
+        )
+        flags = [suite, "plain", f"--seeds={ROWS}", "--results=results", f"--ray={cluster.address}"]
+        done = subprocess.run(
+            [sys.executable, SCRIPTS / "reproduce.py", *flags],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert f"{ROWS} finished, 0 failed, 0 left" in done.stdout
+    records = load_results(tmp_path / "results").records
+    assert sorted(record.seed for record in records) == list(range(ROWS))
+    launches = [path.read_text() for path in tmp_path.glob("runs/*/commands.txt")]
+    assert [text.count("\n") for text in launches] == [1] * ROWS
+
+
+class Resources(Callback):
+    """Memory in bytes and open files of this process, after certain steps."""
+
+    def __init__(self, *steps):
+        self.steps, self.memory, self.files = steps, [], []
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step in self.steps and len(self.memory) < len(self.steps):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.memory.append(pages * os.sysconf("SC_PAGE_SIZE"))
+            self.files.append(len(os.listdir("/proc/self/fd")))
+
+
+@pytest.mark.trust
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_and_open_files_of_a_long_run_stay_flat(experiment):
+    resources = Resources(500, 2000)
+    flags = ("--trainer.max_steps=2000", "--trainer.max_epochs=-1", "--wandb=offline")
+    flags = (*flags, "--trainer.limit_train_batches=50", "--trainer.limit_val_batches=1")
+    experiment(*flags, callbacks=[resources])
+    (before, after), (files, files_after) = resources.memory, resources.files
+    print(f"memory: {before:,} bytes after 500 steps, {after:,} after 2,000; {files_after} files")
+    assert after < 1.01 * before
+    assert files_after == files
