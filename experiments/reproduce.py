@@ -179,7 +179,7 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
         table.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
     for row in claim_rows(found.records, found.evaluations, {x.name: x for x in suites}):
         if row.scale in (scale, "counted"):
-            verdict = f"{row.verdict} (mini)" if row.scale == "mini" else row.verdict
+            verdict = f"{row.verdict} (short)" if row.scale == "short" else row.verdict
             cells = (row.text, row.claimed, row.measured, row.n, verdict, row.seeds)
             table.add_row(*(escape(cell) for cell in cells))
     print_table(table)
@@ -244,6 +244,9 @@ def main() -> None:
 
     code = 0
     suites = read_suites(flags.suites)
+    lacking = [suite.name for suite in suites if not suite.has_short]
+    if flags.scale == "short" and lacking:
+        raise UserError(f"--scale short: the suite {lacking[0]} defines no such scale")
     rows = read_rows(flags.rows, suites)
     check_results(flags)
     results = load_results(flags.results)
@@ -252,7 +255,8 @@ def main() -> None:
         show_plan(jobs, results, flags.output, flags.scale)
     elif suites:
         code = summarise(run(jobs, flags) if jobs else [], flags.scale)
-        show_claims(suites, flags.scale, flags.results)
+        if flags.scale != "mini":
+            show_claims(suites, flags.scale, flags.results)
     if flags.table:
         from experiments.claims.claims_page import write_claims
         from experiments.reporting.frontier import write_frontier

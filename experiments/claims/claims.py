@@ -18,7 +18,7 @@ from experiments.claims.estimates import (
 from experiments.claims.matching import Results, config_of_row
 from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
 from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
-from experiments.claims.verdicts import Verdict, judge, judge_side
+from experiments.claims.verdicts import Verdict, judge
 from experiments.records.record import Evaluation, Record
 from experiments.training.configuration import on_meta
 from lightning_modules.networks import count_parameters
@@ -93,8 +93,8 @@ class ClaimRow:
         if self.scale == "counted":
             return "python experiments/reproduce.py --table"
         rows = ",".join(self.claim.rows)
-        at_mini = " --scale mini" if self.scale == "mini" else ""
-        return f"python experiments/reproduce.py {self.suite.name} --rows {rows}{at_mini}"
+        scale = "" if self.scale == "full" else f" --scale {self.scale}"
+        return f"python experiments/reproduce.py {self.suite.name} --rows {rows}{scale}"
 
     @property
     def _is_difference(self) -> bool:
@@ -114,7 +114,7 @@ def claim_rows(
     evaluations: Iterable[Evaluation] = (),
     suites: Mapping[str, Suite] | None = None,
 ) -> list[ClaimRow]:
-    """Every claim of the suites at full scale, and at mini scale if there are records.
+    """Every claim of the suites at full scale, and at short scale if there are records.
 
     A counted claim has one row. ValueError if a row's network cannot be built.
     """
@@ -126,8 +126,9 @@ def claim_rows(
                 rows.append(_count(suite, claim))
                 continue
             rows.append(_assess(suite, claim, "full", results))
-            mini = _assess(suite, claim, "mini", results)
-            rows += [mini] if mini.estimate else []
+            if suite.has_short:
+                short = _assess(suite, claim, "short", results)
+                rows += [short] if short.estimate else []
     return rows
 
 
@@ -162,13 +163,11 @@ def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Claim
         verdict: Verdict = "not comparable"
     elif estimate is None:
         verdict = "not yet measured"
-    elif scale == "full":
+    elif scale == "full" or claim.threshold is not None:
         verdict = judge(claimed, estimate.interval, claim.threshold)
-    elif claim.threshold is not None:
-        verdict = judge_side(claimed, estimate.interval, claim.threshold)
     else:
         verdict = "not comparable"
-        notes.append("the paper's value does not apply to a miniature")
+        notes.append("the paper's value is that of its full length")
     if estimate is not None:
         notes += reservations(
             [x for row in claim.rows for x in results.of_row(suite.rows[row], scale).values()]

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
 from experiments.claims.claims import ClaimRow, claim_rows
 from experiments.claims.matching import Results, load_results
@@ -13,9 +12,15 @@ from experiments.claims.verdicts import MEANING
 from experiments.records.record import Record, write_atomically
 
 PAGE = RESULTS / "CLAIMS.md"
+#: scales on the page; `mini` is a smoke test
+SHOWN: tuple[Scale, ...] = ("full", "short")
 
-HEAD = f"""# Every claim of both papers, measured
+TITLE = """# Every claim of both papers, measured
 
+The main claims of both papers, and our verdicts. All claims are below.
+"""
+
+HEAD = f"""
 Written by `python experiments/reproduce.py --table` from the records in this folder alone; a test
 renders it again. [The suites](../suites/README.md) contain the claims. The last column of the
 first table counts the claims of our own suites: hand counts of parameters, the papers' future
@@ -29,10 +34,9 @@ after training. Validation accuracy is measured on 5,000 training images that ar
 SAMResNet's test accuracies come from Kaggle's hidden test set, so ours are not comparable.
 Differences between its rows are compared with differences between ours.
 
-**Scale.** *full* is the papers' recipe. *mini* is the same table with narrow networks and short
-schedules on the real CIFAR-10: its verdicts are about the direction of a difference in the
-miniature, not about the paper's value. *counted* needs no training: parameters are counted, and
-the papers' arithmetic is repeated.
+**Scale.** *full* is the papers' recipe. *short* is the same recipe in fewer epochs: its verdicts
+are about the direction and the size of differences at that length. *counted* needs no training:
+parameters are counted, and the papers' arithmetic is repeated.
 
 **Seeds needed** is the number of seeds that find the claimed difference with probability 0.8 in a
 two-sided t-test at 5%, at the measured standard deviation. Without a measurement at full scale,
@@ -47,10 +51,12 @@ def render(results: Results, suites: dict[str, Suite] | None = None) -> str:
     """The page; ValueError if a suite is malformed."""
     suites = load_suites() if suites is None else suites
     rows = claim_rows(results.records, results.evaluations, suites)
-    parts = [HEAD, _summary(rows)]
+    parts = [TITLE, _headlines(rows), HEAD, _summary(rows)]
     for suite in suites.values():
         of_suite = [row for row in rows if row.suite.name == suite.name]
-        parts += [f"## {suite.title}\n", _claims(of_suite), _measurements(suite, results)]
+        tables = [_claims(of_suite), _measurements(suite, results)]
+        title = f"<details>\n<summary>{suite.title}</summary>\n"
+        parts += [title, *tables, "</details>\n"]
     return "\n".join(part for part in parts if part)
 
 
@@ -61,9 +67,24 @@ def write_claims(folder: Path = RESULTS) -> Path:
     return page
 
 
+def _headlines(rows: list[ClaimRow]) -> str:
+    """The papers' main claims, each with its measurement at the longest measured scale."""
+    best: dict[tuple[str, str], ClaimRow] = {}
+    for row in rows:
+        key = row.suite.name, row.claim.id
+        if row.claim.headline and (key not in best or not best[key].estimate):
+            best[key] = row
+    header = ["claim", "claimed", "measured", "scale", "verdict"]
+    lines = [
+        [f"{x.text} ({x.source})", x.claimed, x.measured, x.scale, f"**{x.verdict}**"]
+        for x in best.values()
+    ]
+    return _table(header, lines)
+
+
 def _summary(rows: list[ClaimRow]) -> str:
     """The number of claims with each verdict, and the verdict's meaning."""
-    columns = ("counted", "full", "mini", "of no paper")
+    columns = ("counted", "full", "short", "of no paper")
     counts = Counter[tuple[str, str]](
         (row.scale if row.suite.paper else columns[-1], row.verdict) for row in rows
     )
@@ -79,7 +100,7 @@ def _claims(rows: list[ClaimRow]) -> str:
     lines = []
     for row in rows:
         claim = f"{row.text} (*{row.note}*)" if row.note else row.text
-        verdict = f"**{row.verdict}**" + (" (mini)" if row.scale == "mini" else "")
+        verdict = f"**{row.verdict}**" + (" (short)" if row.scale == "short" else "")
         cells = [row.claimed, row.scale, row.measured, row.n, verdict, row.seeds]
         lines.append([claim, row.source, *cells, f"`{row.command}`"])
     return _table([*header, "command"], lines)
@@ -89,7 +110,7 @@ def _measurements(suite: Suite, results: Results) -> str:
     """The rows with records: accuracy of raw weights, then of averages."""
     lines = []
     for name, row in suite.rows.items():
-        for scale in get_args(Scale):
+        for scale in SHOWN:
             records = list(results.of_row(row, scale).values())
             if records and row in suite.trained_rows:
                 count = f"{records[0].parameters:,}"

@@ -25,11 +25,12 @@ from experiments.records.record import Arch
 SUITES = Path(__file__).resolve().parents[1] / "suites"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
-Scale = Literal["full", "mini"]
+Scale = Literal["full", "short", "mini"]
 #: the description of each scale in all outputs
 SCALES: dict[Scale, str] = {
     "full": "full scale: as the papers describe it",
-    "mini": "MINI scale: smaller networks and shorter schedules than the papers'",
+    "short": "SHORT scale: the papers' networks and recipes, in fewer epochs",
+    "mini": "MINI scale: small networks and few epochs, a smoke test without verdicts",
 }
 Metric = Literal[
     "test accuracy",
@@ -66,19 +67,20 @@ class RowEntry:
     arch: Arch
     title: str
     overrides: Overrides = field(default_factory=dict)  # they change the architecture's preset
+    short: Overrides = field(default_factory=dict)  # they replace overrides at short scale
     mini: Overrides = field(default_factory=dict)  # they replace overrides at mini scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(RowEntry):
-    """One line of a table, and its training. `mini` includes the suite's `mini`."""
+    """One line of a table, and its training. `short` and `mini` include the suite's."""
 
     name: str
     where: str  # file and line
 
     def flags(self, scale: Scale, seed: int) -> list[str]:
         """The flags of `run.py` that train this row."""
-        values = self.overrides | (self.mini if scale == "mini" else {})
+        values = self.overrides | {"full": {}, "short": self.short, "mini": self.mini}[scale]
         set_to = [f"--{flag}={_flag_value(value)}" for flag, value in values.items()]
         return [f"--arch={self.arch}", *set_to, f"--seed={seed}"]
 
@@ -116,6 +118,7 @@ class ClaimEntry:
     tolerance: str | None = None  # replaces the rounding of `claimed`
     not_comparable: str | None = None  # the reason why we cannot judge it
     note: str | None = None  # our reading if the paper is ambiguous
+    headline: bool = False  # one of the papers' main claims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,7 @@ class Claim:
     claimed: Claimed
     not_comparable: str | None = None
     note: str | None = None
+    headline: bool = False
 
     @property
     def rows(self) -> list[str]:
@@ -170,6 +174,7 @@ class SuiteEntry:
     rows: dict[RowName, RowEntry]
     claims: list[ClaimEntry]
     paper: str | None = None
+    short: Overrides = field(default_factory=dict)  # at short scale, for every row
     mini: Overrides = field(default_factory=dict)  # at mini scale, for every row
 
 
@@ -182,6 +187,11 @@ class Suite:
     paper: str | None  # the paper of its claims; None for our own
     rows: dict[str, Row]
     claims: tuple[Claim, ...]
+
+    @property
+    def has_short(self) -> bool:
+        """Whether the suite defines the scale `short`."""
+        return any(row.short for row in self.rows.values())
 
     @cached_property
     def trained_rows(self) -> list[Row]:
@@ -207,9 +217,9 @@ def load_suites(folder: Path = SUITES) -> dict[str, Suite]:
 
 def load_suite(path: Path) -> Suite:
     """Load a suite; UserError with file, line and key if it is malformed."""
-    file = YamlFile(path, typed=("overrides", "mini"))
+    file = YamlFile(path, typed=("overrides", "short", "mini"))
     entry = file.parse(SuiteEntry)
-    rows = {name: _row(file, name, x, entry.mini) for name, x in entry.rows.items()}
+    rows = {name: _row(file, name, x, entry) for name, x in entry.rows.items()}
     claims: dict[str, Claim] = {}
     for i, x in enumerate(entry.claims):
         if x.id in claims:
@@ -218,20 +228,23 @@ def load_suite(path: Path) -> Suite:
     return Suite(path.stem, entry.title, entry.paper, rows, tuple(claims.values()))
 
 
-def _row(file: YamlFile, name: str, entry: RowEntry, suite_mini: Overrides) -> Row:
-    both = entry.overrides | suite_mini | entry.mini
-    for flag in both:
-        switch = flag.partition(".")[0]
-        if flag != switch and both.get(switch) is False:
-            raise file.mistake(
-                ("rows", name), f"switches {switch} off, and {flag} switches it on again"
-            )
+def _row(file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry) -> Row:
+    short, mini = suite.short | entry.short, suite.mini | entry.mini
+    for scale in (short, mini):
+        both = entry.overrides | scale
+        for flag in both:
+            switch = flag.partition(".")[0]
+            if flag != switch and both.get(switch) is False:
+                raise file.mistake(
+                    ("rows", name), f"switches {switch} off, and {flag} switches it on again"
+                )
     return Row(
         name=name,
         arch=entry.arch,
         title=entry.title,
         overrides=entry.overrides,
-        mini=suite_mini | entry.mini,
+        short=short,
+        mini=mini,
         where=f"{file.path}, line {file.line(('rows', name))}: rows.{name}",
     )
 
@@ -254,6 +267,7 @@ def _claim(file: YamlFile, place: Place, entry: ClaimEntry, rows: dict[str, Row]
         claimed=claimed,
         not_comparable=entry.not_comparable,
         note=entry.note,
+        headline=entry.headline,
     )
 
 

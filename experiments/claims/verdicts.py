@@ -1,6 +1,5 @@
 """The rule for verdicts on claims."""
 
-from math import inf, isfinite
 from typing import Literal
 
 Verdict = Literal[
@@ -18,13 +17,13 @@ MEANING: dict[Verdict, str] = {
     "reproduced": "The claim is inside our interval. If it claims a difference, our whole interval "
     "is on the claimed side of zero.",
     "direction only": "Our whole interval is on the claimed side. The claimed size is outside of "
-    "it, or is not judged, as in a miniature.",
+    "it.",
     "contradicted": "The claim is outside our interval, and the interval is not on the claimed "
     "side.",
     "undecided": "Our interval contains both the claim and zero difference. Or there is no "
     "interval, because there is a single run or the measure is not defined.",
     "not comparable": "Our measurements cannot judge it: the paper used Kaggle's hidden test set, "
-    "or ours is a miniature.",
+    "or ours has fewer epochs.",
     "not yet measured": "There is no record.",
 }
 
@@ -49,17 +48,6 @@ def judge(claimed: Interval, measured: Interval | None, threshold: float | None)
     if inside:
         return "reproduced" if on_side else "undecided"
     return "direction only" if on_side else "contradicted"
-
-
-def judge_side(claimed: Interval, measured: Interval | None, threshold: float) -> Verdict:
-    """Judge only the direction of a claim: the side of `threshold`, not the size.
-
-    It is used for miniatures, because the claimed size holds for the whole network.
-    """
-    side = (threshold, inf) if _claims_more(claimed, threshold) else (-inf, threshold)
-    verdict = judge(side, measured, threshold)
-    states_a_size = isfinite(claimed[0]) and isfinite(claimed[1])
-    return "direction only" if verdict == "reproduced" and states_a_size else verdict
 
 
 def _claims_more(claimed: Interval, threshold: float) -> bool:

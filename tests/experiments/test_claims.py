@@ -19,6 +19,7 @@ from experiments.training.configuration import resolve_config
 SUITE = """\
 title: A table
 paper: A paper
+short: {trainer.max_epochs: 30}
 mini: {model.base_width: 16}
 rows:
   base: {title: Baseline, arch: resnet}
@@ -28,7 +29,8 @@ claims:
   - {id: base, text: t, source: s, metric: test accuracy, measure: base, claimed: 92.0}
   - {id: kaggle, text: t, source: s, metric: test accuracy, measure: base, claimed: 92.0,
      not_comparable: another test set}
-  - {id: gain, text: t, source: s, metric: test accuracy, measure: full - base, claimed: 1.0}
+  - {id: gain, text: t, source: s, metric: test accuracy, measure: full - base, claimed: 1.0,
+     headline: true}
   - {id: ema, text: t, source: s, metric: val accuracy, measure: "twin[ema] - full", claimed: 0.5}
   - {id: flip, text: t, source: s, metric: test accuracy, measure: "full[flip] - full",
      claimed: 0.5}
@@ -264,15 +266,32 @@ def test_runs_of_several_number_formats_or_of_a_changed_checkout_are_pooled_and_
     assert assess("gain", base).note is None
 
 
-def test_at_mini_scale_differences_are_judged_and_values_are_not(assess, runs):
-    records = runs("base", [0.700, 0.701], scale="mini")
-    records += runs("full", [0.710, 0.711], scale="mini")
-    value, gain = (assess(x, records, scale="mini") for x in ("base", "gain"))
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(0.01, "reproduced"), (0.02, "direction only"), (-0.01, "contradicted")]
+)
+def test_at_short_scale_differences_are_judged_and_values_are_not(assess, runs, gain, verdict):
+    records = runs("base", [0.700, 0.701], scale="short")
+    records += runs("full", [0.700 + gain, 0.701 + gain], scale="short")
+    value, found = (assess(x, records, scale="short") for x in ("base", "gain"))
     assert (value.verdict, value.measured) == ("not comparable", "70.05 ± 0.64")
-    assert (gain.verdict, gain.measured) == ("direction only", "+1.00 ± 0.30")
-    assert value.note == "the paper's value does not apply to a miniature"
-    assert gain.command.endswith("--rows full,base --scale mini")
+    assert value.note == "the paper's value is that of its full length"
+    assert (found.verdict, found.measured) == (verdict, f"{100 * gain:+.2f} ± 0.30")
+    assert found.command.endswith("--rows full,base --scale short")
     assert {assess(x, records).verdict for x in ("base", "gain")} == {"not yet measured"}
+
+
+def test_mini_scale_has_no_verdict(assess, runs):
+    records = runs("base", [0.700, 0.701], scale="mini")
+    assert assess("base", records, scale="mini") is None
+    assert assess("base", records).verdict == "not yet measured"
+
+
+def test_a_suite_without_short_scale_has_one_row_for_each_claim(tmp_path, suite, runs):
+    path = tmp_path / "full.yaml"
+    path.write_text(SUITE.replace("short: {trainer.max_epochs: 30}\n", ""))
+    full = load_suite(path)
+    rows = claim_rows(runs("base", RAW), suites={full.name: full})
+    assert len(rows) == len(full.claims)
 
 
 def test_a_count_needs_no_record(assess):
@@ -281,11 +300,15 @@ def test_a_count_needs_no_record(assess):
 
 
 def test_the_page_states_scale_interval_and_verdict(suite, runs):
-    records = runs("base", [0.70, 0.72], scale="mini") + runs("full", RAW, AVERAGED)
+    records = runs("base", [0.70, 0.72], scale="short") + runs("full", RAW, AVERAGED)
+    records += runs("full", [0.711, 0.731], scale="short")
     page = render(Results(tuple(records)), {suite.name: suite})
-    (line,) = [x for x in page.splitlines() if "not comparable** (mini)" in x and "92.0 |" in x][:1]
-    assert "| mini | 71.00 ± 12.71 | 2 |" in line
-    (measured,) = [x for x in page.splitlines() if x.startswith("| `full`")]
+    lines = page.splitlines()
+    # The main claims come first, at the longest scale with records.
+    assert lines[6].startswith("| t (s) | +1.0 | +1.10 ± 6.08 | short | **undecided** |")
+    (line,) = [x for x in lines if "not comparable** (short)" in x and "92.0 |" in x][:1]
+    assert "| short | 71.00 ± 12.71 | 2 |" in line
+    (measured,) = [x for x in lines if x.startswith("| `full`: SAMResNet | full")]
     assert "92.00 ± 4.97 / 92.50 ± 4.96" in measured
     assert measured.endswith("| full-0, full-1, full-2 |")
 
