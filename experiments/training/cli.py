@@ -169,7 +169,7 @@ class ExperimentCLI(LightningCLI):
             parser.error(str(error))
 
     def _refuse_changes(self) -> None:
-        """Reject a resumed run whose settings differ, unless `--allow_changes` accepts that."""
+        """Reject a resumed run whose settings differ, unless `--allow-changes` accepts that."""
         if not self.launch.resumes:
             return
         before = yaml.safe_load((self.launch.folder / "config.yaml").read_text())
@@ -178,7 +178,7 @@ class ExperimentCLI(LightningCLI):
             if not self.config.allow_changes:
                 raise ValueError(
                     f"{'; '.join(changed)}: the run began with other settings. Leave them out, or "
-                    "add --allow_changes"
+                    "add --allow-changes"
                 )
             print(f"Changed settings: {'; '.join(changed)}")
 
@@ -209,7 +209,7 @@ class ExperimentCLI(LightningCLI):
             help="Checkpoint to resume from; `last` is the newest unfinished run's.",
         )
         parser.add_argument(
-            "--allow_changes",
+            "--allow-changes",
             action="store_true",
             help="Resume a run with other settings than it began with.",
         )

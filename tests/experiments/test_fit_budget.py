@@ -155,7 +155,7 @@ def test_the_choice_is_printed_recorded_and_resumed(experiment, command):
 
     (run.folder / "result.json").unlink()
     again = [f"--output={run.folder.parent}", f"--name={run.folder.name}", "--ckpt_path=last"]
-    resumed = command(["--arch=sam_resnet", *again, "--trainer.max_epochs=2", "--allow_changes"])
+    resumed = command(["--arch=sam_resnet", *again, "--trainer.max_epochs=2", "--allow-changes"])
     assert resumed.record.parameters == count
     assert resumed.record.epochs == 2
 

@@ -362,8 +362,8 @@ def test_changed_settings_of_a_resumed_run_are_listed_or_accepted(
         resume(folder, *changes)
     listed = "--data.cutout: 16 -> 8; --model.label_smoothing: 0.0 -> 0.2; --seed: 0 -> 1: "
     assert str(error.value).startswith(listed)
-    assert str(error.value).endswith("add --allow_changes")
-    resumed = resume(folder, *changes, "--allow_changes", "--trainer.max_time=00:01:00:00")
+    assert str(error.value).endswith("add --allow-changes")
+    resumed = resume(folder, *changes, "--allow-changes", "--trainer.max_time=00:01:00:00")
     assert resumed.output.startswith(f"Changed settings: {listed.removesuffix(': ')}")
     assert resumed.record.config["data"]["cutout"] == 8
     assert not resumed.record.config["allow_changes"]
