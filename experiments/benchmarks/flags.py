@@ -49,6 +49,49 @@ def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
     )
 
 
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--arch",
+        choices=list(EXPERIMENTS),
+        metavar="NAME",
+        default="speed_resnet",
+        help="a preset (default: %(default)s)",
+    )
+
+
+def add_strategy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strategy",
+        choices=RAW_STRATEGIES,
+        default="adaptive",
+        help="of prediction (default: adaptive, six views of unsure images)",
+    )
+
+
+def add_airbench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--airbench",
+        metavar="FILE",
+        type=Path,
+        help="legacy/airbench94.py of KellerJordan/cifar10-airbench: both sides in this process",
+    )
+
+
+def add_max_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-images",
+        metavar="N",
+        type=positive,
+        help="limit of the batch size, for slow machines (default: no limit)",
+    )
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run_flags", metavar="FLAGS", nargs="*", help="after --: flags of run.py, for all trainings"
+    )
+
+
 def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--presets",
@@ -124,12 +167,7 @@ def step(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="images of a step (default: the preset's)",
     )
-    parser.add_argument(
-        "--max-images",
-        metavar="N",
-        type=positive,
-        help="limit of the batch size, for slow machines (default: no limit)",
-    )
+    add_max_images(parser)
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -139,13 +177,7 @@ def step(parser: argparse.ArgumentParser) -> None:
 
 
 def overhead(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--arch",
-        choices=list(EXPERIMENTS),
-        metavar="NAME",
-        default="speed_resnet",
-        help="a preset (default: %(default)s)",
-    )
+    add_preset(parser)
     parser.add_argument(
         "--batch-size", metavar="N", type=positive, default=1024, help="images of a step"
     )
@@ -160,45 +192,27 @@ def overhead(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=BARE_PRECISIONS, default="bf16-mixed", help="of both sides"
     )
     add_repeats(parser, default=3)
-    parser.add_argument(
-        "run_flags", metavar="FLAGS", nargs="*", help="after --: flags of run.py, for both sides"
-    )
+    add_run_flags(parser)
 
 
 def time_to_accuracy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=share, default=0.94, help="mean test accuracy (default: 0.94)"
     )
-    parser.add_argument(
-        "--arch",
-        choices=list(EXPERIMENTS),
-        metavar="NAME",
-        default="speed_resnet",
-        help="a preset (default: %(default)s)",
-    )
+    add_preset(parser)
     parser.add_argument(
         "--seeds", metavar="N", type=positive, default=3, help="number of seeds (default: 3)"
     )
     parser.add_argument(
         "--first-seed", metavar="N", type=int, default=0, help="first seed (default: 0)"
     )
-    parser.add_argument(
-        "--strategy",
-        choices=RAW_STRATEGIES,
-        default="adaptive",
-        help="of prediction (default: adaptive, six views of unsure images)",
-    )
+    add_strategy(parser)
     parser.add_argument(
         "--beside",
         metavar="COMMAND",
         help='shell command to run in turns; its last line is {"accuracy": ..., "seconds": ...}',
     )
-    parser.add_argument(
-        "--airbench",
-        metavar="FILE",
-        type=Path,
-        help="legacy/airbench94.py of KellerJordan/cifar10-airbench: both sides in this process",
-    )
+    add_airbench(parser)
     parser.add_argument(
         "--beside-runs", metavar="N", type=positive, help="runs of --beside (default: --seeds)"
     )
@@ -209,9 +223,7 @@ def time_to_accuracy(parser: argparse.ArgumentParser) -> None:
         default=Path("runs"),
         help="folder of run folders (default: runs)",
     )
-    parser.add_argument(
-        "run_flags", metavar="FLAGS", nargs="*", help="after --: flags of run.py, for every seed"
-    )
+    add_run_flags(parser)
 
 
 def predict(parser: argparse.ArgumentParser) -> None:
@@ -249,12 +261,7 @@ def gpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", metavar="NAME,NAME", help="some rows, such as sam_resnet,overhead (default: all)"
     )
-    parser.add_argument(
-        "--airbench",
-        metavar="FILE",
-        type=Path,
-        help="legacy/airbench94.py of KellerJordan/cifar10-airbench",
-    )
+    add_airbench(parser)
     parser.add_argument(
         "--minutes",
         type=float,
@@ -275,22 +282,10 @@ def gpu(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="steps of a window, or the steps of an epoch if fewer (default: %(default)s)",
     )
-    parser.add_argument(
-        "--strategy",
-        choices=RAW_STRATEGIES,
-        default="adaptive",
-        help="of prediction on test images (default: adaptive)",
-    )
-    parser.add_argument(
-        "--max-images",
-        metavar="N",
-        type=positive,
-        help="limit of the batch size, to try this on a CPU (default: no limit)",
-    )
+    add_strategy(parser)
+    add_max_images(parser)
     add_repeats(parser, default=5)
-    parser.add_argument(
-        "run_flags", metavar="FLAGS", nargs="*", help="after --: flags of run.py, for every row"
-    )
+    add_run_flags(parser)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,8 @@ Each suite is a YAML file in `experiments/suites/`. The README.md there explains
 """
 
 import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import field
-from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, StringConstraints
 from pydantic.dataclasses import dataclass
 
+from experiments.claims.claimed import Claimed, read_claimed
 from experiments.claims.measures import Measure
 from experiments.console import UserError, near
 from experiments.inference.strategies import PLAIN, STRATEGIES
@@ -83,26 +81,6 @@ class Row(RowEntry):
         values = self.overrides | {"full": {}, "short": self.short, "mini": self.mini}[scale]
         set_to = [f"--{flag}={_flag_value(value)}" for flag, value in values.items()]
         return [f"--arch={self.arch}", *set_to, f"--seed={seed}"]
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """The claimed value of a measure: from `low` to `high`.
-
-    A number includes all values that round to it: 92.7 is 92.65 to 92.75. A claim of "more" or
-    "less" has an infinite end.
-    """
-
-    text: str
-    low: float
-    high: float
-
-    @property
-    def bound(self) -> float | None:
-        """The finite end of `> x` and `< x`."""
-        if math.isinf(self.high):
-            return self.low
-        return self.high if math.isinf(self.low) else None
 
 
 @dataclass(frozen=True, config=EXACT, kw_only=True)
@@ -285,38 +263,6 @@ def _check_measure(measure: Measure, metric: Metric, rows: dict[str, Row]) -> No
         raise ValueError(f"must be numbers alone for arithmetic, got {measure.text}")
     if metric != "arithmetic" and not measure.terms:
         raise ValueError(f"names no row, got {measure.text}")
-
-
-def read_claimed(text: str, tolerance: str | None = None) -> Claimed:
-    """Read `92.70`, `0.7 to 1.0`, `> 0` or `< 0`; a tolerance replaces the rounding.
-
-    ValueError for anything else.
-    """
-    if tolerance and not re.fullmatch(r"[^<> ]+", text):
-        raise ValueError(f"needs a number as the claim, got {text}")
-    if open_ended := re.fullmatch(r"([<>]) *(\S+)", text):
-        bound = float(_number(open_ended[2]))
-        return Claimed(text, *((bound, math.inf) if open_ended[1] == ">" else (-math.inf, bound)))
-    if span := re.fullmatch(r"(\S+) to (\S+)", text):
-        low, high = (float(_number(end)) for end in span.groups())
-        if low >= high:
-            raise ValueError(f"must be a range from low to high, got {text}")
-        return Claimed(text, low, high)
-    number = _number(text)
-    exponent = number.as_tuple().exponent
-    assert isinstance(exponent, int)
-    half = _number(tolerance) if tolerance else Decimal(5).scaleb(exponent - 1)
-    return Claimed(text, float(number - half), float(number + half))
-
-
-def _number(text: str) -> Decimal:
-    try:
-        number = Decimal(text.replace("_", ""))
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not number.is_finite():
-        raise ValueError(f"must be a number, `LOW to HIGH`, `> NUMBER` or `< NUMBER`, got {text}")
-    return number
 
 
 def _flag_value(value: Any) -> str:

@@ -1,12 +1,10 @@
 """The command line: flags and presets in, a trainer, a network and its data out."""
 
-import re
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TextIO
+from typing import Any, TextIO
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -25,16 +23,16 @@ from callbacks import (
     RandomState,
 )
 from datamodules import CIFAR10DataModule
-from experiments.console import UserError, near
+from experiments.console import UserError
 from experiments.presets import CONFIGS, EXPERIMENTS
 from experiments.records.integrity import check_archive
-from experiments.records.parsing import check_yaml
 from experiments.training.combinations import changes, refuse_combinations, suit_machine
 from experiments.training.devices import check_devices
 from experiments.training.display import Display
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
 from experiments.training.launch import Launch, claim_folder
 from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
+from experiments.training.parser import Parser
 from experiments.training.processes import is_first
 from experiments.training.quiet import quiet
 from experiments.training.teachers import Teacher, distillation, open_teacher
@@ -52,52 +50,6 @@ SWITCHES: dict[str, tuple[type[Callback], bool]] = {
     "ema": (EMA, False),
     "swa": (SWA, False),
 }
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser with errors of one line that names the flag."""
-
-    # The command line; of the class, because jsonargparse makes further parsers for the switches.
-    given: ClassVar[list[str]] = []
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        unknown = re.match(r"Unrecognized arguments: (--[\w.]+)", message)
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        raise UserError(f"{self.clear(message)}{near(unknown[1], flags) if unknown else ''}")
-
-    def clear(self, message: str) -> str:
-        """Shorten jsonargparse's message to its reason, with the full name of the flag."""
-        message = " ".join(message.split())
-        if switch := re.match(r'Parser key "(\w+)": .* import path string: (.+?) Given', message):
-            return f"--{switch[1]} must be true or false, got {switch[2]}"
-        if choice := re.match(
-            r'Parser key "([\w.]+)": .* Expected a typing\.Literal\[(.+)\] '
-            r"Given value type: .* Given value: (.+)",
-            message,
-        ):
-            return f"--{choice[1]} must be true, false, {choice[2]}, got {choice[3]}"
-        if reason := re.search(r"Expected a <class 'bool'> - (.+?) Given value", message):
-            message = reason[1]
-        argument = re.match(r"Option '(\w+)'|Parser key \"(\w+)\"|(\w+) must ", message)
-        if argument:
-            name = argument[argument.lastindex or 0]
-            flags = {text.partition("=")[0] for text in self.given}
-            given = [flag for flag in flags if flag.endswith(f".{name}")]
-            message = f"{given[0]}: {message}" if len(given) == 1 else message
-        return message
-
-
-_load_yaml = get_loader("yaml")
-
-
-def _load_bounded(text: str) -> Any:
-    """The YAML loader of jsonargparse, for values of flags and for files; rejects YAML bombs."""
-    if len(text) > 10_000 or "*" in text:
-        check_yaml(text)
-    return _load_yaml(text)
-
-
-set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
 
 def arguments_of(launch: Launch) -> list[str]:
