@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,10 @@ class Measure:
     @cached_property
     def _tree(self) -> ast.expr:
         try:
-            return ast.parse(self.text, mode="eval").body
-        except SyntaxError:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # the error says it too
+                return ast.parse(self.text, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # also of deep nesting
             raise ValueError(f"must be arithmetic of rows, got {self.text!r}") from None
 
     @cached_property
