@@ -13,6 +13,7 @@ WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch",  # the data module resumes
     "The '.*_dataloader' does not have many workers",  # no loader of ours has any
     "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
+    "You have overridden `on_before_batch_transfer`",  # ImageClassifier checks batches there
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
     "TensorFloat32 tensor cores .* available but not enabled",  # `trainer.set_tf32` decides
 )

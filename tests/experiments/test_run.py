@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 import time
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record
 from experiments.reporting.collect import collect
 from experiments.training.experiment import operations_per_image
+from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.networks.sam_resnet import SAMResNet
 
@@ -371,14 +373,22 @@ def test_shuffled_labels_are_not(experiment, few_images):
     assert run.record.scores["test"]["raw"].accuracy < 0.1 + 4 * math.sqrt(0.1 * 0.9 / 300)
 
 
+def test_a_run_gives_no_warning(experiment):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        experiment("--trainer.max_epochs=1")
+    assert [f"{x.category.__name__}: {x.message}" for x in found] == []
+
+
 @pytest.mark.trust
-@pytest.mark.parametrize("arch", EXPERIMENTS)
-def test_quick_learns_the_synthetic_set_in_two_minutes(arch, tmp_path):
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_quick_learns_the_synthetic_set(arch, tmp_path):
     flags = ["--arch", arch, "--quick", "--data.source", "synthetic", "--wandb", "disabled"]
     command = [sys.executable, "experiments/run.py", *flags, "--output", str(tmp_path)]
-    start = time.monotonic()
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
-    assert time.monotonic() - start <= 120
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
+    )
+    assert "site-packages" not in done.stderr  # a warning with its line
     (result,) = tmp_path.glob("*/result.json")
     record = read_record(result)
     assert record.quick
