@@ -41,14 +41,15 @@ def make_page(flags: argparse.Namespace) -> None:
     for path in flags.runs:
         if not path.exists():
             raise UserError(f"{path} does not exist: name a run, a record or a folder")
-    # Verdicts and run folders need torch and Lightning, whose import takes seconds.
+    from experiments.reporting.collect import collect
+
+    found = collect(flags.runs)
+    # Settings and verdicts need torch and Lightning, whose import takes seconds.
     from experiments.claims.claims import claim_rows
     from experiments.records.record import write_atomically
-    from experiments.reporting.collect import collect
     from experiments.reporting.configurations import configurations
     from experiments.reporting.page import render
 
-    found = collect(flags.runs)
     rows = configurations(found.entries)
     claims = claim_rows(found.records, found.evaluations) if found.records else []
     with_folders = [entry for row in rows for entry in row.entries if entry.run]

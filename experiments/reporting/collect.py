@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from experiments.console import UserError
-from experiments.inference.finished import FinishedRun, open_run
 from experiments.records.record import Evaluation, Record, Score, read_any, read_record
+
+if TYPE_CHECKING:
+    from experiments.inference.finished import FinishedRun
 
 T = TypeVar("T")
 
@@ -23,7 +25,7 @@ class Entry:
     """A record, and its run if the run's folder was found."""
 
     record: Record
-    run: FinishedRun | None
+    run: "FinishedRun | None"
 
     @property
     def weights(self) -> str:
@@ -63,14 +65,14 @@ def collect(paths: list[Path]) -> Collection:
     found: list[FinishedRun | Record | Evaluation] = []
     for path in paths:
         here = list(_look(path))
-        if not any(isinstance(x, FinishedRun | Record) for x in here):
+        if all(isinstance(x, Evaluation) for x in here):
             raise UserError(f"{path} holds neither a finished run nor a record")
         found += here
     if not paths:
         folders = [path for path in _files(RUNS) if path.is_dir()]
-        found += [x for x in (_or_pass_over(partial(open_run, path)) for path in folders) if x]
+        found += [x for x in (_or_pass_over(partial(_open, path)) for path in folders) if x]
         found += _look(RECORDS) if RECORDS.is_dir() else []
-    runs = [x for x in found if isinstance(x, FinishedRun)]
+    runs = [x for x in found if not isinstance(x, Record | Evaluation)]
     of_runs = [run.evaluation() if paths else _or_pass_over(run.evaluation) for run in runs]
     evaluations = [x for x in [*found, *of_runs] if isinstance(x, Evaluation) and len(x.runs) == 1]
     # Runs come last, so that they replace their own records.
@@ -91,13 +93,19 @@ def _or_pass_over(opened: Callable[[], T | None]) -> T | None:
         return None
 
 
-def _look(path: Path) -> Iterator[FinishedRun | Record | Evaluation]:
+def _open(folder: Path) -> "FinishedRun":
+    from experiments.inference.finished import open_run  # imports torch: seconds
+
+    return open_run(folder)
+
+
+def _look(path: Path) -> Iterator["FinishedRun | Record | Evaluation"]:
     if path.is_file():
         yield read_record(path)
         return
     for file in _files(path):
         if file.is_dir():
-            yield open_run(file)
+            yield _open(file)
         elif found := read_any(file):
             yield found
 

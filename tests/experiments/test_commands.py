@@ -62,5 +62,17 @@ def test_a_mistake_is_one_line_and_imports_no_slow_package(name):
     assert not packages & SLOW
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, '{"other": 1}'], ids=["cut", "deep", "other"]
+)
+def test_a_report_of_a_file_that_is_no_record_is_one_line_without_torch(content, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    code, output, errors, packages = run("experiments/report.py", str(tmp_path))
+    assert (code, output) == (2, "")
+    assert errors.startswith(f"error: {tmp_path}")
+    assert len(errors.splitlines()) == 1
+    assert not packages & SLOW
+
+
 def test_the_precisions_of_the_flags_are_those_of_the_trainer():
     assert get_args(Precision) == PRECISIONS
