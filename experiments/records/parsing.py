@@ -19,6 +19,8 @@ Place = tuple[str | int, ...]
 
 #: size of a JSON file
 MAX_BYTES = 20_000_000
+#: characters of a YAML file: PyYAML reads about 200,000 per second
+MAX_YAML = 200_000
 #: values in a YAML file; an alias counts with all its values
 MAX_VALUES = 20_000
 #: plain words for pydantic's types of errors
@@ -55,6 +57,8 @@ def check_yaml(text: str) -> None:
             sizes[id(node)] = 1 + sum(size(child) for child in children)
         return sizes[id(node)]
 
+    if len(text) > MAX_YAML:
+        raise yaml.YAMLError(f"more than {MAX_YAML:,} characters")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and size(root) > MAX_VALUES:
@@ -78,7 +82,10 @@ class YamlFile:
     def parse(self, kind: type[T]) -> T:
         """The content; UserError if it does not have exactly the fields of `kind`."""
         try:
-            loader = yaml.SafeLoader(self.path.read_text(encoding="utf-8"))
+            text = self.path.read_text(encoding="utf-8")
+            if len(text) > MAX_YAML:
+                raise self.mistake((), f"must have at most {MAX_YAML:,} characters")
+            loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
             if node is None:
                 raise self.mistake((), "is empty")

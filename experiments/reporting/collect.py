@@ -66,7 +66,7 @@ def collect(paths: list[Path]) -> Collection:
     for path in paths:
         here = list(_look(path))
         if all(isinstance(x, Evaluation) for x in here):
-            raise UserError(f"{path} holds neither a finished run nor a record")
+            raise UserError(f"{path} contains neither a finished run nor a record")
         found += here
     if not paths:
         folders = [path for path in _files(RUNS) if path.is_dir()]

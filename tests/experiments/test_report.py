@@ -307,7 +307,7 @@ def test_corruption_errors_are_means_over_severities(
     ("path", "content", "answer"),
     [
         ("nowhere", None, "{} does not exist: name a run, a record or a folder"),
-        ("empty/", None, "{} holds neither a finished run nor a record"),
+        ("empty/", None, "{} contains neither a finished run nor a record"),
         ("a.json", "[1, 2]", "{} is not a valid record: "),
         ("a.json", '{"arch": "resnet"}', "{} is not a valid record: "),
         ("a.json", "\0\1", "{} is not a valid record: Invalid JSON"),

@@ -308,8 +308,9 @@ def test_the_pages_example_is_a_suite(load):
         "a: &a [*a]",
         "[" * 100_000,
         "{a: " * 100_000,
+        "a\n" * 500_000,
     ],
-    ids=["aliases", "recursion", "lists", "mappings"],
+    ids=["aliases", "recursion", "lists", "mappings", "size"],
 )
 def test_a_yaml_bomb_is_one_line(tmp_path, bomb):
     path = tmp_path / "table.yaml"
