@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from experiments.tracking.wandb_file import logged_rows
-from experiments.training.loggers import wandb_logger
+from experiments.training.loggers import LIMITS, wandb_logger
 
 wandb = pytest.importorskip("wandb")
 
@@ -82,14 +81,16 @@ class Server(ThreadingHTTPServer):
 def use_server(monkeypatch, tmp_path):
     """Make W&B's client use a port of this machine, without the user's own settings."""
 
-    def use_server(port, key=KEY):
+    def use_server(port, key=KEY, init_timeout=60, finish_timeout=60):
         wandb.teardown()
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             monkeypatch.delenv(name)
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("WANDB_API_KEY", key)
-        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+        # By default as long as a busy machine may need: W&B waits so long only for a fault.
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", str(init_timeout))
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", str(finish_timeout))
         monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
 
     yield use_server
@@ -135,26 +136,25 @@ def upload(commands, port):
     "fault", ["refuses connections", "never answers", "rejects the key"], indirect=True
 )
 def test_a_run_without_a_sound_server_continues_offline(fault, tmp_path, use_server, capfd):
-    use_server(fault)
-    start = time.monotonic()
+    use_server(fault, init_timeout=LIMITS["WANDB_INIT_TIMEOUT"])
     logger = wandb_logger(tmp_path, "online", CONFIG)
-    assert time.monotonic() - start < 40  # 5 seconds on a free machine; W&B itself waits for 100
     logger.log_metrics({"loss": 1.25}, 3)
     logger.finish()
+    wandb.teardown()  # waits until W&B's own process has written everything
     (command,) = commands_in(capfd.readouterr().err)
     assert command[:2] == ["wandb", "sync"]
     assert {"loss": 1.25, "trainer/global_step": 3}.items() <= next(logged_rows(tmp_path)).items()
 
 
 def test_a_malformed_key_does_not_end_the_run(tmp_path, use_server, capfd):
-    use_server(9, key="short")
+    use_server(9, key="short", init_timeout=4)
     wandb_logger(tmp_path, "online", CONFIG).finish()
     assert "The run continues offline" in capfd.readouterr().err
 
 
 def test_a_run_that_loses_its_server_is_uploaded_later(tmp_path, use_server, capfd):
     server = Server()
-    use_server(server.server_port)
+    use_server(server.server_port, finish_timeout=5)
     logger = wandb_logger(tmp_path, "online", CONFIG)
     logger.log_metrics({"loss": 1.25}, 3)
     server.stop()
@@ -189,7 +189,7 @@ class LosesServer(Callback):
 def test_no_file_of_a_run_contains_the_key(sound, experiment, use_server, capfd):
     """The run continues to its record, and no output contains the key either."""
     server = Server()
-    use_server(server.server_port)
+    use_server(server.server_port, finish_timeout=60 if sound else 5)
     # The tables of the test set need more answers than the local server has.
     flags, callbacks = (["--test=false"], []) if sound else ([], [LosesServer(server)])
     run = experiment("--wandb=online", *flags, callbacks=callbacks, pictures=True)
