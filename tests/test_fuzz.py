@@ -1,6 +1,6 @@
 """Feed mutated files to every reader of files from strangers, and record the result.
 
-python tests/test_fuzz.py --inputs 100000 --output experiments/results/fuzz.json
+python tests/test_fuzz.py --inputs 100000 --output experiments/results/trust/fuzz.json
 
 Each input is a valid file with random changes: flipped bits, removed, repeated or inserted pieces,
 and numbers replaced by extreme ones. A reader must return, or raise a UserError, which the commands
