@@ -11,7 +11,7 @@ from experiments.claims.seed_statistics import (
     sd_ratio,
     welch_difference,
 )
-from experiments.claims.verdicts import MEANING, judge, judge_side
+from experiments.claims.verdicts import MEANING, judge
 
 # Quantiles as tables print them: t of 2 and 4 degrees of freedom, F of (2, 2), at 97.5%.
 T2, T4, F22 = 4.30265, 2.77645, 39.0
@@ -174,23 +174,3 @@ MORE, NUMBER, LESS = (0.0, math.inf), (0.65, 0.75), (-1.25, -1.15)
 def test_the_verdict_rule(claimed, measured, threshold, verdict):
     assert judge(claimed, measured, threshold) == verdict
     assert verdict in MEANING
-
-
-@pytest.mark.parametrize(
-    ("claimed", "measured", "threshold", "verdict"),
-    [
-        (NUMBER, (0.3, 0.9), 0.0, "direction only"),
-        (NUMBER, (10.0, 20.0), 0.0, "direction only"),
-        (NUMBER, (-0.2, 0.3), 0.0, "undecided"),
-        (NUMBER, (-0.9, -0.5), 0.0, "contradicted"),
-        (NUMBER, None, 0.0, "undecided"),
-        (LESS, (-0.3, 0.4), 0.0, "undecided"),
-        (LESS, (-9.0, -0.1), 0.0, "direction only"),
-        (LESS, (0.1, 0.2), 0.0, "contradicted"),
-        (MORE, (0.1, 0.2), 0.0, "reproduced"),
-        (MORE, (-0.1, 0.2), 0.0, "undecided"),
-        ((-math.inf, 1.0), (1.2, 1.9), 1.0, "contradicted"),
-    ],
-)
-def test_of_a_miniature_the_side_decides_and_no_size(claimed, measured, threshold, verdict):
-    assert judge_side(claimed, measured, threshold) == verdict
