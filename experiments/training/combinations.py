@@ -53,6 +53,10 @@ IRRELEVANT = frozenset(
 )
 
 
+#: settings of a run's devices, which may change when it is resumed
+DEVICES = frozenset(["trainer.devices", "trainer.num_nodes", "trainer.strategy"])
+
+
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     """Reject flags that contradict each other: ValueError or MisconfigurationException.
 
@@ -108,7 +112,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Settings that do not change the training are left out, and settings that one of them lacks.
     """
     old, new = _flat(before), _flat(now)
-    shared = old.keys() & new.keys() - (IRRELEVANT - {"seed"})
+    shared = old.keys() & new.keys() - (IRRELEVANT - {"seed"}) - DEVICES
     return [f"--{key}: {old[key]} -> {new[key]}" for key in sorted(shared) if old[key] != new[key]]
 
 
