@@ -337,10 +337,8 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, alone, to
     name = f"--name={alone.folder.name}-{before}-{after}"
     first = {"processes": before, "codes": [1] * before, "interrupt": 1}
     together(*EXACT, name, group_norm=True, **first)
-    run = together(name, "--ckpt_path=last", group_norm=True, processes=after)
-    # Not as close as above: Lightning loads float64 weights into a network that is float32 yet.
-    ours, theirs = run.checkpoint()["state_dict"], alone.checkpoint()["state_dict"]
-    close(ours, theirs, rtol=1e-6, atol=1e-7)
+    run = together(*EXACT, name, "--ckpt_path=last", group_norm=True, processes=after)
+    close(run.checkpoint()["state_dict"], alone.checkpoint()["state_dict"])
     assert run.column("train/loss") == pytest.approx(alone.column("train/loss"), rel=1e-6)
     assert (run.record.epochs, run.record.steps) == (2, 6)
 
