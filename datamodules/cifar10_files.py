@@ -1,5 +1,6 @@
 """Official files of CIFAR-10: finding, downloading, verifying and reading."""
 
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -30,9 +31,14 @@ def find_cifar10(root: Path, download: bool) -> None:
     reason = "downloading is switched off"
     if download and not all(file.exists() for file in files):
         rank_zero_info(f"CIFAR-10 is not in {root}: downloading it (170 MB)")
+        new = [file for file in (root / CIFAR10.filename, *files) if not file.exists()]
         try:
             CIFAR10(root, download=True)
-        except (OSError, RuntimeError) as error:
+        except BaseException as error:  # also Ctrl-C
+            for file in new:
+                file.unlink(missing_ok=True)  # half an archive, or half a file on a full disk
+            if not isinstance(error, OSError | RuntimeError | HTTPException):
+                raise
             reason = f"downloading it failed: {error}"
     missing = [file for file in files if not file.exists()]
     if missing:

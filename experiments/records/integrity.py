@@ -1,10 +1,14 @@
 """Damage in the files of a run: checksums of checkpoints, settings and exports."""
 
 import hashlib
+import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from experiments.console import UserError
 
@@ -12,22 +16,46 @@ from experiments.console import UserError
 CHECKSUMS = "SHA256SUMS"
 #: the last line of a run's config.yaml
 SEAL = "# SHA-256 of the lines above: "
+#: the end of a checkpoint
+COMMENT = b"CRC-32 %08x"
+
+
+def seal_archive(archive: BytesIO) -> None:
+    """Add the CRC-32 of a checkpoint, which is a zip archive, as the archive's comment."""
+    archive.seek(-2, os.SEEK_END)
+    archive.write(len(COMMENT % 0).to_bytes(2, "little"))
+    archive.write(COMMENT % zlib.crc32(archive.getbuffer()))
 
 
 def check_archive(path: Path) -> None:
-    """Raise UserError if a checkpoint, which is a zip archive, is damaged.
-
-    Compares every file of the archive with its CRC-32; torch.load does not.
-    """
+    """Raise UserError if a checkpoint is damaged; torch.load does not notice all damage."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        with path.open("rb") as file:
+            sound = _is_sound(file)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # its class depends on the file's bytes
         raise UserError(f"{path} is damaged or is not a checkpoint: {error}") from None
-    if damaged:
-        raise UserError(f"{path} is damaged: {damaged} does not match its checksum")
+    if not sound:
+        raise UserError(f"{path} is damaged: it does not match its checksum")
+
+
+def _is_sound(file: BinaryIO) -> bool:
+    """Whether a checkpoint matches its CRC-32.
+
+    Without a CRC-32 of the whole file, each part of the archive is compared with its own. The
+    archive's directory has none.
+    """
+    size = file.seek(0, os.SEEK_END)
+    end = file.seek(max(0, size - len(COMMENT % 0)))
+    comment = file.read()
+    if not comment.startswith(COMMENT[:7]):
+        return zipfile.ZipFile(file).testzip() is None
+    file.seek(0)
+    crc = 0
+    while chunk := file.read(min(1 << 20, end - file.tell())):
+        crc = zlib.crc32(chunk, crc)
+    return comment == COMMENT % crc
 
 
 def seal(text: str) -> str:
@@ -37,8 +65,8 @@ def seal(text: str) -> str:
 
 def check_seal(path: Path) -> None:
     """Raise UserError if a settings file does not match its checksum; it may have none."""
-    text, found, digest = path.read_text().rpartition(SEAL)
-    if found and digest.strip() != _sha256(text.encode()):
+    text, found, digest = path.read_bytes().rpartition(SEAL.encode())
+    if found and digest.strip() != _sha256(text).encode():
         raise UserError(
             f"{path} was changed or damaged: restore it, or remove its last line to accept it"
         )
@@ -55,7 +83,8 @@ def check_checksums(folder: Path, names: Iterable[str]) -> None:
     """Raise UserError if one of these files does not match SHA256SUMS, if that exists."""
     if not (folder / CHECKSUMS).exists():
         return
-    lines = re.findall(r"^(\w{64})  (.+)$", (folder / CHECKSUMS).read_text(), re.MULTILINE)
+    sums = (folder / CHECKSUMS).read_text(errors="replace")
+    lines = re.findall(r"^(\w{64})  (.+)$", sums, re.MULTILINE)
     digests = {name: digest for digest, name in lines}
     for name in names:
         if digests.get(name) != _sha256((folder / name).read_bytes()):

@@ -233,11 +233,11 @@ def write_benchmark(benchmark: Benchmark, path: Path) -> None:
     write_atomically(path, json.dumps(asdict(benchmark), indent=2) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write to another file and rename it, so that nobody reads half a file."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import csv
 import shlex
 import sys
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -157,8 +158,9 @@ def write_predictions(path: Path, labels: dict[str, Tensor], logits: Logits) -> 
     arrays = {f"{split}_labels": x.numpy() for split, x in labels.items()}
     for split, by_weights in logits.items():
         arrays |= {f"{split}_{name}": x.numpy() for name, x in by_weights.items()}
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    content = BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_atomically(path, content.getvalue())
 
 
 def make_record(

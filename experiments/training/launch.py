@@ -18,7 +18,14 @@ from experiments.training.processes import (
     handed_on,
     is_first,
 )
-from experiments.training.run_folder import LAST, PREVIOUS, is_locked, lock_folder, make_folder
+from experiments.training.run_folder import (
+    LAST,
+    PREVIOUS,
+    is_locked,
+    lock_folder,
+    make_folder,
+    restore_previous,
+)
 from experiments.training.short_help import short_help
 
 IN_USE = "{} is in use: choose another --name, or wait until the process that works on it has ended"
@@ -128,6 +135,8 @@ def claim_folder(launch: Launch) -> tuple[Launch, TextIO]:
             # Files of an earlier launch that ended before its first checkpoint.
             for name in ("commands.txt", "wandb_id.txt"):
                 (folder / name).unlink(missing_ok=True)
+        elif launch.checkpoint == folder / PREVIOUS:
+            restore_previous(folder)
     except OSError as error:
         raise UserError(f"--output {launch.folder.parent} cannot be used: {error}") from None
     return replace(launch, folder=folder), lock
@@ -146,6 +155,11 @@ def _resume_last(flags: argparse.Namespace, argv: list[str]) -> Launch:
         raise UserError(f"--ckpt_path last: {folder} has finished; its record is result.json there")
     check_seal(folder / "config.yaml")
     checkpoint = _sound_checkpoint(folder)
+    for best in sorted(folder.glob("best*.ckpt")):
+        try:
+            check_archive(best)
+        except UserError as error:
+            raise UserError(f"{error}; delete it to choose from the remaining epochs") from None
     # The settings of the first launch, which the new flags replace.
     arguments = ["--config", str(folder / "config.yaml"), *argv]
     return Launch(flags.arch, folder, checkpoint, flags.quick, arguments)

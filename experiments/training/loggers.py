@@ -41,7 +41,8 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     if not is_first():
         return CSVLogger(folder, name="", version="")
     path, earlier = folder / "metrics.csv", folder / "metrics.earlier.csv"
-    if path.exists():
+    # If both exist, the last launch was killed here, and the renamed file has more rows.
+    if path.exists() and not earlier.exists():
         path.replace(earlier)
     rows: list[dict[str, str]] = []
     if earlier.exists():

@@ -1,6 +1,7 @@
 """Pictures of one run: augmented training images, curves, confusion matrix."""
 
 import csv
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -8,11 +9,15 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import save_image
 
+from experiments.records.record import write_atomically
+
 
 def plot_augmented(images: Tensor, mean: Tensor, std: Tensor, path: Path) -> None:
     """A grid of normalised training images float32 (N, 3, H, W), in their original colours."""
     visible = images * std[:, None, None] + mean[:, None, None]
-    save_image(visible.clamp(0, 1), path, nrow=8)
+    picture = BytesIO()
+    save_image(visible.clamp(0, 1), picture, nrow=8, format="png")
+    write_atomically(path, picture.getvalue())
 
 
 def plot_confusion(logits: Tensor, labels: Tensor, classes: tuple[str, ...], path: Path) -> None:
@@ -21,7 +26,7 @@ def plot_confusion(logits: Tensor, labels: Tensor, classes: tuple[str, ...], pat
     matrix = MulticlassConfusionMatrix(len(classes))
     matrix.update(logits.argmax(dim=1), labels)
     matrix.plot(ax=figure.subplots(), labels=list(classes), cmap="Blues")
-    figure.savefig(path, dpi=120)
+    _write(figure, path)
 
 
 def plot_curves(metrics: Path, path: Path) -> None:
@@ -44,4 +49,10 @@ def plot_curves(metrics: Path, path: Path) -> None:
         axis.grid(alpha=0.3)
         if keys:
             axis.legend()
-    figure.savefig(path, dpi=120)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    picture = BytesIO()
+    figure.savefig(picture, dpi=120)
+    write_atomically(path, picture.getvalue())

@@ -24,6 +24,17 @@ def keep_previous(path: Path) -> None:
         os.link(path, previous)
 
 
+def restore_previous(folder: Path) -> None:
+    """Replace a damaged last.ckpt with previous.ckpt, which keeps its name too.
+
+    Otherwise the next checkpoint would make the damaged one the previous one.
+    """
+    partial = folder / f"{LAST}.partial"
+    partial.unlink(missing_ok=True)
+    os.link(folder / PREVIOUS, partial)
+    partial.replace(folder / LAST)
+
+
 def make_folder(folder: Path, made_up: bool) -> Path:
     """Make a run's folder; a made-up name that is taken gets a number at its end.
 

@@ -15,7 +15,8 @@ from lightning.pytorch import Trainer as LightningTrainer
 from torch.utils._triton import has_triton
 
 from callbacks.snapshot import snapshot
-from experiments.records.integrity import check_archive
+from experiments.console import UserError
+from experiments.records.integrity import check_archive, seal_archive
 from experiments.training.run_folder import LAST, keep_previous
 
 # Without bf16-true and 16-true, because Lightning then keeps metrics and averages in 16 bits too: a
@@ -97,12 +98,17 @@ class BackgroundFiles(TorchCheckpointIO):
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writes: deque[Future[None]] = deque()
+        self._folders: set[Path] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         self._collect(self.WAITING - 1)
-        self._writes.append(self._thread.submit(self._write, snapshot(checkpoint), Path(path)))
+        path = Path(path)
+        if path.parent not in self._folders:  # a folder that is deleted later stays deleted
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folders.add(path.parent)
+        self._writes.append(self._thread.submit(self._write, snapshot(checkpoint), path))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self._collect(0)
@@ -127,13 +133,15 @@ class BackgroundFiles(TorchCheckpointIO):
         # hold the interpreter's lock, which training needs, as long as the disk takes.
         content = BytesIO()
         torch.save(checkpoint, content)
+        seal_archive(content)
         partial = path.with_name(f"{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(content.getbuffer())
             if path.name == LAST:
                 keep_previous(path)
             partial.replace(path)
+        except FileNotFoundError:
+            raise UserError(f"{path.parent} was deleted during the run") from None
         except OSError:
             partial.unlink(missing_ok=True)
             raise

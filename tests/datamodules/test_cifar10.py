@@ -377,6 +377,30 @@ def test_a_failed_download_is_answered_in_one_line_with_the_reason(tmp_path, mon
     assert "--data.source synthetic" in message
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_interrupted_download_leaves_no_file_and_is_repeated(miniature, monkeypatch, chunked):
+    whole = SimpleHTTPRequestHandler.do_GET
+
+    def half(handler):
+        content = Path(handler.translate_path(handler.path)).read_bytes()
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        length = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", len(content))
+        handler.send_header(*map(str, length))
+        handler.end_headers()
+        size = b"%x\r\n" % len(content) if chunked else b""
+        handler.wfile.write(size + content[: len(content) // 2])
+        handler.close_connection = True
+
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "do_GET", half)
+    with pytest.raises(MisconfigurationException, match="downloading it failed: ") as error:
+        find_cifar10(miniature, download=True)
+    assert "\n" not in str(error.value)
+    assert not [path for path in miniature.rglob("*") if path.is_file()]
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "do_GET", whole)
+    find_cifar10(miniature, download=True)
+
+
 def test_a_damaged_archive_is_answered_with_the_reason(miniature, monkeypatch):
     monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
     with pytest.raises(MisconfigurationException, match="downloading it failed: File not found or"):

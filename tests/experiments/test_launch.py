@@ -13,7 +13,7 @@ from experiments.console import near
 from experiments.presets import EXPERIMENTS
 from experiments.records.integrity import seal
 from experiments.training.launch import Launch, claim_folder, read_launch
-from experiments.training.run_folder import is_locked, lock_folder
+from experiments.training.run_folder import is_locked, keep_previous, lock_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -349,6 +349,35 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(runs, capsys, mis
     assert f"there is no {previous}" in mistake(*argv)
 
 
+def test_a_damaged_checkpoint_never_replaces_the_sound_one_before_it(runs):
+    runs("mine")
+    last, previous = (Path("runs/mine", name) for name in ("last.ckpt", "previous.ckpt"))
+    archive(last, "new")
+    damage(last)
+    archive(previous, "old")
+    sound = previous.read_bytes()
+    argv = ["--arch", "sam_resnet", "--name", "mine", "--ckpt_path", "last"]
+    launch, lock = claim_folder(read_launch(argv))
+    lock.close()
+    keep_previous(last)  # as before a newer checkpoint
+    assert launch.checkpoint.read_bytes() == previous.read_bytes() == sound
+    assert read_launch(argv).checkpoint == last
+
+
+def test_a_damaged_best_checkpoint_ends_a_resume_before_it_trains(runs, mistake):
+    runs("mine")
+    best = Path("runs/mine/best_ema.ckpt")
+    archive(best, "weights")
+    argv = ["--arch", "sam_resnet", "--name", "mine", "--ckpt_path", "last"]
+    assert read_launch(argv).resumes
+    damage(best)
+    line = mistake(*argv)
+    assert line.startswith(f"{best} is damaged")
+    assert line.endswith("delete it to choose from the remaining epochs")
+    best.unlink()
+    assert read_launch(argv).resumes
+
+
 def test_changed_settings_of_a_run_are_found(runs, mistake):
     runs("mine")
     config = Path("runs/mine/config.yaml")
@@ -357,4 +386,6 @@ def test_changed_settings_of_a_run_are_found(runs, mistake):
     config.write_text(sealed)
     assert read_launch(argv).resumes
     config.write_text(sealed.replace("seed: 1", "seed: 3"))
+    assert mistake(*argv).startswith(f"{config} was changed or damaged")
+    config.write_bytes(sealed.encode().replace(b"s", b"\xf3", 1))  # no character
     assert mistake(*argv).startswith(f"{config} was changed or damaged")

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 from concurrent.futures import wait
 from pathlib import Path
 from threading import Event, Thread
@@ -7,6 +8,8 @@ from threading import Event, Thread
 import pytest
 import torch
 
+from experiments.console import UserError
+from experiments.records.integrity import check_archive
 from experiments.training import trainer
 from experiments.training.trainer import (
     BackgroundFiles,
@@ -194,3 +197,36 @@ def test_a_write_that_is_cut_off_is_raised_and_leaves_the_checkpoint_before_it(
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
     files.teardown()  # raised once
+
+
+def test_a_deleted_folder_is_named_and_stays_deleted(tmp_path):
+    files, path = BackgroundFiles(), tmp_path / "run" / "last.ckpt"
+    files.save_checkpoint({"epoch": 1}, path)
+    files.teardown()
+    shutil.rmtree(path.parent)
+    files.save_checkpoint({"epoch": 2}, path)
+    with pytest.raises(UserError, match=f"{path.parent} was deleted during the run"):
+        files.teardown()
+    assert not path.parent.exists()
+
+
+def test_every_flipped_bit_in_a_checkpoint_is_found_and_nothing_else(tmp_path):
+    files, path = BackgroundFiles(), tmp_path / "best.ckpt"
+    state = {"a": torch.arange(20.0), "b": 3}
+    files.save_checkpoint(state, path)
+    files.teardown()
+    whole = path.read_bytes()
+    harmless = range(8 * (len(whole) - 15), 8 * (len(whole) - 8))  # the words before the checksum
+    for position in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[position // 8] ^= 1 << position % 8
+        path.write_bytes(content)
+        if position in harmless:
+            check_archive(path)
+            continue
+        with pytest.raises(UserError, match="is damaged: it does not match its checksum"):
+            check_archive(path)
+    path.write_bytes(whole)
+    check_archive(path)
+    loaded = torch.load(path, weights_only=True, mmap=True)
+    assert torch.equal(loaded["a"], state["a"])
