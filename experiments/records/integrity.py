@@ -65,8 +65,8 @@ def seal(text: str) -> str:
 
 def check_seal(path: Path) -> None:
     """Raise UserError if a settings file does not match its checksum; it may have none."""
-    text, found, digest = path.read_bytes().rpartition(SEAL.encode())
-    if found and digest.strip() != _sha256(text).encode():
+    text, found, digest = path.read_text(errors="replace").rpartition(SEAL)
+    if found and digest.strip() != _sha256(text.encode()):
         raise UserError(
             f"{path} was changed or damaged: restore it, or remove its last line to accept it"
         )

@@ -237,7 +237,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write to another file and rename it, so that nobody reads half a file."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            partial.write_text(content)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

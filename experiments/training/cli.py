@@ -35,7 +35,7 @@ from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.parser import Parser
 from experiments.training.processes import is_first
 from experiments.training.quiet import quiet
-from experiments.training.teachers import Teacher, distillation, open_teacher
+from experiments.training.teachers import NAMED, Teacher, distillation, open_teacher
 from experiments.training.trainer import Trainer
 from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
 from lightning_modules.classifier import ImageClassifier
@@ -125,6 +125,9 @@ class ExperimentCLI(LightningCLI):
         if not self.launch.resumes:
             return
         before = yaml.safe_load((self.launch.folder / "config.yaml").read_text())
+        teachers = before.get("teacher") or []
+        if teachers and as_list(self.config.teacher) == [NAMED.sub(r"\1", x) for x in teachers]:
+            self.config.teacher = teachers  # the same folders, with their digests
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         if changed := changes(before, now):
             if not self.config.allow_changes:
@@ -197,9 +200,7 @@ class ExperimentCLI(LightningCLI):
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
 
     def instantiate_classes(self) -> None:
-        names = self.config.teacher or []
-        names = [names] if isinstance(names, str) else names
-        self.teachers = [open_teacher(name) for name in names]
+        self.teachers = [open_teacher(name) for name in as_list(self.config.teacher)]
         if self.teachers:
             # With their digests: a resumed run must have the same teachers.
             self.config.teacher = [str(teacher) for teacher in self.teachers]
@@ -264,6 +265,10 @@ class ExperimentCLI(LightningCLI):
             # After the best ones, because it contains their state.
             LastCheckpoint(str(folder)),
         ]
+
+
+def as_list(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
 
 
 def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
