@@ -118,7 +118,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_and_a_read_only_disk(
     assert last.read_bytes() != before
     check_archive(last)
 
-    remount = ("mount", "-o", "remount,ro", str(disk.path))
+    remount = ("mount", "-o", "remount,bind,ro", str(disk.path))
     subprocess.run([*disk.inside, *remount], check=True)
     files = {path.name: path.stat().st_mtime for path in last.parent.iterdir()}
     code, lines = ended(start(*flags, "--ckpt_path=last", inside=disk.inside))
