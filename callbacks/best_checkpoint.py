@@ -48,10 +48,7 @@ class BestCheckpoint(Checkpoint):
         # The file may be missing, or newer than the checkpoint from which a killed run resumes.
         # Then this keeps no best score, so the next validation replaces the file.
         if self.path.exists():
-            try:
-                file = torch.load(self.path, "cpu", weights_only=True, mmap=True)
-            except Exception:  # damaged; its class depends on the file's bytes
-                return
+            file = torch.load(self.path, "cpu", weights_only=True, mmap=True)
             if all(file.get(name) == value for name, value in state_dict.items()):
                 self.best = state_dict
 

@@ -1,5 +1,6 @@
 """Exponential moving average of the weights, and the validation of averages."""
 
+from abc import ABC, abstractmethod
 from copy import deepcopy
 from itertools import chain
 from typing import Any, ClassVar, Protocol, cast, final
@@ -21,7 +22,7 @@ class EvaluatesNetworks(HasNetwork, Protocol):
         """Add a batch to the epoch's `val/loss{suffix}` and `val/acc{suffix}`."""
 
 
-class Average(Callback):
+class Average(Callback, ABC):
     """An average of the weights, validated during fit after the network."""
 
     #: ending of its metrics, as in `val/acc_ema`
@@ -31,9 +32,9 @@ class Average(Callback):
         self._restored: dict[str, Any] = {}
 
     @property
+    @abstractmethod
     def network(self) -> nn.Module | None:
         """The averaged network in evaluation mode; None before the first update."""
-        raise NotImplementedError
 
     def on_validation_batch_end(
         self,
@@ -104,7 +105,8 @@ class EMA(Average):
         return self._average if self.updates else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        later = trainer.callbacks[trainer.callbacks.index(self) :]  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
+        later = callbacks[callbacks.index(self) :]
         if any(isinstance(callback, Lookahead) for callback in later):
             raise MisconfigurationException(
                 "Lookahead must come before EMA in the Trainer's callbacks, got it after: EMA "

@@ -24,9 +24,9 @@ Floats = NDArray[np.float64]
 def affine_matrices(amounts: Floats, height: int, width: int) -> Floats:
     """Return matrices (B, 2, 3) of shears, translations or rotations.
 
-    The rows of `amounts` (5, B) are slopes of shears along x and y, which keep the top left corner,
-    pixels of translations along x and y, and degrees of counter-clockwise rotations around the
-    centre. At most one of the five is not 0 in an image.
+    `amounts` (5, B) has five rows: the slopes of shears along x and y, the pixels of translations
+    along x and y, and the degrees of rotations. Shears keep the top left corner. Rotations are
+    counter-clockwise around the centre. At most one of the five is not 0 in an image.
 
     They are computed on the host in 64 bits, as in torchvision. In a rotation by 45 degrees the
     last bit decides between two equally near pixels.

@@ -1,4 +1,4 @@
-"""Measure speed: the sides of each comparison take turns, and a record is written.
+"""Measure speed: the sides of each comparison take turns.
 
 python experiments/benchmark.py data
 python experiments/benchmark.py step --output step.json
@@ -7,6 +7,8 @@ python experiments/benchmark.py time-to-accuracy --target 0.94
 python experiments/benchmark.py gpu --airbench cifar10-airbench/legacy/airbench94.py
 python experiments/benchmark.py predict --run runs/NAME
 python experiments/benchmark.py data --help
+
+The record `--output` is written after each row, so an interrupted command keeps the finished rows.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from experiments.benchmarks.flags import KINDS
 from experiments.console import ArgumentParser, UserError, command
@@ -73,12 +76,16 @@ def main() -> None:
         if not os.access(flags.output.parent, os.W_OK):
             raise UserError(f"--output {flags.output}: the folder is not writable")
     module = import_module(f"experiments.benchmarks.{KINDS[flags.kind].module}")
-    rows = module.measure(flags)
-    # Printed first, so that a full disk does not lose the results.
-    print_table(module.table(rows))
-    print(f"On {describe_device(torch.device(flags.device))}.")
-    if flags.output:
-        write_benchmark(make_benchmark(flags, code, rows), flags.output)
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in module.measure(flags):
+            rows.append(row)
+            if flags.output:
+                write_benchmark(make_benchmark(flags, code, rows), flags.output)
+    finally:  # also if a later row fails, the disk is full, or Ctrl-C ends the command
+        if rows:
+            print_table(module.table(rows))
+            print(f"On {describe_device(torch.device(flags.device))}.")
 
 
 if __name__ == "__main__":

@@ -142,25 +142,25 @@ def show_plan(jobs: Sequence["Job"], results: "Results", runs: Path, scale: Scal
         title=f"{len(jobs)} missing runs, {SCALES[scale]}",
         caption="Claims: comparable claims without a measurement. Operations: forward and backward "
         "passes on training images; a multiply-add is two. Time: on this machine, one training "
-        "after the other, at the speed of the source.",
+        "after the other, estimated from a step taken now or from the named record.",
     )
-    for column in ("", "row", "claims", "operations", "time", "source", "state"):
-        text = column in ("row", "source", "state")
-        table.add_column(column, justify="left" if text else "right", overflow="fold")
+    for column in ("row", "claims", "operations", "time"):
+        table.add_column(column, justify="left" if column == "row" else "right", overflow="fold")
     total = 0.0
-    for number, job in enumerate(jobs, start=1):
+    for job in jobs:
         done = share_done(job, runs)
-        state = "to be evaluated" if job.trained else f"{done:.0%} trained" if done else "new"
-        cells = ["", "", ""]
+        name, cells = job.name, ["", "to be evaluated"]
         if not job.trained:
-            seconds, basis = stopwatch.seconds(job.config)
+            seconds, record = stopwatch.seconds(job.config)
             left = seconds * (1 - done)
             total += left
-            cells = [f"{job.operations:.2g}", duration(left), basis]
-        table.add_row(str(number), job.name, str(job.open_claims), *cells, state)
+            name += f"\n  time from {record}" if record else ""
+            state = f"\n{done:.0%} trained" if done else ""
+            cells = [f"{job.operations:.2g}", f"{duration(left)}{state}"]
+        table.add_row(name, str(job.open_claims), *cells)
     table.add_section()
     operations = sum(job.operations for job in jobs)
-    table.add_row("", "all", "", f"{operations:.2g}", duration(total), "", "")
+    table.add_row("all", "", f"{operations:.2g}", duration(total))
     print_table(table)
 
 
@@ -174,8 +174,8 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
     from experiments.reporting.tables import print_table
 
     found = load_results(results)
-    table = Table(title=f"Claims, {SCALES[scale]}")
-    for column in ("claim", "claimed", "measured", "n", "verdict", "seeds needed"):
+    table = Table(title=f"Claims, {SCALES[scale]}", show_lines=True)
+    for column in ("claim", "claimed", "measured", "n", "verdict", "seeds\nneeded"):
         table.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
     for row in claim_rows(found.records, found.evaluations, {x.name: x for x in suites}):
         if row.scale in (scale, "counted"):

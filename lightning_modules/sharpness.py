@@ -70,9 +70,9 @@ def uncached_casts(device: torch.device) -> torch.autocast:
 class Ascent:
     """Moves weights w to w + e, the nearby point with the largest loss, and back.
 
-    A training step climbs with the loss at w, computes the loss at w + e, and descends after the
-    backward pass, so that the optimizer moves w by the gradient at w + e. Accumulation, loss
-    scaling, clipping and communication do not change. Each accumulated batch, and each device's
+    A training step climbs with the loss at w and computes the loss at w + e. It descends after the
+    backward pass, so the optimizer moves w by the gradient at w + e. Accumulation, loss scaling,
+    clipping and communication do not change. Each accumulated batch, and each device's
     share of a batch, climbs by its own gradient (the m-sharpness of Foret et al.). Dropout has new
     random numbers in the second pass.
 

@@ -64,7 +64,7 @@ def _read_checkpoint(path: Path) -> object:
         return load_weights(path.parent, "raw")
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # its class depends on the file's bytes
         raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
 
 

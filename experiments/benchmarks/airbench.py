@@ -1,4 +1,4 @@
-"""The public speed-run, a file of KellerJordan/cifar10-airbench as it is, on a GPU or a CPU.
+"""Run the public speed-run, an unchanged file of KellerJordan/cifar10-airbench.
 
 python experiments/benchmarks/airbench.py cifar10-airbench/legacy/airbench94.py
 

@@ -1,8 +1,8 @@
 """`data`: images per second of each preset's data path, and of torchvision's transforms.
 
 Our side is the whole `TrainLoader`: it selects, augments, normalises and mixes images on the
-device. The stock side is a `DataLoader` whose worker processes apply torchvision's v2 transforms to
-one image after the other, and mix the collated batch; on a GPU it has pinned memory and copies
+device. The stock side is a `DataLoader`. Its worker processes apply torchvision's v2 transforms to
+one image after the other, and mix the collated batch. On a GPU it has pinned memory and copies
 asynchronously. Both sides have the same strengths, probabilities and batches. Worker processes
 survive all repeats, so that no time includes their start.
 
@@ -24,10 +24,11 @@ from rich.table import Table
 
 from datamodules import CIFAR10DataModule
 from datamodules.tensor_loader import Batch, TrainLoader
+from experiments.benchmarks.flags import chosen
 from experiments.benchmarks.step import DTYPES, Step, Variant
 from experiments.benchmarks.stock import stock_instead, stock_loader
 from experiments.benchmarks.timing import Ratio, alternate, ratio
-from experiments.console import UserError, near
+from experiments.console import UserError
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import default_config, resolve_config
 from experiments.training.trainer import Trainer, resolve_precision
@@ -44,17 +45,13 @@ POLICIES = {
 ELSEWHERE = ("root", "source", "download", "eval_batch_size", "val_fraction", "split_seed", "seed")
 
 
-def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure a row for each recipe; presets with the same recipe share a row.
 
     UserError for an unknown preset, for a `--share` that is not among them, and for a preset
     without a stock counterpart.
     """
-    wanted = list(EXPERIMENTS) if flags.presets is None else flags.presets.split(",")
-    for name in wanted:
-        if name not in EXPERIMENTS:
-            hint = near(name, list(EXPERIMENTS))
-            raise UserError(f"--presets {name} is unknown{hint}")
+    wanted = chosen("--presets", flags.presets or ",".join(EXPERIMENTS), EXPERIMENTS)
     if flags.share is not None and flags.share not in wanted:
         raise UserError(f"--share must be one of {','.join(wanted)}")
     recipes = {name: resolve_config(["--arch", name])["data"] for name in wanted}
@@ -64,17 +61,16 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     for name, settings in recipes.items():
         relevant = {key: value for key, value in settings.items() if key not in ELSEWHERE}
         alike.setdefault(str(relevant), []).append(name)
-    rows = []
     for names in alike.values():
         settings = recipes[names[0]] | {"root": flags.root, "source": flags.source}
         presets = [name for name in names if name != PLAIN]
         row = {"presets": presets, **compare(settings, flags), "share": None}
         if flags.share in presets:
             row["share"] = share_of_step(flags.share, settings, flags)
-        rows.append(row)
+        print(f"{names[0]}: {row['images_per_second']:,.0f} images/s", flush=True)
+        yield row
         # Worker processes that survive into the next recipe print errors.
         gc.collect()
-    return rows
 
 
 def share_of_step(
@@ -197,29 +193,25 @@ def in_words(settings: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(
         title="Data path, images per second",
+        show_lines=True,
         caption="Medians. Ratio: our speed over torchvision's, with its range over the rounds. "
         "Share: the time of a batch in our data path over the time of a training step.",
     )
-    shown.add_column("recipe")
-    shown.add_column("presets", no_wrap=True)
-    for column in ("batch", "ours", "stock", "ratio", "share"):
+    shown.add_column("presets and recipe")
+    for column in ("batch", "ours", "stock", "ratio"):
         shown.add_column(column, justify="right")
-    shown.add_column("torchvision differs in")
     for row in rows:
+        about = [*(f"[bold]{name}[/]" for name in row["presets"]), row["recipe"]]
+        if row["stock_instead"]:
+            about.append(f"torchvision: {row['stock_instead']}")
+        if share := row["share"]:
+            middle, low, high = (f"{share[key]:.1%}" for key in ("median", "low", "high"))
+            about.append(f"share: {middle} [{low}, {high}]")
         shown.add_row(
-            row["recipe"],
-            "\n".join(row["presets"]),
+            "\n".join(about),
             f"{row['batch_size']:,}",
             f"{row['images_per_second']:,.0f}",
             f"{row['stock_images_per_second']:,.0f}",
             str(Ratio(row["ratio"], row["ratio_low"], row["ratio_high"])),
-            share_in_words(row["share"]) if row["share"] else "",
-            row["stock_instead"],
         )
     return shown
-
-
-def share_in_words(share: Mapping[str, Any]) -> str:
-    """The share in percent, and its range."""
-    middle, low, high = (f"{share[key]:.1%}" for key in ("median", "low", "high"))
-    return f"{share['preset']}\n{middle} [{low}, {high}]"

@@ -2,10 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.console import UserError, near
 from experiments.inference.strategies import RAW, STRATEGIES
 from experiments.presets import EXPERIMENTS
 from lightning_modules import ARCHITECTURES
@@ -31,6 +32,15 @@ def positive(text: str) -> int:
     return number
 
 
+def chosen(flag: str, text: str, known: Collection[str]) -> list[str]:
+    """The names in a flag's comma-separated text; UserError for an unknown name."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag} {name} is unknown{near(name, list(known))}")
+    return names
+
+
 def share(text: str) -> float:
     """Read a flag's accuracy, above 0 and at most 1."""
     number = float(text)
@@ -39,14 +49,16 @@ def share(text: str) -> float:
     return number
 
 
+def add_number(
+    parser: argparse.ArgumentParser, flag: str, default: int | None, meaning: str
+) -> None:
+    """Add a flag for an integer of 1 or more, with its default in the help if there is one."""
+    shown = " (default: %(default)s)" if default else ""
+    parser.add_argument(flag, metavar="N", type=positive, default=default, help=meaning + shown)
+
+
 def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
-    parser.add_argument(
-        "--repeats",
-        metavar="N",
-        type=positive,
-        default=default,
-        help="rounds; each round times every side once (default: %(default)s)",
-    )
+    add_number(parser, "--repeats", default, "rounds; each round times every side once")
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +90,8 @@ def add_airbench(parser: argparse.ArgumentParser) -> None:
 
 
 def add_max_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-images",
-        metavar="N",
-        type=positive,
-        help="limit of the batch size, for slow machines (default: no limit)",
-    )
+    limit = "limit of the batch size, for slow machines (default: no limit)"
+    add_number(parser, "--max-images", None, limit)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,27 +106,9 @@ def data(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help="some presets (default: all, and a plain recipe): " + ", ".join(EXPERIMENTS),
     )
-    parser.add_argument(
-        "--images",
-        metavar="N",
-        type=positive,
-        default=40_000,
-        help="images that our side prepares in a repeat (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--stock-images",
-        metavar="N",
-        type=positive,
-        default=10_000,
-        help="images that torchvision prepares in a repeat (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=positive,
-        default=os.cpu_count(),
-        help="torchvision's worker processes (default: the CPUs, here %(default)s)",
-    )
+    add_number(parser, "--images", 40_000, "images that our side prepares in a repeat")
+    add_number(parser, "--stock-images", 10_000, "images that torchvision prepares in a repeat")
+    add_number(parser, "--workers", os.cpu_count(), "torchvision's worker processes, one per CPU")
     parser.add_argument(
         "--share",
         metavar="NAME",
@@ -161,12 +151,7 @@ def step(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="of images and weights",
     )
-    parser.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=positive,
-        help="images of a step (default: the preset's)",
-    )
+    add_number(parser, "--batch-size", None, "images of a step (default: the preset's)")
     add_max_images(parser)
     parser.add_argument(
         "--profile",
@@ -178,16 +163,8 @@ def step(parser: argparse.ArgumentParser) -> None:
 
 def overhead(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
-    parser.add_argument(
-        "--batch-size", metavar="N", type=positive, default=1024, help="images of a step"
-    )
-    parser.add_argument(
-        "--steps",
-        metavar="N",
-        type=positive,
-        default=48,
-        help="steps of the epoch; the loggers write at the last one (default: %(default)s)",
-    )
+    add_number(parser, "--batch-size", 1024, "images of a step")
+    add_number(parser, "--steps", 48, "steps of the epoch; the loggers write at the last one")
     parser.add_argument(
         "--precision", choices=BARE_PRECISIONS, default="bf16-mixed", help="of both sides"
     )
@@ -200,9 +177,7 @@ def time_to_accuracy(parser: argparse.ArgumentParser) -> None:
         "--target", type=share, default=0.94, help="mean test accuracy (default: 0.94)"
     )
     add_preset(parser)
-    parser.add_argument(
-        "--seeds", metavar="N", type=positive, default=3, help="number of seeds (default: 3)"
-    )
+    add_number(parser, "--seeds", 3, "number of seeds")
     parser.add_argument(
         "--first-seed", metavar="N", type=int, default=0, help="first seed (default: 0)"
     )
@@ -213,9 +188,7 @@ def time_to_accuracy(parser: argparse.ArgumentParser) -> None:
         help='shell command to run in turns; its last line is {"accuracy": ..., "seconds": ...}',
     )
     add_airbench(parser)
-    parser.add_argument(
-        "--beside-runs", metavar="N", type=positive, help="runs of --beside (default: --seeds)"
-    )
+    add_number(parser, "--beside-runs", None, "runs of --beside (default: --seeds)")
     parser.add_argument(
         "--runs",
         metavar="FOLDER",
@@ -240,13 +213,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
         default="speed_resnet",
         help="a preset's network, untrained, on noise (default: %(default)s)",
     )
-    parser.add_argument(
-        "--images",
-        metavar="N",
-        type=positive,
-        default=5_000,
-        help="number of images (default: %(default)s)",
-    )
+    add_number(parser, "--images", 5_000, "number of images")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -268,20 +235,8 @@ def gpu(parser: argparse.ArgumentParser) -> None:
         default=7.0,
         help="begin no row and no repeat later (default: %(default)s)",
     )
-    parser.add_argument(
-        "--warm-up",
-        metavar="N",
-        type=positive,
-        default=60,
-        help="steps before the first window (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--window",
-        metavar="N",
-        type=positive,
-        default=100,
-        help="steps of a window, or the steps of an epoch if fewer (default: %(default)s)",
-    )
+    add_number(parser, "--warm-up", 60, "steps before the first window")
+    add_number(parser, "--window", 100, "steps of a window, or the steps of an epoch if fewer")
     add_strategy(parser)
     add_max_images(parser)
     add_repeats(parser, default=5)

@@ -1,9 +1,8 @@
 """`gpu`: every target of a GPU in one process and one record.
 
-A row is a measure with its target, and its repeats with minimum, median and maximum. The record is
-written after each row, so an interrupted command keeps the finished rows. The row of a failed
-measurement contains its error, and the other rows follow. After `--minutes` no row begins, and the
-current row ends after its current repeat; a compilation is not interrupted.
+A row is a measure with its target, and its repeats with minimum, median and maximum. The row of a
+failed measurement contains its error, and the other rows follow. After `--minutes` no row begins,
+and the current row ends after its current repeat; a compilation is not interrupted.
 
 The step in the Trainer is that of the unchanged preset, without validation: see `StepWindows`. Its
 share of the matrix ceiling and its memory floor are computed as in `step`. The epoch over the bare
@@ -15,7 +14,7 @@ of a step does not depend on them.
 import argparse
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean, median
@@ -23,17 +22,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.benchmarks import time_to_accuracy
-from experiments.benchmarks.benchmark_record import make_benchmark
+from experiments.benchmarks.flags import chosen
 from experiments.benchmarks.in_trainer import StepWindows, fit
 from experiments.benchmarks.overhead import alternate_epochs
-from experiments.benchmarks.step import DTYPES, Step, Variant, first_line, short
-from experiments.benchmarks.timing import copy_bandwidth, matmul_ceiling
-from experiments.console import UserError, near
-from experiments.records.provenance import describe_device, git_state
-from experiments.records.record import write_benchmark
+from experiments.benchmarks.step import DTYPES, Step, Variant, first_line
+from experiments.benchmarks.timing import copy_bandwidth, matmul_ceiling, short
+from experiments.console import UserError
+from experiments.records.provenance import describe_device
 from experiments.training.configuration import resolve_config
 
 SOURCE = "--data.source=auto"
@@ -51,20 +50,26 @@ class Target:
     function: Callable[[argparse.Namespace, float], Found]
 
 
-def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: float) -> Found:
-    """Milliseconds of a preset's step in the Trainer; each window of steps is a repeat.
+def preset(arch: str, asked: int, flags: argparse.Namespace) -> tuple[list[str], Found]:
+    """Flags of `run.py` for a preset, and the size of its batches.
 
-    A smaller batch than the one asked for does not reach the target.
+    `--max-images` may lower the batch size that the target asks for: the row then misses it.
     """
-    batch_size = min(asked, flags.max_images or asked)
+    size = min(asked, flags.max_images or asked)
     arguments = [
         f"--arch={arch}",
-        f"--data.batch_size={batch_size}",
+        f"--data.batch_size={size}",
         SOURCE,
         "--data.val_fraction=0",
         f"--trainer.accelerator={flags.device}",
         *flags.run_flags,
     ]
+    return arguments, {"batch_size": size, "reached": size == asked}
+
+
+def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: float) -> Found:
+    """Milliseconds of a preset's step in the Trainer; each window of steps is a repeat."""
+    arguments, batch = preset(arch, asked, flags)
     windows = StepWindows(flags.warm_up, flags.window, flags.repeats, deadline)
     with TemporaryDirectory() as folder:
         cli = fit([*arguments, f"--output={folder}", "--name=step"], windows)
@@ -77,10 +82,9 @@ def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: 
     del cli
     release()
     repeats = [1000 * x for x in windows.seconds]
-    found: Found = {"repeats": repeats, "batch_size": batch_size, "precision": precision}
-    found["reached"] = batch_size == asked
+    found: Found = {"repeats": repeats, "precision": precision, **batch}
     try:
-        return found | limits(arch, arguments, precision, batch_size, flags.device)
+        return found | limits(arch, arguments, precision, batch["batch_size"], flags.device)
     except Exception as error:  # the step's time does not depend on it
         return found | {"limits_error": first_line(error)}
 
@@ -110,21 +114,13 @@ def epoch_over_bare_loop(
     arch: str, asked: int, flags: argparse.Namespace, deadline: float
 ) -> Found:
     """Median epoch of the Trainer over that of the bare loop; each round is a repeat."""
-    batch_size = min(asked, flags.max_images or asked)
-    arguments = [
-        f"--arch={arch}",
-        f"--data.batch_size={batch_size}",
-        SOURCE,
-        f"--trainer.accelerator={flags.device}",
-        *flags.run_flags,
-    ]
+    arguments, batch = preset(arch, asked, flags)
     seconds, bare, precision = alternate_epochs(arguments, flags.repeats, deadline)
     return {
         "repeats": [a / b for a, b in zip(seconds, bare, strict=True)],
         "value": median(seconds) / median(bare),
-        "reached": batch_size == asked,
-        "batch_size": batch_size,
         "precision": precision,
+        **batch,
         "seconds": seconds,
         "bare_seconds": bare,
     }
@@ -167,14 +163,15 @@ def time_over_airbench(flags: argparse.Namespace, deadline: float) -> Found:
     }
 
 
+def step_target(arch: str, batch_size: int, most: float) -> Target:
+    """The target of a preset's step, in milliseconds."""
+    measure = f"{arch}, batch {batch_size}: a step in the Trainer"
+    return Target(measure, "ms", most, partial(step_in_trainer, arch, batch_size))
+
+
 #: in the order of measuring: networks that are compiled alike follow each other
 TARGETS = {
-    "sam_resnet": Target(
-        "sam_resnet, batch 128: a step in the Trainer",
-        "ms",
-        5.0,
-        partial(step_in_trainer, "sam_resnet", 128),
-    ),
+    "sam_resnet": step_target("sam_resnet", 128, 5.0),
     "overhead": Target(
         "sam_resnet, batch 128: an epoch in the Trainer over the bare loop",
         "ratio",
@@ -187,35 +184,18 @@ TARGETS = {
         1.0,
         time_over_airbench,
     ),
-    "champion": Target(
-        "champion, batch 512: a step in the Trainer",
-        "ms",
-        9.0,
-        partial(step_in_trainer, "champion", 512),
-    ),
-    "enhanced_efficient_resnet": Target(
-        "enhanced_efficient_resnet, batch 128: a step in the Trainer",
-        "ms",
-        6.5,
-        partial(step_in_trainer, "enhanced_efficient_resnet", 128),
-    ),
+    "champion": step_target("champion", 512, 9.0),
+    "enhanced_efficient_resnet": step_target("enhanced_efficient_resnet", 128, 6.5),
 }
 
 
-def measure(flags: argparse.Namespace) -> list[Found]:
-    """Measure a row for each target; `--output` is written after each row."""
-    names = list(TARGETS) if flags.rows is None else flags.rows.split(",")
-    for name in names:
-        if name not in TARGETS:
-            raise UserError(f"--rows {name} is unknown{near(name, [*TARGETS])}")
+def measure(flags: argparse.Namespace) -> Iterator[Found]:
+    """Measure a row for each target."""
     deadline = time.perf_counter() + 60 * flags.minutes
-    code = git_state()
-    rows: list[Found] = []
-    for name in names:
-        rows.append(measure_row(name, flags, deadline))
-        write_benchmark(make_benchmark(flags, code, rows), flags.output)
-        print(f"{name}: {in_words(rows[-1])}", flush=True)
-    return rows
+    for name in chosen("--rows", flags.rows or ",".join(TARGETS), TARGETS):
+        row = measure_row(name, flags, deadline)
+        print(f"{name}: {in_words(row)}", flush=True)
+        yield row
 
 
 def measure_row(name: str, flags: argparse.Namespace, deadline: float) -> Found:
@@ -264,19 +244,20 @@ def in_words(row: Mapping[str, Any]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(
         title="Targets on a GPU",
+        show_lines=True,
         caption="Value: the median, or the ratio of two medians, with the range over the repeats. "
         "Share: of the best matrix product. Floor: activations over copy bandwidth.",
     )
-    shown.add_column("measure")
+    shown.add_column("measure", overflow="fold")
     for column in ("value", "target", "met", "share", "floor, ms"):
         shown.add_column(column, justify="right")
     for row in rows:
         if row["error"]:
-            shown.add_row(f"{row['measure']}\n  [red]failed[/]: {row['error']}")
+            shown.add_row(f"{row['measure']}\n[red]failed[/]: {escape(row['error'])}")
             continue
         measure = row["measure"]
         if "accuracy" in row:
-            measure += f"\n  {row['accuracy']:.2%}, airbench {row['airbench_accuracy']:.2%}"
+            measure += f"\n{row['accuracy']:.2%}, airbench {row['airbench_accuracy']:.2%}"
         shown.add_row(
             measure,
             f"{short(row['value'])} [{short(row['min'])}, {short(row['max'])}]",

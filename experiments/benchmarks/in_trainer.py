@@ -41,10 +41,10 @@ def fit(arguments: Sequence[str], *callbacks: Callback) -> ExperimentCLI:
 class StepWindows(Callback):
     """Seconds per training step, over windows of steps; ends training after the last window.
 
-    A window begins and ends after a step, with a synchronised device, and has everything between:
-    data, callbacks, loggers. It is within one epoch: no checkpoint of an epoch's end is in it. An
-    epoch that is too short for a window has a shorter one. After `deadline`, on the clock of
-    `time.perf_counter`, no window follows the first.
+    A window begins and ends after a step, with a synchronised device. It includes data, callbacks
+    and loggers, but no checkpoint at the end of an epoch, because it is within one epoch. If an
+    epoch is shorter than a window, the window is as long as the epoch. After `deadline`, on the
+    clock of `time.perf_counter`, no window follows the first.
     """
 
     def __init__(self, warm_up: int, length: int, count: int, deadline: float = inf) -> None:

@@ -1,6 +1,6 @@
 """`predict`: images per second in evaluation, with one view of each image and with several.
 
-The timed part is that of `evaluate.py`: batches of the loader, normalisation, the network in
+The timed part is the same as in `evaluate.py`: batches of the loader, normalisation, the network in
 evaluation mode, and the average over views.
 """
 

@@ -13,9 +13,9 @@ The memory floor is the least time for moving the activations: the bytes that au
 backward pass, written once and read once, divided by the device's copy bandwidth. It is computed
 for the eager network; a compiled one may save less.
 
-`--compile` accepts several modes, which are timed in turns. `torch-reduce-overhead` and
-`torch-max-autotune` are torch's own modes, whose CUDA graphs contain only forward and backward
-pass. This project's `reduce-overhead` and `max-autotune` capture the whole step in one graph.
+Of the modes of `--compile`, `torch-reduce-overhead` and `torch-max-autotune` are torch's own. Their
+CUDA graphs contain only forward and backward pass. This project's `reduce-overhead` and
+`max-autotune` capture the whole step in one graph.
 
 `--profile` adds the kernel launches of a step and the milliseconds until the host has issued it,
 by torch.profiler. A CPU has no launches.
@@ -23,7 +23,7 @@ by torch.profiler. A CPU has no launches.
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -32,13 +32,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.flags import MEMORY_FORMATS, TORCH_MODES
+from experiments.benchmarks.flags import MEMORY_FORMATS, TORCH_MODES, chosen
 from experiments.benchmarks.memory import held_bytes, peak_growth, saved_bytes, tensors_in
 from experiments.benchmarks.timing import (
     Ratio,
@@ -46,8 +47,8 @@ from experiments.benchmarks.timing import (
     copy_bandwidth,
     matmul_ceiling,
     ratio,
+    short,
 )
-from experiments.console import UserError, near
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import resolve_config
 from experiments.training.devices import synchronise
@@ -75,8 +76,7 @@ BASELINE = Variant(compiled=False, precision="32-true", memory_format="contiguou
 class Step:
     """One variant of an architecture's training step, taken at each call.
 
-    `hparams` are the module's hyper-parameters, whose `compile` and `channels_last` the variant
-    decides.
+    `hparams` configure the module, but the variant decides on `compile` and `channels_last`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Step:
 
     def __call__(self) -> None:
         loss = self.forward()
-        # Where Lightning does it: the last step's gradients live through the forward pass.
+        # As in Lightning, the last step's gradients are kept during the forward pass.
         self.module.optimizer_zero_grad(0, 0, self.optimizer)
         self.module.backward(loss)
         self.optimizer.step()
@@ -179,12 +179,9 @@ def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
     return [Variant(*x) for x in product(compiled, precisions, formats)]
 
 
-def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure a row for each variant of each architecture; UserError for an unknown name."""
-    names = list(ARCHITECTURES) if flags.arch is None else flags.arch.split(",")
-    for name in names:
-        if name not in EXPERIMENTS:
-            raise UserError(f"--arch {name} is unknown{near(name, [*EXPERIMENTS])}")
+    names = chosen("--arch", flags.arch or ",".join(ARCHITECTURES), EXPERIMENTS)
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True  # as in the Trainer
     variants = chosen_variants(flags)
@@ -193,11 +190,9 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
             resolve_config([f"--arch={name}", f"--model.compile={mode}"])  # rejects an unknown mode
     ceilings = {x: matmul_ceiling(DTYPES[x], device) for x in {v.precision for v in variants}}
     bandwidth = copy_bandwidth(device)
-    rows = []
     for name in names:
-        rows += compare(name, variants, ceilings, bandwidth, flags)
+        yield from compare(name, variants, ceilings, bandwidth, flags)
         print(f"{name}: measured {len(variants)} variants", flush=True)
-    return rows
 
 
 def compare(
@@ -214,52 +209,46 @@ def compare(
     device = torch.device(flags.device)
     steps: dict[Variant, Step] = {}
     errors: dict[Variant, str] = {}
-    memory: dict[Variant, int] = {}
-    activations: dict[Variant, int] = {}
-    operations: int | None = None
+    memory: dict[Variant, tuple[int, int]] = {}  # peak, activations
+    operations = 0
     for variant in variants:
         try:
-            step = Step(arch, config["model"], variant, batch_size, device)
+            step = eager = Step(arch, config["model"], variant, batch_size, device)
             step()
-            memory[variant] = step.peak_memory()
-            steps[variant] = step
+            peak = step.peak_memory()
             if isinstance(variant.compiled, str):  # a replayed graph shows no operations
-                eager = replace(variant, compiled=False)
-                step = Step(arch, config["model"], eager, batch_size, device)
-            activations[variant] = step.activation_bytes()
-            operations = step.operations() if operations is None else operations
+                uncompiled = replace(variant, compiled=False)
+                eager = Step(arch, config["model"], uncompiled, batch_size, device)
+            memory[variant] = peak, eager.activation_bytes()
+            operations = operations or eager.operations()
+            steps[variant] = step
         except Exception as error:  # of a compiler, a precision or full memory
             errors[variant] = first_line(error)
-            steps.pop(variant, None)
     timed = alternate({str(v): step for v, step in steps.items()}, flags.repeats, device)
     seconds = {variant: timed[str(variant)] for variant in steps}
     rows = []
     for variant in variants:
         row = {"arch": arch, "batch_size": batch_size, **asdict(variant)}
+        rows.append(row | {"error": errors.get(variant)})
         if variant in errors:
-            rows.append(row | {"error": errors[variant]})
             continue
-        assert operations is not None
+        peak, activations = memory[variant]
         per_second = operations / median(seconds[variant])
         gain = ratio(seconds[BASELINE], seconds[variant]) if BASELINE in seconds else None
-        rows.append(
-            row
-            | {
-                "error": None,
-                "seconds": seconds[variant],
-                "images_per_second": batch_size / median(seconds[variant]),
-                "speedup": gain and asdict(gain),
-                "operations": operations,
-                "operations_per_second": per_second,
-                "ceiling": ceilings[variant.precision],
-                "share_of_ceiling": per_second / ceilings[variant.precision],
-                "peak_bytes": memory[variant],
-                "activation_bytes": activations[variant],
-                "copy_bandwidth": bandwidth,
-                "memory_floor_seconds": activations[variant] / bandwidth,
-                **(profile_steps(steps[variant], device) if flags.profile else {}),
-            }
-        )
+        rows[-1] |= {
+            "seconds": seconds[variant],
+            "images_per_second": batch_size / median(seconds[variant]),
+            "speedup": gain and asdict(gain),
+            "operations": operations,
+            "operations_per_second": per_second,
+            "ceiling": ceilings[variant.precision],
+            "share_of_ceiling": per_second / ceilings[variant.precision],
+            "peak_bytes": peak,
+            "activation_bytes": activations,
+            "copy_bandwidth": bandwidth,
+            "memory_floor_seconds": activations / bandwidth,
+            **(profile_steps(steps[variant], device) if flags.profile else {}),
+        }
     return rows
 
 
@@ -268,49 +257,42 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def short(number: float) -> str:
-    """Three digits, and no fewer than the whole number has."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     ceilings = {row["precision"]: row["ceiling"] for row in rows if not row["error"]}
     words = [f"{name} {ceiling / 1e9:,.0f} GFLOP/s" for name, ceiling in ceilings.items()]
+    profiled = any("host_ms" in row for row in rows)
+    host = " Host: ms until it has issued the step, under torch.profiler." if profiled else ""
     bandwidth = next((f"{r['copy_bandwidth'] / 1e9:,.0f} GB" for r in rows if not r["error"]), "-")
     shown = Table(
         title="Training steps: forward, backward, optimizer",
+        pad_edge=False,
         caption="Medians, with their range over the rounds. Speed-up: over 32-true, contiguous, "
         f"eager. Share: of the best matrix product here: {', '.join(words) or 'none measured'}. "
-        f"Floor: activations over {bandwidth} copied a second. Launches, and ms until the host has "
-        "issued the step: under torch.profiler.",
+        f"Floor: activations over {bandwidth} copied a second.{host}",
     )
-    shown.add_column("architecture")
-    columns = ["images/s", "step, ms", "speed-up", "GFLOP/s", "share", "floor, ms", "peak MB"]
-    profiled = any("host_ms" in row for row in rows)
-    for column in [*columns, *(["launches", "host, ms"] if profiled else [])]:
+    shown.add_column("architecture", overflow="fold")
+    columns = ["images/s\npeak MB", "step, ms", "speed-up", "share\nfloor, ms"]
+    for column in [*columns, *(["launches\nhost, ms"] if profiled else [])]:
         shown.add_column(column, justify="right")
     last = None
     for row in rows:
         if row["arch"] != last:
             last = row["arch"]
             shown.add_section()
-            shown.add_row(f"[bold]{last}[/], batch {row['batch_size']:,}")
-        mode = row["compiled"]
-        how = mode if isinstance(mode, str) else "compiled" if mode else "eager"
-        name = f"  {row['precision']}, {row['memory_format']}, {how}"
+            shown.add_row(f"[bold]{last}[/]\nbatch {row['batch_size']:,}")
+        how = {False: "eager", True: "compiled"}.get(row["compiled"], row["compiled"])
+        name = f"{row['precision']}, {how}\n{row['memory_format']}"
         if row["error"]:
-            shown.add_row(f"{name}\n  [red]failed[/]: {row['error']}")
+            shown.add_row(f"{name}\n[red]failed[/]: {escape(row['error'])}")
             continue
-        milliseconds = [1000 * x for x in row["seconds"]]
+        low, middle, high = (1000 * f(row["seconds"]) for f in (min, median, max))
+        speedup = str(Ratio(**row["speedup"])) if row["speedup"] else ""
         shown.add_row(
             name,
-            f"{row['images_per_second']:,.0f}",
-            "{} [{}, {}]".format(*map(short, (f(milliseconds) for f in (median, min, max)))),
-            str(Ratio(**row["speedup"])) if row["speedup"] else "",
-            f"{row['operations_per_second'] / 1e9:,.0f}",
-            f"{row['share_of_ceiling']:.0%}",
-            short(1000 * row["memory_floor_seconds"]),
-            f"{row['peak_bytes'] / 1e6:,.0f}",
-            *([f"{row['launches']:,.0f}", short(row["host_ms"])] if profiled else []),
+            f"{row['images_per_second']:,.0f}\n{row['peak_bytes'] / 1e6:,.0f}",
+            f"{short(middle)}\n[{short(low)}, {short(high)}]",
+            speedup.replace(" ", "\n", 1),
+            f"{row['share_of_ceiling']:.0%}\n{short(1000 * row['memory_floor_seconds'])}",
+            *([f"{row['launches']:,.0f}\n{short(row['host_ms'])}"] if profiled else []),
         )
     return shown

@@ -1,4 +1,4 @@
-"""A recipe in torchvision: v2 transforms of one image after the other in a DataLoader."""
+"""A recipe in torchvision: a DataLoader whose v2 transforms change one image at a time."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -52,7 +52,9 @@ def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
     UserError for AugMix, which gives several views of an image.
     """
     if settings["policy"] == "augmix":
-        raise UserError("data.policy must be another than augmix to be compared with the stock way")
+        raise UserError(
+            "--data.policy augmix cannot be compared: torchvision has no AugMix with several views"
+        )
     steps: list[v2.Transform] = []
     if padding := settings["crop_padding"]:
         mode = {"zero": "constant", "reflect": "reflect"}[settings["crop_mode"]]
@@ -72,7 +74,7 @@ def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
         steps.append(v2.TrivialAugmentWide())
     elif settings["policy"] == "rand_augment":
         steps.append(v2.RandAugment(settings["rand_augment_n"], settings["rand_augment_m"]))
-    # Bytes as long as that goes, which is the faster order of the two.
+    # Images stay bytes as long as possible, because that is faster.
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     if settings["cutout"]:
         steps.append(Cutout(settings["cutout"]))
@@ -87,7 +89,7 @@ def collate(mix: v2.Transform, items: list[tuple[Tensor, Tensor]]) -> Batch:
 def stock_loader(
     settings: Mapping[str, Any], ours: TrainLoader, batches: int, workers: int
 ) -> DataLoader:
-    """A DataLoader with torchvision's transforms of our loader's images, of so many batches."""
+    """A DataLoader that gives `batches` batches of our images with torchvision's transforms."""
     classes = len(CIFAR10_CLASSES)
     mixtures: dict[v2.Transform, float] = {}
     if alpha := settings["mixup_alpha"]:

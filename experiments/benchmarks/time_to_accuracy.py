@@ -41,37 +41,27 @@ from torch import nn
 
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks import airbench
-from experiments.benchmarks.benchmark_record import make_benchmark
 from experiments.benchmarks.in_trainer import fit, now
 from experiments.benchmarks.operations import FILE, CountOperations
 from experiments.console import UserError
 from experiments.inference.evaluation import open_images, open_networks
 from experiments.inference.finished import open_run
 from experiments.inference.strategies import STRATEGIES, Strategy
-from experiments.records.provenance import ROOT, git_state
-from experiments.records.record import write_benchmark
+from experiments.records.provenance import ROOT
 from experiments.training.cli import ExperimentCLI
 
 RUN = ROOT / "experiments" / "run.py"
 COUNTER = f"{CountOperations.__module__}.{CountOperations.__name__}"
 
 
-def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure a row for each run; `--output` is written after each row."""
-    code = git_state()
-    rows: list[dict[str, Any]] = []
-    if flags.airbench:
-        if flags.beside or flags.beside_runs:
-            raise UserError("--airbench takes the place of --beside: give one")
-        found = run_warm(flags)
-    else:
-        found = run_all(flags)
-    for row in found:
-        rows.append(row)
-        if flags.output:
-            write_benchmark(make_benchmark(flags, code, rows), flags.output)
-        print(f"{row['side']}, run {row['run']}: {in_words(row)}", flush=True)
-    return rows
+def measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure a row for each run."""
+    if flags.airbench and (flags.beside or flags.beside_runs):
+        raise UserError("--airbench takes the place of --beside: give one")
+    for row in run_warm(flags) if flags.airbench else run_all(flags):
+        words = f"{row['accuracy']:.2%} in {row['seconds']:.1f} s"
+        print(f"{row['side']}, run {row['run']}: {words}", flush=True)
+        yield row
 
 
 def run_all(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -81,32 +71,36 @@ def run_all(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     began = f"{datetime.now():%Y%m%d-%H%M%S}"
     for seed, other in zip_longest(seeds, others):
         if seed is not None:
-            name = f"{flags.arch}-{began}-seed{seed}"
-            row = train(name, seed, flags)
+            row = train(flags.runs / f"{flags.arch}-{began}-seed{seed}", seed, flags)
             yield {"side": "ours", "run": seed, "target": flags.target, **row}
         if other is not None:
             row = run_beside(flags.beside)
             yield {"side": "beside", "run": other, "target": flags.target, **row}
 
 
-def train(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
-    """Train with a seed in a new process, and predict the test images.
-
-    A training that fails ends this process as well.
-    """
-    arguments = [
+def arguments_of(folder: Path, seed: int, flags: argparse.Namespace) -> list[str]:
+    """Flags of `run.py` for a run in a folder."""
+    return [
         f"--arch={flags.arch}",
         f"--trainer.accelerator={flags.device}",
         *flags.run_flags,
         f"--seed={seed}",
-        f"--name={name}",
-        f"--output={flags.runs}",
-        f"--trainer.callbacks+={COUNTER}",
-        "--test=true",  # needed, even if the flags disable it
+        f"--name={folder.name}",
+        f"--output={folder.parent}",
     ]
-    if code := start(arguments):
+
+
+def train(folder: Path, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
+    """Train with a seed in a new process, and predict the test images.
+
+    A training that fails ends this process as well.
+    """
+    name = folder.name
+    # The test set is needed, even if the flags disable it.
+    always = [f"--trainer.callbacks+={COUNTER}", "--test=true"]
+    if code := start([*arguments_of(folder, seed, flags), *always]):
         raise UserError(f"{name} ended with exit code {code}: see above")
-    run = open_run(flags.runs / name)
+    run = open_run(folder)
     record = run.record
     strategy = STRATEGIES[flags.strategy]
     networks, device, _ = open_networks({name: (run, name) for name in strategy.networks}, None)
@@ -166,15 +160,7 @@ def train_here(
 ) -> tuple[ExperimentCLI, dict[str, Any]]:
     """Train with a seed in this process, and predict the test images with the last weights."""
     clock = FitClock()
-    arguments = [
-        f"--arch={flags.arch}",
-        f"--trainer.accelerator={flags.device}",
-        *flags.run_flags,
-        f"--seed={seed}",
-        f"--output={folder.parent}",
-        f"--name={folder.name}",
-    ]
-    cli = fit(arguments, clock)
+    cli = fit(arguments_of(folder, seed, flags), clock)
     device = torch.device(flags.device)
     precision: Any = cli.trainer.precision
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
@@ -253,14 +239,10 @@ def read_report(output: str) -> dict[str, Any]:
     return {"accuracy": accuracy, "seconds": seconds, "operations": operations}
 
 
-def in_words(row: Mapping[str, Any]) -> str:
-    return f"{row['accuracy']:.2%} in {row['seconds']:.1f} s"
-
-
 def spread(values: Sequence[float], scale: float, form: str) -> str:
     """The mean, with the standard deviation of two or more values."""
     text = format(scale * mean(values), form)
-    return f"{text} ± {format(scale * stdev(values), form)}" if len(values) > 1 else text
+    return f"{text}\n± {format(scale * stdev(values), form)}" if len(values) > 1 else text
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -276,16 +258,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         words.append("On SYNTHETIC images: the accuracies say nothing about CIFAR-10.")
     shown = Table(
         title="Test accuracy and its cost",
+        pad_edge=False,
         caption=" ".join(
             [
-                "The last line is mean ± standard deviation. Time: training and predicting the "
+                "The last line is mean ± standard deviation. Seconds: training and predicting the "
                 "test set, also listed separately. PFLOP: counted operations of training.",
                 *words,
             ]
         ),
     )
     shown.add_column("run")
-    for column in ("accuracy", "one view", "time, s", "training, s", "predicting, s", "PFLOP"):
+    for column in ("accuracy", "one view", "seconds", "training", "predicting", "PFLOP"):
         shown.add_column(column, justify="right")
     columns = (
         ("accuracy", 100, ".2f"),
@@ -305,7 +288,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 "" if value is None else format(scale * value, form)
                 for value, (_, scale, form) in zip(values, columns, strict=True)
             ]
-            shown.add_row(f"{side}, {'seed' if side == 'ours' else 'run'} {row['run']}", *cells)
+            shown.add_row(f"{'seed' if side == 'ours' else 'run'} {row['run']}", *cells)
         summary = []
         for key, scale, form in columns:
             known = [row[key] for row in of_side if row.get(key) is not None]

@@ -17,8 +17,7 @@ def alternate(
     """Seconds of each side in each of `repeats` rounds, after a warm-up call of each side.
 
     A round runs every side once; every second round reverses the order, so that a change of the
-    machine's speed affects all sides equally. The device's work is waited for. ValueError for fewer
-    than one round.
+    machine's speed affects all sides equally. ValueError for fewer than one round.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
@@ -28,12 +27,22 @@ def alternate(
     names = list(sides)
     for turn in track(range(repeats), "rounds", repeats):
         for name in names if turn % 2 == 0 else reversed(names):
-            synchronise(device)
-            start = time.perf_counter()
-            sides[name]()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(sides[name], device))
     return seconds
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, including the work that it starts on the device."""
+    synchronise(device)
+    start = time.perf_counter()
+    function()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def short(number: float) -> str:
+    """Three digits, and no fewer than the whole number has."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,7 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
 def _products_per_second(size: int, dtype: torch.dtype, device: torch.device) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = a @ b  # warm-up
-    best = float("inf")
-    for _ in range(REPEATS):
-        synchronise(device)
-        start = time.perf_counter()
-        torch.mm(a, b, out=product)
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
+    best = min(seconds_of(lambda: torch.mm(a, b, out=product), device) for _ in range(REPEATS))
     return 2 * size**3 / best
 
 
@@ -92,11 +95,6 @@ def copy_bandwidth(device: torch.device) -> float:
     """The most bytes per second that a device copies: each is read once and written once."""
     source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    best = float("inf")
-    for _ in range(REPEATS):
-        synchronise(device)
-        start = time.perf_counter()
-        target.copy_(source)
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return len(source) / best
+    return len(source) / min(
+        seconds_of(lambda: target.copy_(source), device) for _ in range(REPEATS)
+    )

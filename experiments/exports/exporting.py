@@ -118,11 +118,11 @@ def in_32_bits(model: PretrainedClassifier) -> PretrainedClassifier:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far the logits of one file, loaded back, differ."""
+    """Differences of the logits of one file, loaded back."""
 
     file: str
-    difference: float  # of a logit at most, from the exported network
-    from_run: float  # of a logit at most, from the run's network in 32 bits
+    difference: float  # the largest from the exported network
+    from_run: float  # the largest from the run's network in 32 bits
     agreement: float  # share of images with the run's class
 
 

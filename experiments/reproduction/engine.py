@@ -13,10 +13,10 @@ from experiments.reproduction.runner import Outcome, Workplace, run_row
 
 
 class Engine(Protocol):
-    """Calls `run_row` for jobs, and returns a handle of each call."""
+    """Calls `run_row` for jobs; each call has a handle."""
 
     def submit(self, job: Job) -> Any:
-        """Call `run_row` as soon as there is room."""
+        """Call `run_row` as soon as there is room, and return the handle."""
 
     def done(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
         """Wait at most so many seconds for a call to end, and return the ended calls."""
@@ -31,10 +31,8 @@ class Engine(Protocol):
 class Here:
     """Trains `rows_at_once` rows at the same time on this machine.
 
-    The rows share its processors.
-
-    Two trainings on two cores reach 591 images/s together
-    with one thread each, and 305 with two threads each.
+    Each row gets an equal share of the processors as threads: two trainings on two cores reach 591
+    images/s together with one thread each, and 305 with two threads each.
     """
 
     def __init__(self, place: Workplace, deadline: float, rows_at_once: int = 1) -> None:

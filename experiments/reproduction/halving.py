@@ -24,7 +24,7 @@ class Rung:
     """One round of trainings."""
 
     number: int  # from 0
-    epochs: int  # of the suite's first row; the ratio of other rows to it is that at mini scale
+    epochs: int  # of the suite's first row; other rows keep their ratio to it at mini scale
     seeds: int  # for each row
 
 
@@ -107,8 +107,8 @@ def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) ->
     Optuna's SuccessiveHalvingPruner (Li et al. 2020) decides after each rung whether a row
     continues: it must be in the better half of the rows so far, itself included. A row that was
     left out is not reconsidered, so the order matters. The first row always continues, because the
-    others are compared with it. A training with a record is not repeated, so that a second call
-    continues an interrupted one and makes the same decisions.
+    others are compared with it. A second call continues an interrupted screening with the same
+    decisions, because it does not repeat trainings with a record.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of every pruned trial
     pruner = optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION)

@@ -34,7 +34,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Equal for jobs with the same training and seed, whatever their names are."""
+        """A digest of training and seed, which does not depend on the job's name."""
         return hashlib.sha256(f"{self.training}/{self.seed}".encode()).hexdigest()[:16]
 
     @property

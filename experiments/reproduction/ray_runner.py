@@ -1,4 +1,4 @@
-"""Rows as tasks of a Ray cluster, whose machines share the run folders and this checkout."""
+"""Train rows on a Ray cluster, whose machines share the run folders and this checkout."""
 
 import socket
 from collections.abc import Sequence

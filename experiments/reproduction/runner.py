@@ -1,4 +1,4 @@
-"""One row: a process of `run.py` under a lock, until its record is filed."""
+"""Train a row in a process of `run.py`, and copy its record to the results."""
 
 import fcntl
 import os
@@ -53,10 +53,11 @@ class Outcome:
 
 @contextmanager
 def lock(path: Path) -> Iterator[int | None]:
-    """Lock a file: a descriptor that holds the lock until all its copies are closed; None if taken.
+    """Lock a file, and yield the descriptor of the lock; None if another process holds it.
 
-    A process that inherits the descriptor holds the lock too: another runner then leaves a training
-    alone whose runner has died. The system frees the lock of a killed process.
+    A process that inherits the descriptor also holds the lock. If a runner dies, its training
+    continues and stays locked, so no other runner begins it. The system frees the lock of a killed
+    process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)

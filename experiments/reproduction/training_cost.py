@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from experiments.benchmarks.timing import seconds_of
 from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import describe_device
 from experiments.records.record import Record
@@ -50,12 +50,12 @@ class Stopwatch:
         self.records = [r for r in records if r.device == name and r.training_seconds > 0]
         self._measured: dict[tuple[str, str], float] = {}
 
-    def seconds(self, config: dict[str, Any]) -> tuple[float, str]:
-        """Estimate the seconds of a training, and name the source of the speed.
+    def seconds(self, config: dict[str, Any]) -> tuple[float, str | None]:
+        """Estimate the seconds of a training, and name the record that its speed comes from.
 
-        The source is the record with the same architecture and precision that is nearest in
-        operations per image. Without such a record, one step is timed now, because architectures
-        differ several times in operations per second.
+        It is the record with the same architecture and precision that is nearest in operations per
+        image. Without such a record (None), one step is timed now, because architectures differ
+        several times in operations per second.
         """
         operations = operations_of_training(config)
         precision = resolve_precision(config["trainer"]["precision"], self.device.type)
@@ -68,10 +68,10 @@ class Stopwatch:
 
             nearest = min(alike, key=distance)
             done = operations_of_training(nearest.config)
-            return operations * nearest.training_seconds / done, f"record {nearest.name}"
+            return operations * nearest.training_seconds / done, nearest.name
         if kind not in self._measured:
             self._measured[kind] = self._operations_per_second(config, precision)
-        return operations / self._measured[kind], "a step taken now"
+        return operations / self._measured[kind], None
 
     def _operations_per_second(self, config: dict[str, Any], precision: str) -> float:
         """Of a forward and backward pass of random images: the fastest of three."""
@@ -79,16 +79,14 @@ class Stopwatch:
         module = module.to(self.device)
         # A GPU is slow with few images, and a CPU no faster with many.
         count = config["data"]["batch_size"] if self.device.type == "cuda" else 16
-        seconds = math.inf
         images = torch.randn(count, 3, 32, 32, device=self.device)
         labels = torch.zeros(count, dtype=torch.int64, device=self.device)
         mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-        for _ in range(3):
-            began = time.perf_counter()
+
+        def step() -> None:
             with torch.autocast(self.device.type, mixed, enabled=mixed is not None):
                 loss = F.cross_entropy(module(images), labels)
             loss.backward()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = min(seconds, time.perf_counter() - began)
+
+        seconds = min(seconds_of(step, self.device) for _ in range(3))
         return PASSES * operations_per_image(module) * count / seconds

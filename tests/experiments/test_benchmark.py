@@ -145,16 +145,16 @@ def test_a_record_that_cannot_be_written_is_found_out_before_measuring(
 
 def test_what_was_measured_is_shown_where_the_disk_is_full_by_then(tmp_path, monkeypatch, refusal):
     shown = []
-    monkeypatch.setattr(predict, "measure", lambda _: [])
+    monkeypatch.setattr(predict, "measure", lambda _: [{"accuracy": 0.9}])
     monkeypatch.setattr(predict, "table", lambda rows: shown.append(rows) or "table")
 
     def full(*_):
-        assert shown
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(record, "write_benchmark", full)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "predict", f"--output={tmp_path / 'a.json'}"])
     assert "No space left" in refusal(act=benchmark.main)
+    assert shown == [[{"accuracy": 0.9}]]
 
 
 def test_sides_take_turns_in_an_order_that_is_reversed_each_round():
@@ -176,9 +176,14 @@ def test_a_ratio_is_that_of_medians_and_its_range_that_within_rounds():
 
 def test_presets_with_the_same_augmentation_are_measured_once_and_none_is_left_out(monkeypatch):
     compared = []
-    monkeypatch.setattr(data, "compare", lambda settings, flags: compared.append(settings) or {})
+
+    def compare(settings, flags):
+        compared.append(settings)
+        return {"images_per_second": 1000.0}
+
+    monkeypatch.setattr(data, "compare", compare)
     flags = argparse.Namespace(presets=None, share=None, root=None, source="auto")
-    rows = data.measure(flags)
+    rows = list(data.measure(flags))
     assert sorted(name for row in rows for name in row["presets"]) == sorted(EXPERIMENTS)
     assert len({tuple(row["presets"]) for row in rows}) == len(rows) < len(EXPERIMENTS)
     shown = {data.in_words(settings) for settings in compared}

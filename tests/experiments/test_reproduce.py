@@ -556,8 +556,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
     for line in lines:
         assert f" {operations:.2g} " in line
         assert f" {duration(seconds)} " in line
-        assert "record known" in line
-    assert len(lines) == 2
+    assert len(lines) == out.count("time from known") == 2
 
 
 def baseline_operations(base):
@@ -579,7 +578,7 @@ def test_without_a_record_of_this_network_on_this_device_a_step_is_measured(reco
     flags = ["--arch=resnet", "--model.base_width=4", "--trainer.accelerator=cpu"]
     config = resolve_config([*flags, "--trainer.precision=32-true"])
     seconds, basis = Stopwatch([elsewhere, of_another]).seconds(config)
-    assert basis == "a step taken now"
+    assert basis is None
     # Of 200 epochs with 351 steps.
     assert 1e-4 < seconds / (200 * 351) < 60
 
