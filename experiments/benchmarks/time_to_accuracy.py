@@ -111,7 +111,7 @@ def train(folder: Path, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
         "seconds": record.training_seconds + seconds,
         "training_seconds": record.training_seconds,
         "answering_seconds": seconds,
-        "operations": json.loads((run.folder / FILE).read_text())["operations"],
+        "operations": json.loads((run.folder / FILE).read_text("utf-8"))["operations"],
         "steps": record.steps,
         "folder": str(run.folder),
         "source": record.source,

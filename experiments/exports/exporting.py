@@ -90,7 +90,7 @@ def write(model: PretrainedClassifier, folder: Path, card: str) -> None:
     """Write model.safetensors, config.json, model.pt2, model.onnx and README.md."""
     folder.mkdir()
     # First, or the library would write a card of its own.
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, "utf-8")
     model.save_pretrained(folder)
     # Two images, because torch.export would treat a batch of one as a constant.
     example = (torch.rand(2, 3, 32, 32),)

@@ -65,7 +65,7 @@ def seal(text: str) -> str:
 
 def check_seal(path: Path) -> None:
     """Raise UserError if a settings file does not match its checksum; it may have none."""
-    text, found, digest = path.read_text(errors="replace").rpartition(SEAL)
+    text, found, digest = path.read_text("utf-8", errors="replace").rpartition(SEAL)
     if found and digest.strip() != _sha256(text.encode()):
         raise UserError(
             f"{path} was changed or damaged: restore it, or remove its last line to accept it"
@@ -76,14 +76,14 @@ def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file in a folder; `sha256sum -c SHA256SUMS` checks them too."""
     files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
     lines = [f"{_sha256(path.read_bytes())}  {path.name}\n" for path in files]
-    (folder / CHECKSUMS).write_text("".join(lines))
+    (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
 
 
 def check_checksums(folder: Path, names: Iterable[str]) -> None:
     """Raise UserError if one of these files does not match SHA256SUMS, if that exists."""
     if not (folder / CHECKSUMS).exists():
         return
-    sums = (folder / CHECKSUMS).read_text(errors="replace")
+    sums = (folder / CHECKSUMS).read_text("utf-8", errors="replace")
     lines = re.findall(r"^(\w{64})  (.+)$", sums, re.MULTILINE)
     digests = {name: digest for digest, name in lines}
     for name in names:

@@ -69,6 +69,6 @@ def describe_device(device: "torch.device") -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = re.findall(r"^model name.*?: *(.*\S)", cpuinfo.read_text(), re.MULTILINE)
+        models = re.findall(r"^model name.*?: *(.*\S)", cpuinfo.read_text("utf-8"), re.MULTILINE)
         name = models[0] if models else name
     return f"{name} ({torch.get_num_threads()} of {os.cpu_count()} CPUs)"

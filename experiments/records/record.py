@@ -240,7 +240,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         if isinstance(content, bytes):
             partial.write_bytes(content)
         else:
-            partial.write_text(content)
+            partial.write_text(content, "utf-8")
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

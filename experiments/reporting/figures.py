@@ -119,7 +119,7 @@ def _label(figure: Figure, axis: Axes, results: Sequence[Result]) -> None:
 
 def read_metrics(path: Path) -> dict[str, Points]:
     """Every column with values of a run's metrics.csv; ValueError if there is none."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns: dict[str, Points] = {}
     for row in rows:

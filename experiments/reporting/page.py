@@ -45,7 +45,7 @@ def render(
     )
     environment.filters |= {"code": _code, "duration": duration, "estimate": _estimate}
     counts = Counter(row.verdict for row in claims if row.suite.paper)
-    script = (TEMPLATES / "report.js").read_text()
+    script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
         anchors={id(run.entry): f"run-{i}" for i, run in enumerate(details, 1)},
@@ -63,7 +63,7 @@ def render(
         # Both files are this project's own, so they are not escaped.
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),
-        style=Markup((TEMPLATES / "report.css").read_text()),
+        style=Markup((TEMPLATES / "report.css").read_text("utf-8")),
         unread=unread,
     )
 

@@ -131,7 +131,7 @@ def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
     # Finished runs come last and replace the others.
     for folder in sorted(begun, key=lambda folder: (folder in finished, folder)):
         try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
             found[training_of(config), config["seed"]] = folder.name
         except (FileNotFoundError, KeyError, TypeError, ValueError, yaml.YAMLError):
             continue

@@ -16,7 +16,7 @@ from experiments.reproduction.runner import Outcome
 def steps_done(folder: Path) -> int:
     """Number of training batches in a run's metrics.csv; 0 without the file."""
     try:
-        with (folder / "metrics.csv").open(newline="") as file:
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             steps = [row["step"] for row in csv.DictReader(file)]
     except FileNotFoundError:
         return 0

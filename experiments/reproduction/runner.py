@@ -141,7 +141,7 @@ def _call(
 ) -> int:
     """Run a Python script, and end it with SIGTERM if it is out of time; return its exit code."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a") as file:
+    with output.open("a", encoding="utf-8") as file:
         print("$ python", *command, file=file, flush=True)
         process = subprocess.Popen(
             [sys.executable, "-c", LEASH, str(os.getpid()), sys.executable, *command],
@@ -168,7 +168,9 @@ def _call(
 
 def _unfinished(job: Job, code: int, output: Path, in_time: bool) -> Outcome:
     """The outcome of a process that ended without a record."""
-    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line for line in output.read_text("utf-8", errors="replace").splitlines() if line.strip()
+    ]
     reason = f"{lines[-1].strip()} (exit code {code}, see {output})"
     if any(os.strerror(number) in lines[-1] for number in FULL_DISK):
         return Outcome(job, "full disk", reason)
@@ -178,8 +180,8 @@ def _unfinished(job: Job, code: int, output: Path, in_time: bool) -> Outcome:
 
 def file_away(written: Path, path: Path) -> None:
     """Copy a record to the results; OSError if another record has its name."""
-    content = written.read_text()
-    if path.exists() and path.read_text() != content:
+    content = written.read_text("utf-8")
+    if path.exists() and path.read_text("utf-8") != content:
         raise FileExistsError(f"{path} differs from {written}: rename one of them")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

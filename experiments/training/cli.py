@@ -124,7 +124,7 @@ class ExperimentCLI(LightningCLI):
         """Reject a resumed run whose settings differ, unless `--allow-changes` accepts that."""
         if not self.launch.resumes:
             return
-        before = yaml.safe_load((self.launch.folder / "config.yaml").read_text())
+        before = yaml.safe_load((self.launch.folder / "config.yaml").read_text("utf-8"))
         teachers = before.get("teacher") or []
         if teachers and as_list(self.config.teacher) == [NAMED.sub(r"\1", x) for x in teachers]:
             self.config.teacher = teachers  # the same folders, with their digests

@@ -82,7 +82,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     code = git_state()
     if cli.trainer.is_global_zero:
         write_atomically(folder / "config.yaml", seal(cli.resolved))
-        with (folder / "commands.txt").open("a") as file:
+        with (folder / "commands.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(["python", *sys.argv]) + "\n")
         batch_size, lr = cli.datamodule.hparams["batch_size"], cli.model.hparams["lr"]
         print(step_in_words(cli.trainer, batch_size, lr))
@@ -179,7 +179,7 @@ def make_record(
     return Record(
         arch=cli.launch.arch,
         name=folder.name,
-        command=(folder / "commands.txt").read_text().splitlines(),
+        command=(folder / "commands.txt").read_text("utf-8").splitlines(),
         config=config,
         quick=config["quick"],
         source=data.source,
@@ -215,7 +215,7 @@ def epochs_trained(trainer: Trainer) -> int:
 
 def last_train_accuracy(metrics: Path) -> float:
     """The training accuracy that was logged last, in this or an earlier launch."""
-    with metrics.open(newline="") as file:
+    with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
 

@@ -203,7 +203,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     from experiments.records.parsing import check_yaml
 
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         check_yaml(text)
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -47,7 +47,9 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     rows: list[dict[str, str]] = []
     if earlier.exists():
         # A full disk may have cut off the last line; its step is repeated.
-        lines = [x for x in earlier.read_text().splitlines(keepends=True) if x.endswith("\n")]
+        lines = [
+            x for x in earlier.read_text("utf-8").splitlines(keepends=True) if x.endswith("\n")
+        ]
         rows = [row for row in csv.DictReader(lines) if int(row["step"]) < keep_steps]
     logger = CSVLogger(folder, name="", version="")
     for row in rows:
@@ -139,13 +141,13 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Claim
     identity = folder / "wandb_id.txt"
     agents_id = agents_run_id()
     if agents_id or not identity.exists():
-        identity.write_text(agents_id or uuid4().hex[:8])
+        identity.write_text(agents_id or uuid4().hex[:8], "utf-8")
     logger = ClaimLogger(
         CLAIMS.get(config["arch"], {}),
         project="sub5m",
         name=folder.name,
         # W&B reads the agent's id from the environment and warns about any other source.
-        id=None if agents_id else identity.read_text(),
+        id=None if agents_id else identity.read_text("utf-8"),
         save_dir=folder,
         mode=mode,
         resume="allow",

@@ -31,7 +31,7 @@ def plot_confusion(logits: Tensor, labels: Tensor, classes: tuple[str, ...], pat
 
 def plot_curves(metrics: Path, path: Path) -> None:
     """Accuracy, loss and learning rate over optimizer steps, from a run's metrics.csv."""
-    with metrics.open(newline="") as file:
+    with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = sorted({name for row in rows for name, value in row.items() if value})
     panels = {

@@ -56,7 +56,7 @@ def lock_folder(folder: Path) -> TextIO | None:
 
     Processes that this one starts do not inherit the lock.
     """
-    file = (folder / LOCK).open("a")
+    file = (folder / LOCK).open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -68,7 +68,7 @@ def lock_folder(folder: Path) -> TextIO | None:
 def is_locked(folder: Path) -> bool:
     """Whether a process works on a run."""
     try:
-        with (folder / LOCK).open() as file:
+        with (folder / LOCK).open(encoding="utf-8") as file:
             # Shared, so that two processes that ask at the same time do not block each other.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (FileNotFoundError, NotADirectoryError):

@@ -58,7 +58,7 @@ WIDTHS: dict[str, tuple[str, Any, str]] = {
 
 def flags_of(arch: str) -> dict[str, list[tuple[str, Any, str]]]:
     """The table for a name of `--arch`, with its preset's values as defaults."""
-    preset = yaml.safe_load((CONFIGS / f"{arch}.yaml").read_text())
+    preset = yaml.safe_load((CONFIGS / f"{arch}.yaml").read_text("utf-8"))
     width = WIDTHS.get(PRESETS.get(arch, arch))
     table = FLAGS if width is None else FLAGS | {"Network": [*FLAGS["Network"][:-1], width]}
     return {
