@@ -42,15 +42,28 @@ SECONDS = 20  # for one mutant, and the time of its tests without a mutation
 #: imported once, before the modules are mutated
 PACKAGES = "lightning.pytorch torchmetrics torchvision scipy.stats pydantic jsonargparse"
 MESSAGES = {"rank_zero_info", "rank_zero_warn", "print", "track"}
-QUIET = ("-q", "-m", "not trust and not gpu", "-p", "no:cacheprovider")
+#: arguments of pytest; two tests of many seconds are left out
+QUIET = (
+    *("-q", "-p", "no:cacheprovider", "-m", "not trust and not gpu"),
+    *("-k", "not compiled_again and not overflow_of_sams"),
+)
 L, D, C, X = "lightning_modules", "datamodules", "callbacks", "experiments"
 #: module, or one of its functions -> tests that run it within their own process
 TESTS: dict[str, list[str]] = {
     f"{L}/losses.py": [f"{L}/test_losses.py"],
     f"{L}/distillation.py": [f"{L}/test_distillation.py"],
-    f"{L}/classifier.py": [f"{L}/test_classifier.py", f"{L}/test_distillation.py"],
+    f"{L}/classifier.py": [
+        f"{L}/test_classifier.py",
+        f"{L}/test_distillation.py",
+        f"{L}/test_sharpness.py",
+    ],
     f"{L}/metrics.py": [f"{L}/test_classifier.py"],
-    f"{L}/optimizers.py": [f"{L}/test_optimizers.py", f"{L}/test_classifier.py"],
+    f"{L}/optimizers.py": [
+        f"{L}/test_optimizers.py",
+        f"{L}/test_muon.py",
+        f"{L}/test_classifier.py",
+        f"{L}/test_speed_resnet.py",
+    ],
     f"{L}/prediction.py": [f"{L}/test_prediction.py"],
     f"{L}/sharpness.py": [f"{L}/test_sharpness.py"],
     f"{L}/muon.py": [f"{L}/test_muon.py"],
