@@ -146,21 +146,40 @@ def test_a_training_without_a_length_is_refused(length: dict[str, Any]) -> None:
         trainer.fit(small("resnet"), [batch])
 
 
-def test_a_trainer_tests_it(tmp_path: Path) -> None:
+def test_a_trainer_validates_tests_and_predicts(tmp_path: Path) -> None:
     module = small("resnet")
     trainer = Trainer(
         logger=False, enable_progress_bar=False, accelerator="cpu", default_root_dir=tmp_path
     )
-    generator = torch.Generator().manual_seed(0)
-    batches: Any = [
-        (torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % 10) for n in (8, 5)
-    ]
+    images = torch.randn(13, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = module.eval()(images).detach()
+    labels = (logits.argmax(1) + torch.arange(13) % 3 // 2) % 10  # 9 of 13 predictions are correct
+    batches: Any = list(zip(images.split(8), labels.split(8), strict=True))
     loader = DataLoader(batches, batch_size=None)
-    (scores,) = trainer.test(module, loader, verbose=False)
-    logits = torch.cat([module.eval()(images) for images, _ in batches]).detach()
-    labels = torch.cat([labels for _, labels in batches])
-    assert scores["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
-    assert scores["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    loss = F.cross_entropy(logits, labels).item()
+    for split, loop in (
+        ("val", trainer.validate),
+        ("test", trainer.test),
+        ("val", trainer.validate),
+    ):
+        (scores,) = loop(module, loader, verbose=False)
+        assert scores == pytest.approx({f"{split}/loss": loss, f"{split}/acc": 9 / 13})
+    predicted: Any = trainer.predict(module, loader)
+    torch.testing.assert_close(torch.cat(predicted), logits)
+
+
+def test_a_compiled_network_gets_batches_of_one_size() -> None:
+    module, sizes = small("resnet").eval(), []
+    images = torch.randn(8, 3, 32, 32)
+    expected = module(images).detach()
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        for compiled in (True, False):
+            module.compiled = compiled
+            for count in (8, 3, 8):
+                predicted = module.predict_step((images[:count], torch.arange(count)), 0)
+                torch.testing.assert_close(predicted, expected[:count])
+    assert sizes == [8, 8, 8, 8, 3, 8]
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "warmup_onecycle"])
