@@ -18,11 +18,55 @@ from lightning_modules.classifier import ImageClassifier
 from lightning_modules.losses import jensen_shannon
 from lightning_modules.metrics import accuracy_per_image
 from lightning_modules.networks import count_parameters
+from lightning_modules.optimizers import learning_rate_factor, make_optimizer
 
 
 def small(name: str, **training: object) -> ImageClassifier:
     cls = ARCHITECTURES[name]
     return cls(**cls.quick | training)  # type: ignore[arg-type]
+
+
+def test_its_defaults_are_sgd_with_a_cosine() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)
+    )
+    expected = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    batches = [(x, torch.arange(6)) for x in torch.randn(4, 6, 3, 32, 32)]
+    for images, labels in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(expected(images), labels).backward()
+        optimizer.step()
+        scheduler.step()
+    module = ImageClassifier(network)
+    short_trainer().fit(module, DataLoader(batches, batch_size=None))
+    torch.testing.assert_close(module.network.state_dict(), expected.state_dict())
+
+
+def test_the_defaults_of_other_schedules_and_of_muon() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    hparams = ImageClassifier(network).hparams
+    factors = {
+        schedule: learning_rate_factor({**hparams, "schedule": schedule}, 1000)
+        for schedule in ("onecycle", "step", "triangular")
+    }
+    assert [factors["onecycle"](step) for step in (0, 399)] == pytest.approx([1 / 25, 1])
+    steps = [factors["step"](step) for step in (0, 299, 300, 599, 600, 799, 800)]
+    assert steps == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04, 0.008])
+    assert [factors["triangular"](x) for x in (0, 400, 1000)] == pytest.approx([0.2, 1, 0.07])
+    warm = learning_rate_factor({**hparams, "warmup": 0.1}, 1000)
+    assert warm(0) * hparams["lr"] == pytest.approx(0.001)
+    _, muon = make_optimizer(network, {**hparams, "optimizer": "muon"}).param_groups
+    assert (muon["lr"], muon["momentum"], muon["steps"]) == (0.24, 0.6, 5)
+
+
+def test_the_default_radius_of_sam_is_its_papers() -> None:
+    module = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), sharpness="sam")
+    before = [p.detach().clone() for p in module.parameters()]
+    module.training_step((torch.randn(4, 3, 2, 2), torch.arange(4)), 0)
+    moved = [(p - q).norm() for p, q in zip(module.parameters(), before, strict=True)]
+    assert torch.stack(moved).norm().item() == pytest.approx(0.05, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
