@@ -55,6 +55,7 @@ TESTS: dict[str, list[str]] = {
     f"{L}/distillation.py": [f"{L}/test_distillation.py"],
     f"{L}/classifier.py": [
         f"{L}/test_classifier.py",
+        f"{L}/test_captured_step.py",
         f"{L}/test_distillation.py",
         f"{L}/test_sharpness.py",
     ],

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from callbacks import EMA, Divergence
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.distillation import Distillation
 from lightning_modules.losses import jensen_shannon
 from lightning_modules.metrics import accuracy_per_image
 from lightning_modules.networks import count_parameters
@@ -146,6 +147,8 @@ def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
     loss, accuracy = module.train_metric.compute()
     torch.testing.assert_close(loss, expected.detach())
     assert accuracy == (logits[:, 0].argmax(1) == labels).float().mean()
+    alone = ImageClassifier(nn.Flatten(2)).loss(logits, labels)  # without a weight of the others
+    torch.testing.assert_close(alone, F.cross_entropy(logits[:, 0], labels))
 
 
 @pytest.mark.parametrize(
@@ -305,6 +308,51 @@ def test_an_average_is_evaluated_and_the_network_left_as_it_was() -> None:
         torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("compile_", "modes"),
+    [
+        *((x, []) for x in (False, "auto", "graph")),
+        *((x, [None]) for x in (True, "reduce-overhead")),
+        ("max-autotune", ["max-autotune-no-cudagraphs"]),
+    ],
+)
+def test_the_network_and_its_teachers_are_compiled_for_each_size(
+    compile_: Any, modes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: calls.append(options))
+    module = ImageClassifier(nn.Flatten(), compile=compile_)
+    assert calls == [{"dynamic": False, "mode": mode} for mode in modes]
+    assert module.compiled == bool(modes)
+    module.learn_from(Distillation([nn.Flatten()]))
+    assert calls[len(modes) :] == [{"dynamic": False}] * len(modes)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_accuracy_of_soft_targets_has_another_name(soft: bool) -> None:
+    labels = torch.arange(4)
+    targets = F.one_hot(labels, 10).float() if soft else labels
+    trainer = short_trainer()
+    batch = (torch.randn(4, 3, 32, 32), targets)
+    trainer.fit(small("resnet"), DataLoader([batch], batch_size=None))
+    assert {x for x in trainer.callback_metrics if "acc" in x} == {
+        "train/acc_soft" if soft else "train/acc"
+    }
+
+
+def test_a_checkpoint_has_the_sums_of_a_begun_epoch() -> None:
+    begun, resumed = (ImageClassifier(nn.Linear(2, 2)) for _ in range(2))
+    begun.train_metric.update(torch.tensor(3.0), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    checkpoint: dict[str, Any] = {"state_dict": begun.state_dict()}
+    begun.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    resumed.train_metric.update(torch.tensor(1.0), torch.ones(4))
+    assert [x.item() for x in resumed.train_metric.compute()] == [2.0, 0.625]
+    del checkpoint["train_metric"]  # an older one
+    resumed.on_load_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint | {"train_metric": {}})
+
+
 def test_compiling_leaves_no_trace_in_the_checkpoint() -> None:
     keys = small("sam_resnet").state_dict().keys()
     assert small("sam_resnet", compile=True, channels_last=True).state_dict().keys() == keys
@@ -353,6 +401,22 @@ def test_the_norm_of_an_epochs_last_gradient_before_clipping_is_logged(limit, al
     logged = trainer.callback_metrics
     torch.testing.assert_close(logged["train/gradient_norm"], norm, rtol=1e-3, atol=0)
     assert "train/loss_scale" not in logged
+
+
+@pytest.mark.parametrize(("batches", "max_steps"), [(9, 2), (2, 5)])
+def test_only_the_last_step_of_an_epoch_or_of_training_computes_the_norm(
+    batches: int, max_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[bool] = []
+
+    def clip(*arguments: Any, wants_norm: bool) -> None:
+        norms.append(wants_norm)
+
+    monkeypatch.setattr("lightning_modules.classifier.clip_gradients", clip)
+    batch = (torch.randn(4, 3, 32, 32), torch.arange(4))
+    trainer = short_trainer(max_steps=max_steps)
+    trainer.fit(small("resnet"), DataLoader([batch] * batches, batch_size=None))
+    assert norms == [False, True]
 
 
 def test_the_scale_of_fp16_is_logged() -> None:

@@ -86,6 +86,16 @@ def test_the_loss_is_the_weighted_mean_of_both_losses(views):
     )
 
 
+def test_with_sam_the_loss_at_the_perturbed_weights_has_a_teacher_too():
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    student = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), sharpness="sam")
+    student.learn_from(Distillation([teacher], temperature=3.0, weight=1.0))
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
+    loss = student.training_step((images, labels), 0)  # the weights stay perturbed
+    taught = of_the_tutorial(student(images), teacher(images), 3.0)
+    torch.testing.assert_close(loss, taught)
+
+
 @pytest.mark.parametrize(
     ("settings", "temperature", "weight", "divisor"),
     [
