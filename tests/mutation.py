@@ -20,117 +20,51 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 import coverage
-import libcst as cst
 import pytest
 import torch
-from libcst.metadata import MetadataWrapper, PositionProvider
-from mutmut.mutation.mutators import mutation_operators
+from mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 20  # for one mutant, and the time of its tests without a mutation
 #: imported once, before the modules are mutated
 PACKAGES = "lightning.pytorch torchmetrics torchvision scipy.stats pydantic jsonargparse"
-MESSAGES = {"rank_zero_info", "rank_zero_warn", "print", "track"}
 #: arguments of pytest; two tests of many seconds are left out
 QUIET = (
     *("-q", "-p", "no:cacheprovider", "-m", "not trust and not gpu"),
     *("-k", "not compiled_again and not overflow_of_sams"),
 )
-L, D, C, X = "lightning_modules", "datamodules", "callbacks", "experiments"
-#: module, or one of its functions -> tests that run it within their own process; only the first
-#: file is run for a mutant outside of functions, because it needs a new import
-TESTS: dict[str, list[str]] = {
-    f"{L}/losses.py": [f"{L}/test_losses.py"],
-    f"{L}/distillation.py": [f"{L}/test_distillation.py"],
-    f"{L}/classifier.py": [
-        f"{L}/test_classifier.py",
-        f"{L}/test_captured_step.py",
-        f"{L}/test_distillation.py",
-        f"{L}/test_sharpness.py",
-    ],
-    f"{L}/metrics.py": [f"{L}/test_classifier.py"],
-    f"{L}/optimizers.py": [
-        f"{L}/test_optimizers.py",
-        f"{L}/test_muon.py",
-        f"{L}/test_classifier.py",
-        f"{L}/test_speed_resnet.py",
-    ],
-    f"{L}/prediction.py": [f"{L}/test_prediction.py"],
-    f"{L}/sharpness.py": [f"{L}/test_sharpness.py"],
-    f"{L}/muon.py": [f"{L}/test_muon.py"],
-    f"{D}/mixing.py": [f"{D}/test_mixing.py"],
-    f"{D}/cifar10.py:stratified_split": [f"{D}/test_cifar10.py"],
-    f"{C}/ema.py": [f"{C}/test_ema.py"],
-    f"{C}/swa.py": [f"{C}/test_swa.py"],
-    f"{C}/lookahead.py": [f"{C}/test_lookahead.py"],
-    f"{X}/claims/seed_statistics.py": [f"{X}/test_seed_statistics.py"],
-    f"{X}/claims/verdicts.py": [f"{X}/test_seed_statistics.py"],
-    f"{X}/claims/claimed.py": [f"{X}/test_suites.py", f"{X}/test_claims.py"],
-    f"{X}/claims/measures.py": [f"{X}/test_suites.py", f"{X}/test_claims.py"],
-    f"{X}/claims/estimates.py": [f"{X}/test_claims.py"],
-    f"{X}/claims/matching.py": [f"{X}/test_matching.py"],
-    f"{X}/inference/analysis.py": [f"{X}/test_analysis.py"],
-    f"{X}/inference/strategies.py": [f"{X}/test_strategies.py"],
+#: modules, or one function of a module
+MODULES = """
+    lightning_modules/losses.py lightning_modules/distillation.py lightning_modules/classifier.py
+    lightning_modules/metrics.py lightning_modules/optimizers.py lightning_modules/prediction.py
+    lightning_modules/sharpness.py lightning_modules/muon.py datamodules/mixing.py
+    datamodules/cifar10.py:stratified_split callbacks/ema.py callbacks/swa.py callbacks/lookahead.py
+    experiments/claims/seed_statistics.py experiments/claims/verdicts.py
+    experiments/claims/claimed.py experiments/claims/measures.py experiments/claims/estimates.py
+    experiments/inference/analysis.py experiments/inference/strategies.py
+"""
+#: names of a module's tests that run it within their own process, if not the module's name; only
+#: the first file is run for a mutant outside of functions, because it needs a new import
+TESTS = {
+    "classifier": "classifier captured_step distillation sharpness",
+    "metrics": "classifier",
+    "optimizers": "optimizers muon classifier speed_resnet",
+    "verdicts": "seed_statistics",
+    "claimed": "suites claims",
+    "measures": "suites claims",
+    "estimates": "claims",
 }
-
-
-class Mutant(NamedTuple):
-    line: int
-    before: str  # the changed lines
-    after: str
-    source: str  # of the whole module
-
-
-class Finder(cst.CSTVisitor):
-    """Collects pairs of a node and its mutation."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[cst.CSTNode, cst.CSTNode]] = []
-
-    def on_visit(self, node: cst.CSTNode) -> bool:
-        match node:
-            case (
-                cst.Annotation() | cst.Decorator() | cst.Raise() | cst.Assert()
-                | cst.Import() | cst.ImportFrom() | cst.If(test=cst.Name("TYPE_CHECKING"))
-                | cst.Assign(value=cst.Subscript(value=cst.Name("Literal")))
-                | cst.Expr(value=cst.SimpleString() | cst.ConcatenatedString())
-            ):  # fmt: skip
-                return False
-            case cst.Call(func=cst.Name(name)) if name in MESSAGES:
-                return False
-            case cst.Call(func=cst.Name("cast")):  # without an effect
-                return True
-        for kind, operator in mutation_operators:
-            if isinstance(node, kind):
-                found = list(operator(node))
-                self.found += [(node, x) for x in found[: 1 if kind is cst.BaseString else None]]
-        return True
-
-
-def mutants_of(path: Path) -> Iterator[Mutant]:
-    wrapper = MetadataWrapper(cst.parse_module(path.read_text()))
-    positions, finder = wrapper.resolve(PositionProvider), Finder()
-    wrapper.module.visit(finder)
-    for old, new in finder.found:
-        source = wrapper.module.deep_replace(old, new).code  # type: ignore[attr-defined]
-        a, b = path.read_text().splitlines(), source.splitlines()
-        while a and b and a[0] == b[0]:
-            a, b = a[1:], b[1:]
-        while a and b and a[-1] == b[-1]:
-            a, b = a[:-1], b[:-1]
-        texts = (" ".join(x.strip() for x in lines) for lines in (a, b))
-        yield Mutant(positions[old].start.line, *texts, source)
 
 
 def in_child(
@@ -170,11 +104,12 @@ class Mutate:
         assert ending == "survived", "a test fails without a mutation"
         lines, seconds = measured
         tree = ast.parse(self.path.read_text())
-        functions = [x for x in gc.get_objects() if type(x) is FunctionType]
+        every = (x for x in gc.get_objects() if type(x) is FunctionType)
+        functions = [x for x in every if x.__code__.co_filename == str(self.path)]
         for mutant in self.mutants:
             name = function_at(tree, mutant.line)
             new = find_code(compile(mutant.source, self.path, "exec"), name)
-            old = [x for x in functions if is_code(x.__code__, self.path, name)]
+            old = [x for x in functions if x.__code__.co_qualname == name]
             if not new or not old:
                 self.endings.append(None)
                 continue
@@ -231,22 +166,12 @@ def statement_at(tree: ast.AST, line: int) -> range:
     return min((x for x in spans if line in x), key=len, default=range(line, line + 1))
 
 
-def is_code(code: CodeType, path: Path, name: str) -> bool:
-    return code.co_filename == str(path) and code.co_qualname == name
-
-
 def find_code(code: CodeType, name: str) -> CodeType | None:
     """Return a function's code within the code of its module."""
     if code.co_qualname == name:
         return code
     inner = (find_code(x, name) for x in code.co_consts if isinstance(x, CodeType))
     return next((x for x in inner if x), None)
-
-
-def in_functions(path: Path, mutants: list[Mutant], tests: list[str]) -> list[str | None]:
-    plugin = Mutate(path, mutants)
-    pytest.main([*QUIET, *tests], plugins=[plugin])
-    return plugin.endings
 
 
 def in_module(path: Path, mutant: Mutant, tests: list[str]) -> None:
@@ -265,14 +190,18 @@ def in_module(path: Path, mutant: Mutant, tests: list[str]) -> None:
 def run(name: str, known: list[dict[str, Any]] | None) -> tuple[int, list[tuple[Mutant, str]]]:
     """Return the number of mutants of a module and their endings; only `known` ones, if given."""
     file, _, function = name.partition(":")
-    path, tests = ROOT / file, [str(ROOT / "tests" / x) for x in TESTS[name]]
+    path, folder = ROOT / file, ROOT / "tests" / Path(file).parts[0]
+    stems = TESTS.get(path.stem, path.stem).split()
+    tests = [str(folder / f"test_{stem}.py") for stem in stems]
     tree = ast.parse(path.read_text())
     mutants = [x for x in mutants_of(path) if not function or function_at(tree, x.line) == function]
     if known is not None:
         keys = {(x["before"], x["after"]) for x in known}
         mutants = [x for x in mutants if (x.before, x.after) in keys]
-    _, endings = in_child(lambda: in_functions(path, mutants, tests), 7200, quiet=False)
-    assert len(endings) == len(mutants)
+    plugin = Mutate(path, mutants)
+    work = lambda: (pytest.main([*QUIET, *tests], plugins=[plugin]), plugin.endings)  # noqa: E731
+    _, (code, endings) = in_child(work, 7200, quiet=False)
+    assert len(endings) == len(mutants), f"pytest ended with {code}"
     for i, mutant in enumerate(mutants):
         if endings[i] is None:
             endings[i] = in_child(lambda x=mutant: in_module(path, x, tests), 90)[0]
@@ -288,19 +217,19 @@ def main() -> None:
     for package in PACKAGES.split():
         importlib.import_module(package)
     record = json.loads(flags.output.read_text()) if flags.output.exists() else {"modules": {}}
-    for name in flags.modules or TESTS:
+    for name in flags.modules or MODULES.split():
         entry = record["modules"].setdefault(name, {"mutants": 0, "survivors": []})
         began, old = time.monotonic(), entry["survivors"]
         count, endings = run(name, old if flags.survivors else None)
-        reasons = {(x["before"], x["after"]): (x["equivalent"], x["reason"]) for x in old}
-        survivors = []
-        for mutant, ending in endings:
-            if ending == "survived":
-                equivalent, reason = reasons.get((mutant.before, mutant.after), (False, ""))
-                survivors.append(
-                    {"line": mutant.line, "before": mutant.before, "after": mutant.after,
-                     "equivalent": equivalent, "reason": reason}
-                )  # fmt: skip
+        reasons = {(x["before"], x["after"]): x for x in old}
+        unknown = {"equivalent": False, "reason": ""}
+        survivors = [
+            unknown
+            | reasons.get((x.before, x.after), {})
+            | dict(zip(x._fields[:3], x, strict=False))
+            for x, ending in endings
+            if ending == "survived"
+        ]
         mutants = entry["mutants"] if flags.survivors else count
         equivalent = sum(x["equivalent"] for x in survivors)
         record["modules"][name] = {
@@ -320,11 +249,13 @@ def facts() -> dict[str, Any]:
 
     def read() -> dict[str, Any]:
         provenance = importlib.import_module("experiments.records.provenance")
-
         commit, dirty = provenance.git_state()
-        packages = provenance.versions() | {"mutmut": version("mutmut")}
-        device = provenance.describe_device(torch.device("cpu"))
-        return {"commit": commit, "dirty": dirty, "versions": packages, "device": device}
+        return {
+            "commit": commit,
+            "dirty": dirty,
+            "versions": provenance.versions() | {"mutmut": version("mutmut")},
+            "device": provenance.describe_device(torch.device("cpu")),
+        }
 
     # In a child, because this process must not import the modules before they are mutated.
     _, found = in_child(read)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, OneCycleLR
 
@@ -13,6 +14,7 @@ from lightning_modules.optimizers import (
     learning_rate_factor,
     make_optimizer,
     parameter_groups,
+    refuse_fused,
 )
 
 STEPS = 200
@@ -98,6 +100,21 @@ def test_a_schedule_of_a_few_steps_has_finite_rates(schedule: str, total: int) -
     factor = factor_of(schedule, total, warmup=0.05)
     # LambdaLR asks for the step behind the last one too.
     assert all(0 <= factor(step) <= 1 for step in range(total + 1))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "end"), [("cosine", 0.0), ("onecycle", 1 / 25 / 1e4), ("triangular", 0.07)]
+)
+@pytest.mark.parametrize("total", [1, 200])
+def test_after_its_end_a_schedule_stays_there(schedule: str, end: float, total: int) -> None:
+    factor = factor_of(schedule, total, warmup=0.0)
+    assert [factor(total + more) for more in (0, 30)] == pytest.approx([end, end])
+
+
+def test_a_fused_optimizer_is_refused_in_fp16_only() -> None:
+    refuse_fused("bf16-mixed")
+    with pytest.raises(MisconfigurationException, match="fused must be False in 16-mixed"):
+        refuse_fused("16-mixed")
 
 
 @pytest.mark.parametrize("decay_norm_bias", [True, False])
