@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -32,6 +34,7 @@ def test_equals_torchs_average_of_a_plain_loop_bit_for_bit(fit, tiny, train_plai
     trainer = fit(module, ema, accumulate_grad_batches=accumulate)
 
     assert ema.updates == trainer.global_step
+    assert not any(p.requires_grad for p in ema.network.parameters())
     average = ema.network.state_dict()
     # torch truncates the averaged count of batches; ours is the network's.
     assert average.pop("1.num_batches_tracked") == 14
@@ -157,6 +160,25 @@ def test_the_average_can_be_taken_from_a_checkpoint(fit, tiny, tmp_path):
     network.load_state_dict(checkpoint["callbacks"]["EMA"]["average"])
     for p, q in zip(network.parameters(), ema.network.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_before_training_its_state_is_the_restored_one():
+    ema = EMA()
+    assert ema.state_dict() == {}
+    ema.load_state_dict({"updates": 3, "average": {}})
+    assert ema.state_dict() == {"updates": 3, "average": {}}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_processes_validate_the_statistics_of_the_first(fit, tiny, processes):
+    module, ema = tiny(), EMA()
+    EMA().on_validation_start(SimpleNamespace(world_size=2), module)  # nothing to validate
+    fit(module, ema)
+    before = {name: buffer.clone() for name, buffer in ema.network.named_buffers()}
+    strategy = SimpleNamespace(broadcast=lambda buffers: [x + 1 for x in buffers])
+    ema.on_validation_start(SimpleNamespace(world_size=processes, strategy=strategy), module)
+    for name, buffer in ema.network.named_buffers():
+        assert torch.equal(buffer, before[name] + (processes == 2)), name
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

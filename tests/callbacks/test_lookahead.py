@@ -41,6 +41,24 @@ def test_equals_a_plain_loop_bit_for_bit(fit, tiny, train_plainly, k, alpha, acc
         assert torch.equal(momentum, plain_optimizer.state[q]["momentum_buffer"])
 
 
+def test_its_defaults_are_the_papers_and_a_share_of_1_changes_nothing(fit, tiny):
+    weights = []
+    for callbacks in ([Lookahead()], [Lookahead(5, 0.5)], [Lookahead(2, 1.0)], []):
+        module = tiny()
+        fit(module, *callbacks)
+        weights.append(module.network[0].weight)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[2], weights[3])
+    assert not torch.equal(weights[0], weights[3])
+
+
+def test_before_training_its_state_is_the_restored_one():
+    lookahead = Lookahead()
+    assert lookahead.state_dict() == {}
+    lookahead.load_state_dict({"steps": 3, "slow": {}})
+    assert lookahead.state_dict() == {"steps": 3, "slow": {}}
+
+
 def test_slow_weights_start_at_the_initial_weights(fit, tiny):
     initial, unbiased, module = tiny().network, tiny(), tiny()
     fit(unbiased, max_epochs=1)

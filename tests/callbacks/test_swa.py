@@ -82,6 +82,7 @@ def test_the_average_is_the_mean_of_the_weights_at_epoch_ends_the_last_too(
         (None, {}, 7),
         (None, {"limit_val_batches": 0}, 7),
         (3, {}, 3),
+        (1, {}, 1),
         (100, {}, 7),
         (None, {"limit_train_batches": 2}, 2),
     ],
@@ -92,6 +93,7 @@ def test_batch_norm_holds_the_statistics_of_the_averaged_weights_on_training_bat
     swa = SWA(start=0.5, lr=0.05, bn_batches=bn_batches)
     fit(tiny(), swa, max_epochs=4, precision=precision, **options)
     conv, norm = swa.network[0], swa.network[1]
+    assert not any(p.requires_grad for p in swa.network.parameters())
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
         inputs = [images.to(conv.weight.dtype) for images, _ in train_batches.batches[:seen]]
         maps = [conv(images).to(conv.weight.dtype) for images in inputs]
@@ -133,6 +135,16 @@ def test_groups_with_a_rate_of_their_own_keep_its_ratio_to_the_modules(fit, tiny
             assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.4]
 
     fit(Grouped(), SWA(start=0.0, lr=0.05))
+
+
+def test_it_sets_the_rate_of_a_module_without_a_schedule(fit, tiny):
+    class Constant(tiny):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.network.parameters(), lr=0.1)
+
+    module = Constant()
+    fit(module, SWA(start=0.5, lr=0.05))
+    assert module.rates == [0.1] * 7 + [0.05] * 7
 
 
 def test_the_average_is_validated_from_its_first_model_to_the_last_epoch(fit, tiny, val_batches):

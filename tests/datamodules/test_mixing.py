@@ -38,6 +38,17 @@ def test_soft_targets_are_one_hot_rows():
     assert torch.equal(targets, F.one_hot(labels, 10).float())
 
 
+def test_soft_targets_are_on_the_device_of_the_labels():
+    labels = torch.zeros(4, dtype=torch.int64, device="meta")
+    assert soft_targets(labels, 10).device == labels.device
+
+
+def test_there_are_ten_classes_by_default():
+    images, labels = batch_of(8)
+    _, targets = Mixing(mixup_alpha=1.0)(images, labels, np.random.default_rng(0), 0.0)
+    assert targets.shape == (8, 10)
+
+
 def test_a_label_beyond_the_classes_is_refused():
     with pytest.raises(RuntimeError, match="out of bounds"):
         soft_targets(torch.tensor([3, 10]), 10)
@@ -165,6 +176,7 @@ def test_a_batch_depends_on_the_given_generator_alone():
     [
         ({}, False),
         ({"mixup_alpha": 0.3, "mixup_p": 0.0}, False),
+        ({"cutmix_alpha": 1.0, "cutmix_p": 0.0}, False),
         ({"mixup_alpha": 0.3}, True),
         ({"cutmix_alpha": 1.0, "cutmix_p": 0.3}, True),
     ],

@@ -53,6 +53,7 @@ def test_confidence_that_is_deserved_has_no_error() -> None:
     found = reliability(logits, torch.tensor([0, 0, 0, 1, 0]), bins=10)
     assert found.counts.tolist() == [0, 0, 0, 0, 0, 0, 0, 4, 0, 1]
     assert found.ece == pytest.approx(0, abs=1e-6)
+    assert len(reliability(logits, torch.tensor([0, 0, 0, 1, 0])).counts) == 15
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (3, 10), (10, 10), (831, 1000)])
@@ -68,6 +69,12 @@ def test_confusion_counts_labels_in_rows_and_predictions_in_columns() -> None:
     labels = torch.randint(10, (400,), generator=generator)
     theirs = multiclass_confusion_matrix(logits.argmax(1), labels, 10)
     assert torch.equal(confusion(logits, labels), theirs)
+
+
+def test_a_class_without_images_has_a_row_and_a_column_of_zeros() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    expected = [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert confusion(logits, torch.tensor([0, 0])).tolist() == expected
 
 
 def test_the_hardest_image_gives_its_own_class_the_least_probability() -> None:

@@ -40,7 +40,7 @@ claims:
      claimed: "> 1"}
   - {id: train, text: t, source: s, metric: train accuracy, measure: base, claimed: 99.8}
   - {id: epoch, text: t, source: s, metric: best epoch, measure: base, claimed: 497}
-  - {id: hot, text: t, source: s, metric: fitted temperature, measure: full, claimed: "> 1"}
+  - {id: hot, text: t, source: s, metric: fitted temperature, measure: "full[tta]", claimed: "> 1"}
   - {id: count, text: t, source: s, metric: parameters, measure: full - base, claimed: 36448}
 """
 
@@ -103,9 +103,10 @@ def evaluation_of(record, temperature=1.5, **accuracies):
             {"temperature": 1.2 if name == "tta" else 1.0},
             temperature,
             1.0,
-            {"test": StrategyScore(accuracy, 0.004, 0.001, 0.007, 10_000, none, None)},
+            {"test": StrategyScore(accuracy, *gain, 10_000, none, None)},
         )
         for name, accuracy in accuracies.items()
+        for gain in [(0.0, 0.0, 0.0) if name == "plain" else (0.004, 0.001, 0.007)]
     }
     return Evaluation(
         runs=[record.name],
@@ -183,7 +184,7 @@ def test_a_strategy_is_read_from_the_evaluation_of_each_run(assess, runs):
     ]
     assert assess("flip", records, found).measured == "+0.50 ± 0.00"
     assert assess("share", records, found).measured == "50.00 ± 0.00"
-    assert assess("hot", records, found).measured == "1.50 ± 0.00"
+    assert assess("hot", records, found).measured == "1.80 ± 0.00"
     assert assess("flip", records).verdict == "not yet measured"
 
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from experiments.claims.seed_statistics import (
+    USUAL_SD,
     mean_of,
     needed_seeds,
     paired_difference,
@@ -62,6 +63,11 @@ def test_a_ratio_of_spreads_has_the_interval_of_the_f_test():
     assert estimate.value == pytest.approx(2.0)
     expected = 2 / math.sqrt(F22), 2 * math.sqrt(F22)
     assert estimate.interval == pytest.approx(expected, rel=1e-6)
+    estimate = sd_ratio([0.0, 6.0, 12.0], [2.0, 4.0, 4.0, 2.0])
+    assert (estimate.value, estimate.n) == (pytest.approx(6 / math.sqrt(4 / 3)), (3, 4))
+    # F of (2, 3) and of (3, 2).
+    expected = estimate.value / math.sqrt(16.0441), estimate.value * math.sqrt(39.1655)
+    assert estimate.interval == pytest.approx(expected, rel=1e-5)
 
 
 def test_intervals_cover_what_they_estimate_as_often_as_they_say():
@@ -71,29 +77,36 @@ def test_intervals_cover_what_they_estimate_as_often_as_they_say():
     assert 0.94 < np.mean([low <= 0 <= high for low, high in intervals]) < 0.99
 
 
-@pytest.mark.parametrize(
-    "estimate",
-    [
-        mean_of([92.5]),
-        paired_difference([92.5], [92.0]),
-        welch_difference([92.5], [92.0, 92.1, 92.2]),
-    ],
-)
-def test_one_run_has_a_value_and_no_interval(estimate):
-    assert estimate.interval is None
-    assert estimate.sd is None
+def test_one_run_has_a_value_and_no_interval():
+    for estimate, value, n in (
+        (mean_of([92.5]), 92.5, (1,)),
+        (paired_difference([92.5], [92.0]), 0.5, (1,)),
+        (welch_difference([92.5], [92.0, 92.5, 93.0]), 0.0, (1, 3)),
+        (welch_difference([92.0, 92.5, 93.0], [92.0]), 0.5, (3, 1)),
+    ):
+        assert (estimate.value, estimate.n) == (value, n)
+        assert estimate.interval is None
+        assert estimate.sd is None
 
 
 def test_runs_that_are_all_the_same_have_an_interval_of_one_point():
     assert mean_of([92.1, 92.1, 92.1]).interval == pytest.approx((92.1, 92.1), abs=1e-9)
     assert welch_difference([2.0, 2.0], [1.0, 1.0]).interval == (1.0, 1.0)
-    assert welch_difference([2.0, 2.0], [1.0, 1.2]).interval != (0.9, 0.9)
+
+
+def test_runs_that_are_all_the_same_on_one_side_leave_the_interval_of_the_other():
+    # Means 3 and 1; t of 1 degree of freedom is 12.7062, and the standard error is 0.1.
+    for ours, theirs in (([3.0, 3.0], [0.9, 1.1]), ([2.9, 3.1], [1.0, 1.0])):
+        low, high = welch_difference(ours, theirs).interval
+        assert (low, high) == pytest.approx((2 - 1.27062, 2 + 1.27062), abs=1e-4)
 
 
 @pytest.mark.parametrize("side", [[92.5], [92.5, 92.5]])
 def test_there_is_no_ratio_of_spreads_where_one_does_not_spread(side):
-    for ratio in (sd_ratio(side, [92.0, 92.1]), sd_ratio([92.0, 92.1], side)):
+    others, n = [92.0, 92.1, 92.2], len(side)
+    for ratio, sizes in ((sd_ratio(side, others), (n, 3)), (sd_ratio(others, side), (3, n))):
         assert math.isnan(ratio.value)
+        assert ratio.n == sizes
         assert ratio.interval is None
 
 
@@ -109,6 +122,7 @@ def test_the_runs_that_a_difference_needs_are_those_of_the_textbook(effect, a_si
 
 def test_more_power_needs_more_runs_and_what_never_varies_two():
     assert needed_seeds(0.1, 0.14, power=0.9) == 43
+    assert needed_seeds(0.1, USUAL_SD) == 32
     assert needed_seeds(0.1, 0.0) == 2
     with pytest.raises(ValueError, match="difference must not be 0"):
         needed_seeds(0.0, 0.14)
@@ -149,6 +163,15 @@ MORE, NUMBER, LESS = (0.0, math.inf), (0.65, 0.75), (-1.25, -1.15)
         (NUMBER, (-0.2, 0.3), 0.0, "contradicted"),
         (NUMBER, (-0.9, -0.5), 0.0, "contradicted"),
         (NUMBER, None, 0.0, "undecided"),
+        # both intervals contain their ends
+        (NUMBER, (0.75, 0.9), 0.0, "reproduced"),
+        (NUMBER, (0.3, 0.65), 0.0, "reproduced"),
+        (NUMBER, (0.0, 0.7), 0.0, "undecided"),
+        (LESS, (-1.2, 0.0), 0.0, "undecided"),
+        # a ratio: the side of the claim is the side of its middle
+        ((0.85, 0.95), (0.8, 0.96), 1.0, "reproduced"),
+        ((0.5, 1.1), (0.8, 0.9), 1.0, "reproduced"),
+        ((1.1, 1.3), (1.05, 1.2), 1.0, "reproduced"),
         # a loss that is claimed as a number
         (LESS, (-1.5, -0.9), 0.0, "reproduced"),
         (LESS, (-0.9, -0.1), 0.0, "direction only"),

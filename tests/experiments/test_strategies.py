@@ -13,7 +13,7 @@ from experiments.inference.strategies import (
     strategies_for,
 )
 from lightning_modules.prediction import log_probabilities, see
-from lightning_modules.views import IDENTITY
+from lightning_modules.views import FLIP, IDENTITY, SAM_VIEWS, SIX_VIEWS
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.25, 0.2, 0.3])
 JOINT = joint_strategies(["a:raw", "b:ema", "c:swa"])
@@ -82,6 +82,37 @@ def test_a_run_gets_the_strategies_that_its_weights_allow(
     assert PLAIN in allowed
     for name, strategy in STRATEGIES.items():
         assert (name in allowed) == (not absent & set(strategy.networks))
+
+
+def test_a_strategy_is_what_its_name_says() -> None:
+    of_a_run = ["flip", "tta", "six-view", "adaptive", "ensemble"]
+    names = [PLAIN, *of_a_run, "tta+ensemble", "six-view+ensemble", "ema", "swa", "ema+tta"]
+    names += ["ema+flip", "ema+six-view", "ema+adaptive", "swa+flip", "swa+six-view"]
+    assert sorted(STRATEGIES) == sorted(names)
+    views = {"flip": FLIP, "tta": SAM_VIEWS, "six-view": SIX_VIEWS, "adaptive": SIX_VIEWS}
+    networks = {"ema": {"ema": 1}, "swa": {"swa": 1}, "ensemble": {"raw": 0.4, "ema": 0.6}}
+    for name, strategy in STRATEGIES.items():
+        words = name.split("+")
+        assert strategy == Strategy(
+            networks=next((networks[x] for x in words if x in networks), {"raw": 1}),
+            views=next((views[x] for x in words if x in views), IDENTITY),
+            average="probabilities" if name == "six-view+ensemble" else "logits",
+            temperature=1.2 if "tta" in words else 1,
+            threshold=0.85 if "adaptive" in words else None,
+            claim=strategy.claim,
+        )
+
+
+def test_joint_strategies_are_what_their_names_say() -> None:
+    together = {"a": 1, "b": 1}
+    assert joint_strategies(["a", "b"]) == {
+        "a": Strategy({"a": 1}, IDENTITY),
+        "b": Strategy({"b": 1}, IDENTITY),
+        "ensemble": Strategy(together, IDENTITY, "probabilities"),
+        "ensemble of logits": Strategy(together, IDENTITY),
+        "flip+ensemble": Strategy(together, FLIP, "probabilities"),
+        "six-view+ensemble": Strategy(together, SIX_VIEWS, "probabilities"),
+    }
 
 
 def test_runs_together_are_each_network_alone_and_equal_shares_of_all() -> None:

@@ -204,7 +204,10 @@ def test_a_run_that_resumes_within_an_optimizer_step_does_as_one_without(steps, 
     assert_equal_runs(*runs[2:], *runs[:2])
 
 
-@pytest.mark.parametrize(("mode", "how"), [("graph", "not compiled"), ("max-autotune", "compiled")])
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [("graph", "not compiled"), ("reduce-overhead", "compiled"), ("max-autotune", "compiled")],
+)
 def test_where_there_is_no_gpu_it_is_said(monkeypatch, mode, how):
     said = []
     monkeypatch.setattr(classifier, "rank_zero_info", said.append)

@@ -15,14 +15,59 @@ from torch.utils.data import DataLoader
 from callbacks import EMA, Divergence
 from lightning_modules import ARCHITECTURES
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.distillation import Distillation
 from lightning_modules.losses import jensen_shannon
 from lightning_modules.metrics import accuracy_per_image
 from lightning_modules.networks import count_parameters
+from lightning_modules.optimizers import learning_rate_factor, make_optimizer
 
 
 def small(name: str, **training: object) -> ImageClassifier:
     cls = ARCHITECTURES[name]
     return cls(**cls.quick | training)  # type: ignore[arg-type]
+
+
+def test_its_defaults_are_sgd_with_a_cosine() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)
+    )
+    expected = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    batches = [(x, torch.arange(6)) for x in torch.randn(4, 6, 3, 32, 32)]
+    for images, labels in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(expected(images), labels).backward()
+        optimizer.step()
+        scheduler.step()
+    module = ImageClassifier(network)
+    short_trainer().fit(module, DataLoader(batches, batch_size=None))
+    torch.testing.assert_close(module.network.state_dict(), expected.state_dict())
+
+
+def test_the_defaults_of_other_schedules_and_of_muon() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    hparams = ImageClassifier(network).hparams
+    factors = {
+        schedule: learning_rate_factor({**hparams, "schedule": schedule}, 1000)
+        for schedule in ("onecycle", "step", "triangular")
+    }
+    assert [factors["onecycle"](step) for step in (0, 399)] == pytest.approx([1 / 25, 1])
+    steps = [factors["step"](step) for step in (0, 299, 300, 599, 600, 799, 800)]
+    assert steps == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04, 0.008])
+    assert [factors["triangular"](x) for x in (0, 400, 1000)] == pytest.approx([0.2, 1, 0.07])
+    warm = learning_rate_factor({**hparams, "warmup": 0.1}, 1000)
+    assert warm(0) * hparams["lr"] == pytest.approx(0.001)
+    _, muon = make_optimizer(network, {**hparams, "optimizer": "muon"}).param_groups
+    assert (muon["lr"], muon["momentum"], muon["steps"]) == (0.24, 0.6, 5)
+
+
+def test_the_default_radius_of_sam_is_its_papers() -> None:
+    module = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), sharpness="sam")
+    before = [p.detach().clone() for p in module.parameters()]
+    module.training_step((torch.randn(4, 3, 2, 2), torch.arange(4)), 0)
+    moved = [(p - q).norm() for p, q in zip(module.parameters(), before, strict=True)]
+    assert torch.stack(moved).norm().item() == pytest.approx(0.05, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -102,6 +147,8 @@ def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
     loss, accuracy = module.train_metric.compute()
     torch.testing.assert_close(loss, expected.detach())
     assert accuracy == (logits[:, 0].argmax(1) == labels).float().mean()
+    alone = ImageClassifier(nn.Flatten(2)).loss(logits, labels)  # without a weight of the others
+    torch.testing.assert_close(alone, F.cross_entropy(logits[:, 0], labels))
 
 
 @pytest.mark.parametrize(
@@ -146,21 +193,40 @@ def test_a_training_without_a_length_is_refused(length: dict[str, Any]) -> None:
         trainer.fit(small("resnet"), [batch])
 
 
-def test_a_trainer_tests_it(tmp_path: Path) -> None:
+def test_a_trainer_validates_tests_and_predicts(tmp_path: Path) -> None:
     module = small("resnet")
     trainer = Trainer(
         logger=False, enable_progress_bar=False, accelerator="cpu", default_root_dir=tmp_path
     )
-    generator = torch.Generator().manual_seed(0)
-    batches: Any = [
-        (torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % 10) for n in (8, 5)
-    ]
+    images = torch.randn(13, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = module.eval()(images).detach()
+    labels = (logits.argmax(1) + torch.arange(13) % 3 // 2) % 10  # 9 of 13 predictions are correct
+    batches: Any = list(zip(images.split(8), labels.split(8), strict=True))
     loader = DataLoader(batches, batch_size=None)
-    (scores,) = trainer.test(module, loader, verbose=False)
-    logits = torch.cat([module.eval()(images) for images, _ in batches]).detach()
-    labels = torch.cat([labels for _, labels in batches])
-    assert scores["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
-    assert scores["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    loss = F.cross_entropy(logits, labels).item()
+    for split, loop in (
+        ("val", trainer.validate),
+        ("test", trainer.test),
+        ("val", trainer.validate),
+    ):
+        (scores,) = loop(module, loader, verbose=False)
+        assert scores == pytest.approx({f"{split}/loss": loss, f"{split}/acc": 9 / 13})
+    predicted: Any = trainer.predict(module, loader)
+    torch.testing.assert_close(torch.cat(predicted), logits)
+
+
+def test_a_compiled_network_gets_batches_of_one_size() -> None:
+    module, sizes = small("resnet").eval(), []
+    images = torch.randn(8, 3, 32, 32)
+    expected = module(images).detach()
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        for compiled in (True, False):
+            module.compiled = compiled
+            for count in (8, 3, 8):
+                predicted = module.predict_step((images[:count], torch.arange(count)), 0)
+                torch.testing.assert_close(predicted, expected[:count])
+    assert sizes == [8, 8, 8, 8, 3, 8]
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "warmup_onecycle"])
@@ -242,6 +308,51 @@ def test_an_average_is_evaluated_and_the_network_left_as_it_was() -> None:
         torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("compile_", "modes"),
+    [
+        *((x, []) for x in (False, "auto", "graph")),
+        *((x, [None]) for x in (True, "reduce-overhead")),
+        ("max-autotune", ["max-autotune-no-cudagraphs"]),
+    ],
+)
+def test_the_network_and_its_teachers_are_compiled_for_each_size(
+    compile_: Any, modes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: calls.append(options))
+    module = ImageClassifier(nn.Flatten(), compile=compile_)
+    assert calls == [{"dynamic": False, "mode": mode} for mode in modes]
+    assert module.compiled == bool(modes)
+    module.learn_from(Distillation([nn.Flatten()]))
+    assert calls[len(modes) :] == [{"dynamic": False}] * len(modes)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_accuracy_of_soft_targets_has_another_name(soft: bool) -> None:
+    labels = torch.arange(4)
+    targets = F.one_hot(labels, 10).float() if soft else labels
+    trainer = short_trainer()
+    batch = (torch.randn(4, 3, 32, 32), targets)
+    trainer.fit(small("resnet"), DataLoader([batch], batch_size=None))
+    assert {x for x in trainer.callback_metrics if "acc" in x} == {
+        "train/acc_soft" if soft else "train/acc"
+    }
+
+
+def test_a_checkpoint_has_the_sums_of_a_begun_epoch() -> None:
+    begun, resumed = (ImageClassifier(nn.Linear(2, 2)) for _ in range(2))
+    begun.train_metric.update(torch.tensor(3.0), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    checkpoint: dict[str, Any] = {"state_dict": begun.state_dict()}
+    begun.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    resumed.train_metric.update(torch.tensor(1.0), torch.ones(4))
+    assert [x.item() for x in resumed.train_metric.compute()] == [2.0, 0.625]
+    del checkpoint["train_metric"]  # an older one
+    resumed.on_load_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint | {"train_metric": {}})
+
+
 def test_compiling_leaves_no_trace_in_the_checkpoint() -> None:
     keys = small("sam_resnet").state_dict().keys()
     assert small("sam_resnet", compile=True, channels_last=True).state_dict().keys() == keys
@@ -290,6 +401,22 @@ def test_the_norm_of_an_epochs_last_gradient_before_clipping_is_logged(limit, al
     logged = trainer.callback_metrics
     torch.testing.assert_close(logged["train/gradient_norm"], norm, rtol=1e-3, atol=0)
     assert "train/loss_scale" not in logged
+
+
+@pytest.mark.parametrize(("batches", "max_steps"), [(9, 2), (2, 5)])
+def test_only_the_last_step_of_an_epoch_or_of_training_computes_the_norm(
+    batches: int, max_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[bool] = []
+
+    def clip(*arguments: Any, wants_norm: bool) -> None:
+        norms.append(wants_norm)
+
+    monkeypatch.setattr("lightning_modules.classifier.clip_gradients", clip)
+    batch = (torch.randn(4, 3, 32, 32), torch.arange(4))
+    trainer = short_trainer(max_steps=max_steps)
+    trainer.fit(small("resnet"), DataLoader([batch] * batches, batch_size=None))
+    assert norms == [False, True]
 
 
 def test_the_scale_of_fp16_is_logged() -> None:

@@ -86,6 +86,44 @@ def test_the_loss_is_the_weighted_mean_of_both_losses(views):
     )
 
 
+def test_with_sam_the_loss_at_the_perturbed_weights_has_a_teacher_too():
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    student = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), sharpness="sam")
+    student.learn_from(Distillation([teacher], temperature=3.0, weight=1.0))
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
+    loss = student.training_step((images, labels), 0)  # the weights stay perturbed
+    taught = of_the_tutorial(student(images), teacher(images), 3.0)
+    torch.testing.assert_close(loss, taught)
+
+
+@pytest.mark.parametrize(
+    ("settings", "temperature", "weight", "divisor"),
+    [
+        ({}, 4.0, 0.9, 1),
+        ({"temperature": 0.5, "weight": 1.0}, 0.5, 1.0, 1),
+        ({"weight": 0.0}, 4.0, 0.0, 1),
+        ({"reduction": "mean"}, 4.0, 0.9, 10),  # classes
+    ],
+)
+def test_the_settings_are_those_of_the_loss(settings, temperature, weight, divisor):
+    logits, teacher, other = logits_of(0), logits_of(1), torch.tensor(2.0)
+    distillation = Distillation([nn.Flatten(0)], **settings)
+    loss = distillation.loss(other, logits, soft_targets([teacher], distillation.temperature))
+    taught = of_the_tutorial(logits, teacher, temperature) / divisor
+    torch.testing.assert_close(loss, (1 - weight) * other + weight * taught)
+
+
+def test_the_teacher_has_the_students_memory_format_and_device():
+    teacher, network = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)) for _ in range(2)
+    )
+    student = ImageClassifier(network, channels_last=True)
+    student.learn_from(Distillation([teacher]))
+    assert teacher[0].weight.is_contiguous(memory_format=torch.channels_last)
+    student.distillation.to(torch.device("meta"))
+    assert all(p.is_meta for p in teacher.parameters())
+
+
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [

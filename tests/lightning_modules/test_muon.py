@@ -38,7 +38,8 @@ def test_singular_vectors_stay_and_singular_values_come_near_one(shape: tuple[in
 
 def test_the_length_of_a_matrix_does_not_matter_and_zero_stays_zero() -> None:
     matrix = normal(8, 20)
-    torch.testing.assert_close(orthogonalise(1e3 * matrix), orthogonalise(matrix))
+    for factor in (1e3, 1e-3):
+        torch.testing.assert_close(orthogonalise(factor * matrix), orthogonalise(matrix))
     assert not orthogonalise(torch.zeros(4, 6)).any()
 
 
@@ -78,8 +79,49 @@ def test_without_orthogonal_groups_it_is_torchs_sgd(nesterov: bool, weight_decay
         torch.testing.assert_close(p, q, rtol=0, atol=0)
 
 
-def test_a_filter_moves_by_an_orthogonal_matrix_from_its_norm() -> None:
-    p = nn.Parameter(normal(6, 2, 3, 3))
+def test_by_default_it_is_torchs_sgd_with_momentum() -> None:
+    ours, theirs = network(), network()
+    train(ours, MuonSGD(ours.parameters(), lr=0.1))
+    train(theirs, torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9))
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+def test_a_group_without_gradients_is_left_out() -> None:
+    frozen, p = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = MuonSGD([{"params": [frozen]}, {"params": [p]}], lr=0.1)
+    assert optimizer.step() is None
+    assert frozen.tolist() == [1, 1]
+    assert p.tolist() == pytest.approx([0.9, 0.9])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight_decay": 0.5}, {"steps": 5}, {"steps": 1}, {"steps": 2}]
+)
+def test_filters_do_not_decay_and_take_the_steps_of_their_group(settings: dict[str, float]) -> None:
+    p = nn.Parameter(normal(4, 6))
+    p.grad = torch.diag_embed(torch.tensor([1.0, 0.5, 0.1, 0.01])) @ normal(4, 6).clone()
+    start, gradient = p.detach() / p.detach().norm() * 2, p.grad.clone()
+    MuonSGD([{"params": [p], "orthogonal": True} | settings], lr=0.5).step()
+    expected = orthogonalise(gradient.bfloat16(), int(settings.get("steps", 5))).float()
+    torch.testing.assert_close((start - p.detach()) / 0.5, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 2, 3), (4, 3, 5, 2)])
+def test_the_layout_of_a_filters_memory_does_not_matter(shape: tuple[int, ...]) -> None:
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        p = nn.Parameter(normal(*shape).to(memory_format=layout))
+        p.grad = (normal(*shape) ** 3).to(memory_format=layout)
+        MuonSGD([{"params": [p], "orthogonal": True}], lr=0.5).step()
+        results.append(p.detach())
+    assert (results[0] - results[1]).norm() < 0.01 * results[0].norm()  # in bf16
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_a_filter_moves_by_an_orthogonal_matrix_from_its_norm(size: float) -> None:
+    p = nn.Parameter(size * normal(6, 2, 3, 3))
     p.grad = normal(6, 2, 3, 3) * 3
     start = p.detach() / p.detach().norm() * 6**0.5
     MuonSGD([{"params": [p], "orthogonal": True}], lr=0.5, momentum=0.6, nesterov=True).step()

@@ -4,10 +4,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, OneCycleLR
 
-from lightning_modules.optimizers import learning_rate_factor, parameter_groups
+from lightning_modules.optimizers import (
+    batch_norm_shifts,
+    clip_gradients,
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+    refuse_fused,
+)
 
 STEPS = 200
 
@@ -94,6 +102,21 @@ def test_a_schedule_of_a_few_steps_has_finite_rates(schedule: str, total: int) -
     assert all(0 <= factor(step) <= 1 for step in range(total + 1))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "end"), [("cosine", 0.0), ("onecycle", 1 / 25 / 1e4), ("triangular", 0.07)]
+)
+@pytest.mark.parametrize("total", [1, 200])
+def test_after_its_end_a_schedule_stays_there(schedule: str, end: float, total: int) -> None:
+    factor = factor_of(schedule, total, warmup=0.0)
+    assert [factor(total + more) for more in (0, 30)] == pytest.approx([end, end])
+
+
+def test_a_fused_optimizer_is_refused_in_fp16_only() -> None:
+    refuse_fused("bf16-mixed")
+    with pytest.raises(MisconfigurationException, match="fused must be False in 16-mixed"):
+        refuse_fused("16-mixed")
+
+
 @pytest.mark.parametrize("decay_norm_bias", [True, False])
 def test_every_parameter_is_in_one_group_with_its_decay(decay_norm_bias: bool) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
@@ -103,6 +126,57 @@ def test_every_parameter_is_in_one_group_with_its_decay(decay_norm_bias: bool) -
     for parameter in network.parameters():
         decayed = decay_norm_bias or parameter.ndim > 1
         assert decay[id(parameter)] == (5e-4 if decayed else 0.0)
+
+
+HPARAMS = {
+    "lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 5e-4, "decay_norm_bias": True,
+    "bias_lr_factor": 1.0, "optimizer": "sgd", "fused": False,
+}  # fmt: skip
+
+
+def test_sgd_has_the_hyper_parameters() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    for fused in (False, True):
+        optimizer = make_optimizer(network, HPARAMS | {"fused": fused})
+        assert type(optimizer) is torch.optim.SGD
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["momentum"], group["nesterov"]) == (0.1, 0.8, True)
+        assert (group["weight_decay"], bool(group["fused"])) == (5e-4, fused)
+
+
+@pytest.mark.parametrize(("decay_norm_bias", "decay"), [(True, 5e-4 / 4), (False, 0.0)])
+def test_shifts_of_batch_norm_have_their_rate_and_decay(
+    decay_norm_bias: bool, decay: float
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False))
+    hparams = HPARAMS | {"bias_lr_factor": 4.0, "decay_norm_bias": decay_norm_bias}
+    *others, shifts = make_optimizer(network, hparams).param_groups
+    assert shifts["params"] == batch_norm_shifts(network) == [network[1].bias]
+    assert (shifts["lr"], shifts["weight_decay"]) == (0.4, decay)
+    assert {group["lr"] for group in others} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("limit", "algorithm", "wants_norm", "norm", "clipped"),
+    [
+        (None, None, False, None, [3.0, -4.0]),
+        (None, None, True, 5.0, [3.0, -4.0]),
+        (1.0, None, False, 5.0, [0.6, -0.8]),
+        (1.0, "norm", True, 5.0, [0.6, -0.8]),
+        (3.5, "value", False, None, [3.0, -3.5]),
+        (3.5, "value", True, 5.0, [3.0, -3.5]),
+    ],
+)
+def test_gradients_are_clipped_and_their_norm_is_from_before(
+    limit: float | None, algorithm: str | None, wants_norm: bool, norm: object, clipped: list[float]
+) -> None:
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(3)]  # the last has no gradient
+    for p, gradient in zip(parameters, (3.0, -4.0), strict=False):
+        p.grad = torch.tensor([gradient])
+    optimizer = torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:]}], lr=0.1)
+    found = clip_gradients(optimizer, limit, algorithm, wants_norm)
+    assert (found if found is None else found.item()) == norm
+    assert [p.grad.item() for p in parameters[:2] if p.grad is not None] == pytest.approx(clipped)
 
 
 def test_frozen_parameters_are_left_out() -> None:

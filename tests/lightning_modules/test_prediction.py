@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from lightning_modules.prediction import TTA, Ensemble, TemperatureScaled, fit_temperature, see
+from lightning_modules.prediction import (
+    TTA,
+    Ensemble,
+    TemperatureScaled,
+    fit_temperature,
+    scale_brightness,
+    see,
+    shift,
+)
 from lightning_modules.views import FLIP, SAM_VIEWS, SHIFTS, SIX_VIEWS, STEPS
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.25, 0.2, 0.3])
@@ -66,6 +75,18 @@ def test_brightness_is_changed_in_pixel_space(view: str, factor: float) -> None:
     torch.testing.assert_close(ours, by_torchvision, rtol=0, atol=1e-5)
     # What SAMResNet's code does: half of the values, those below the mean, become the mean.
     assert ((images() * factor).clamp(0, 1) - by_hand).abs().max() > 1
+
+
+@pytest.mark.parametrize(("factor", "edge"), [(1.05, 1.0), (0.95, 0.0)])
+def test_brightness_stays_within_black_and_white(factor: float, edge: float) -> None:
+    beyond = (torch.full((1, 3, 2, 2), 3 * edge - 1) - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    seen = scale_brightness(beyond, factor, MEAN, STD) * STD.view(3, 1, 1) + MEAN.view(3, 1, 1)
+    torch.testing.assert_close(seen, torch.full_like(seen, edge))
+
+
+def test_a_single_picture_on_any_device_can_be_shifted() -> None:
+    assert torch.equal(shift(images()[0], 1, 2), shift(images(), 1, 2)[0])
+    assert shift(images().to("meta"), 1, 2).is_meta
 
 
 @pytest.mark.parametrize("view", ["up3", "flip+identiy", ""])
@@ -233,6 +254,8 @@ def test_a_network_in_half_precision_still_gives_log_probabilities_of_32_bits(wr
 def test_the_state_of_a_tta_is_that_of_its_network() -> None:
     state = TTA(network(0), SAM_VIEWS, MEAN, STD).state_dict()
     assert set(state) == {f"network.{key}" for key in network(0).state_dict()}
+    state = Ensemble([network(0)]).state_dict()
+    assert set(state) == {f"networks.0.{key}" for key in network(0).state_dict()}
 
 
 def test_a_threshold_leaves_sure_answers_alone_and_looks_no_further() -> None:
@@ -249,7 +272,7 @@ def test_a_threshold_leaves_sure_answers_alone_and_looks_no_further() -> None:
 
 def test_temperature_divides_logits_and_changes_no_class() -> None:
     logits = network(0)(images())
-    answer = TemperatureScaled(network(0), 1.2)(images())
+    answer = TemperatureScaled(network(0))(images())  # SAMResNet's 1.2
     np.testing.assert_allclose(answer.exp().numpy(), softmax(logits / 1.2), atol=1e-6)
     assert torch.equal(answer.argmax(1), logits.argmax(1))
 
@@ -274,6 +297,8 @@ def test_the_fitted_temperature_is_the_best_of_a_fine_grid(true_temperature: flo
     best = grid[np.argmin([nll(t) for t in grid])]
     assert fitted == pytest.approx(best, rel=0.01)
     assert nll(fitted) <= nll(best)
+    exact = minimize_scalar(nll, bounds=(0.2, 5), method="bounded", options={"xatol": 1e-10})
+    assert fitted == pytest.approx(exact.x, rel=1e-4)
 
 
 def test_where_no_temperature_is_best_it_stays_within_its_limits() -> None:
@@ -300,7 +325,10 @@ def test_a_temperature_can_be_fitted_to_what_inference_mode_made() -> None:
         (lambda: TTA(network(0), {"flip": 0.0}), "views must weigh more than 0 each, got [0.0]"),
         (lambda: TTA(network(0), {}), "views must weigh more than 0 each, got []"),
         (lambda: TTA(network(0), SAM_VIEWS), "mean and std must be given"),
+        (lambda: TTA(network(0), SAM_VIEWS, MEAN), "mean and std must be given"),
+        (lambda: TTA(network(0), SAM_VIEWS, std=STD), "mean and std must be given"),
         (lambda: TTA(network(0), threshold=1.0), "between 0.5 and 1, got 1.0"),
+        (lambda: TTA(network(0), threshold=0.5), "between 0.5 and 1, got 0.5"),
         (lambda: TTA(network(0), average="votes"), "average must be 'logits' or"),
         (lambda: Ensemble([]), "networks must be one or more, got none"),
         (lambda: Ensemble([network(0)], [0.4, 0.6]), "weights must be 1 numbers, one a network"),

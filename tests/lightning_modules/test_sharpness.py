@@ -139,6 +139,12 @@ def test_sam_moves_all_weights_together_by_rho_along_the_gradient(dtype):
     torch.testing.assert_close(sam_perturbation(gradients, rho=0.5), expected)
 
 
+def test_a_norm_above_the_largest_number_of_fp16_is_finite():
+    gradients = [torch.full((500,), 4000.0).half(), torch.full((500,), -4000.0).half()]
+    e = torch.cat(sam_perturbation(gradients, rho=0.5))
+    assert e.float().norm().item() == pytest.approx(0.5, rel=1e-2)
+
+
 def test_asam_measures_the_step_in_units_of_each_weight():
     parameters = {"weight": torch.tensor([1.0, -2.0]), "bias": torch.tensor([3.0])}
     gradients = [torch.tensor([1.0, 0.5]), torch.tensor([-2.0])]
