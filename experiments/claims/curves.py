@@ -15,9 +15,9 @@ ROUNDING = (1 / 5_000) ** 2 / 12
 def find_breaks(curve: Sequence[float]) -> tuple[float, float] | None:
     """The two breaks of a validation curve, as shares of training.
 
-    They are those of the continuous line of three pieces with the least squared error. None if the
-    curve has fewer than `FEWEST` validations, or if fewer breaks describe it as well by the
-    Bayesian information criterion (Schwarz 1978).
+    Three connected straight lines are fitted to the curve by least squares; each is at least a
+    twentieth of training long. None if the curve has fewer than `FEWEST` validations, or if fewer
+    lines describe it as well by the Bayesian information criterion (Schwarz 1978).
     """
     n = len(curve)
     if n < FEWEST:
