@@ -23,9 +23,9 @@ The main claims of both papers, and our verdicts. All claims are below.
 
 HEAD = f"""
 Written by `python experiments/reproduce.py --table` from the records in this folder alone; a test
-renders it again. [The suites](../suites/README.md) contain the claims. The last column of the
-first table counts the claims of our own suites: hand counts of parameters, the papers' future
-work, and candidates for better networks.
+renders it again. [The suites](../suites/README.md) contain the claims. The column "of no paper"
+counts the claims of our own suites: hand counts of parameters, the papers' future work, and
+candidates for better networks.
 
 Accuracies are in percent and their differences in points, with the 95% interval over *n* seeds.
 Means have t-intervals, differences between two strategies of the same runs have paired
@@ -36,8 +36,9 @@ SAMResNet's test accuracies come from Kaggle's hidden test set, so ours are not 
 Differences between its rows are compared with differences between ours.
 
 **Scale.** *full* is the papers' recipe. *short* is the same recipe in fewer epochs: its verdicts
-are about the direction and the size of differences at that length. *counted* needs no training:
-parameters and operations are counted, and the papers' arithmetic is repeated.
+are about the direction and the size of differences at that length, about shares of training, and
+about the number of views. *counted* needs no training: parameters and operations are counted, and
+the papers' arithmetic is repeated.
 
 **Seeds needed** is the number of seeds that find the claimed difference with probability 0.8 in a
 two-sided t-test at 5%, at the measured standard deviation. Without a measurement at full scale,
@@ -77,7 +78,13 @@ def _headlines(rows: list[ClaimRow]) -> str:
             best[key] = row
     header = ["claim", "claimed", "measured", "scale", "verdict"]
     lines = [
-        [f"{x.text} ({x.source})", x.claimed, x.measured, x.scale, f"**{x.verdict}**"]
+        [
+            f"{x.text} ({x.source})",
+            x.claimed,
+            x.measured,
+            x.scale if x.estimate else "",
+            f"**{x.verdict}**",
+        ]
         for x in best.values()
     ]
     return _table(header, lines)
