@@ -1,7 +1,7 @@
 """Data module of CIFAR-10: splits, device and loaders."""
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -186,6 +186,11 @@ class CIFAR10DataModule(LightningDataModule):
         """
         images, _ = self._on_device("train")
         return normalise(images[:count], self.mean.to(images.device), self.std.to(images.device))
+
+    def clean_train_dataloader(self, count: int) -> EvalLoader:
+        """Return the first `count` training images with their labels, not augmented."""
+        loader = self._eval_loader("train")
+        return replace(loader, images=loader.images[:count], labels=loader.labels[:count])
 
     def _rank(self) -> dict[str, int]:
         """Return the rank of this process and the number of processes."""

@@ -20,6 +20,8 @@ FLIP = {"identity": 1.0, "flip": 1.0}
 SAM_VIEWS = {
     "identity": 1.5, "flip": 1.0, "up1": 1.0, "left1": 1.0, "brighter": 1.0, "darker": 1.0,
 }  # fmt: skip
+# All of the paper's transformations. The first six are `SAM_VIEWS`.
+SAM_LADDER = SAM_VIEWS | dict.fromkeys(("down1", "right1", "up2", "left2", "down2", "right2"), 1.0)
 # airbench94's views (Jordan 2024). The two diagonal shifts together weigh as much as the picture
 # without a shift, and so do their mirror images.
 SIX_VIEWS = {

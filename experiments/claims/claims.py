@@ -21,6 +21,7 @@ from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
 from experiments.claims.verdicts import Verdict, judge
 from experiments.records.record import Evaluation, Record
 from experiments.training.configuration import on_meta
+from experiments.training.experiment import operations_per_image
 from lightning_modules.networks import count_parameters
 
 
@@ -106,6 +107,8 @@ class ClaimRow:
             return "not defined"
         if self._is_difference:
             return f"{value:+.2f}"
+        if 0 < abs(value) < 0.005:
+            return f"{value:.1g}"
         return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.2f}"
 
 
@@ -133,7 +136,10 @@ def claim_rows(
 
 
 def _count(suite: Suite, claim: Claim) -> ClaimRow:
-    counts = {x: float(parameters(suite.rows[x.row])) for x in claim.measure.terms}
+    count = operations_of if claim.metric == "operations" else parameters_of
+    counts = {
+        x: float(count(config_of_row(suite.rows[x.row], "full"))) for x in claim.measure.terms
+    }
     value = claim.measure(counts)
     verdict = judge((claim.claimed.low, claim.claimed.high), (value, value), claim.threshold)
     exact = Estimate(value, None, value, value, ())
@@ -150,6 +156,16 @@ def parameters_of(config: dict[str, Any]) -> int:
     return _parameters(config["arch"], json.dumps(config["model"]))
 
 
+def operations_of(config: dict[str, Any]) -> int:
+    """Count the operations of one image's forward pass; a multiply-add counts as two."""
+    return _operations(config["arch"], json.dumps(config["model"]))
+
+
+@cache
+def _operations(arch: str, model: str) -> int:
+    return operations_per_image(on_meta(arch, json.loads(model)))
+
+
 @cache
 def _parameters(arch: str, model: str) -> int:
     return count_parameters(on_meta(arch, json.loads(model)).network)
@@ -163,7 +179,7 @@ def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Claim
         verdict: Verdict = "not comparable"
     elif estimate is None:
         verdict = "not yet measured"
-    elif scale == "full" or claim.threshold is not None:
+    elif claim.judged_at(scale):
         verdict = judge(claimed, estimate.interval, claim.threshold)
     else:
         verdict = "not comparable"

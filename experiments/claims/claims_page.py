@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.claims.claims import ClaimRow, claim_rows
-from experiments.claims.matching import Results, load_results
+from experiments.claims.claims import ClaimRow, claim_rows, operations_of
+from experiments.claims.matching import Results, config_of_row, load_results
 from experiments.claims.seed_statistics import USUAL_SD, mean_of, needed_seeds
 from experiments.claims.suites import RESULTS, Scale, Suite, load_suites
 from experiments.claims.verdicts import MEANING
 from experiments.records.record import Record, write_atomically
+from experiments.training.length import steps_of_epochs
 
 PAGE = RESULTS / "CLAIMS.md"
 #: scales on the page; `mini` is a smoke test
@@ -22,9 +23,9 @@ The main claims of both papers, and our verdicts. All claims are below.
 
 HEAD = f"""
 Written by `python experiments/reproduce.py --table` from the records in this folder alone; a test
-renders it again. [The suites](../suites/README.md) contain the claims. The last column of the
-first table counts the claims of our own suites: hand counts of parameters, the papers' future
-work, and candidates for better networks.
+renders it again. [The suites](../suites/README.md) contain the claims. The column "of no paper"
+counts the claims of our own suites: hand counts of parameters, the papers' future work, and
+candidates for better networks.
 
 Accuracies are in percent and their differences in points, with the 95% interval over *n* seeds.
 Means have t-intervals, differences between two strategies of the same runs have paired
@@ -35,8 +36,9 @@ SAMResNet's test accuracies come from Kaggle's hidden test set, so ours are not 
 Differences between its rows are compared with differences between ours.
 
 **Scale.** *full* is the papers' recipe. *short* is the same recipe in fewer epochs: its verdicts
-are about the direction and the size of differences at that length. *counted* needs no training:
-parameters are counted, and the papers' arithmetic is repeated.
+are about the direction and the size of differences at that length, about shares of training, and
+about the number of views. *counted* needs no training: parameters and operations are counted, and
+the papers' arithmetic is repeated.
 
 **Seeds needed** is the number of seeds that find the claimed difference with probability 0.8 in a
 two-sided t-test at 5%, at the measured standard deviation. Without a measurement at full scale,
@@ -51,7 +53,7 @@ def render(results: Results, suites: dict[str, Suite] | None = None) -> str:
     """The page; ValueError if a suite is malformed."""
     suites = load_suites() if suites is None else suites
     rows = claim_rows(results.records, results.evaluations, suites)
-    parts = [TITLE, _headlines(rows), HEAD, _summary(rows)]
+    parts = [TITLE, _headlines(rows), _full_length(rows, results), HEAD, _summary(rows)]
     for suite in suites.values():
         of_suite = [row for row in rows if row.suite.name == suite.name]
         tables = [_claims(of_suite), _measurements(suite, results)]
@@ -76,10 +78,46 @@ def _headlines(rows: list[ClaimRow]) -> str:
             best[key] = row
     header = ["claim", "claimed", "measured", "scale", "verdict"]
     lines = [
-        [f"{x.text} ({x.source})", x.claimed, x.measured, x.scale, f"**{x.verdict}**"]
+        [
+            f"{x.text} ({x.source})",
+            x.claimed,
+            x.measured,
+            x.scale if x.estimate else "",
+            f"**{x.verdict}**",
+        ]
         for x in best.values()
     ]
     return _table(header, lines)
+
+
+def _full_length(rows: list[ClaimRow], results: Results) -> str:
+    """The time of full length on an H100, if verdicts rest on shorter trainings.
+
+    It comes from the fastest run of the same network and batch size on an H100.
+    """
+    configs = {
+        config["arch"]: config
+        for row in rows
+        if row.scale == "short" and row.verdict != "not comparable"
+        for config in (config_of_row(row.suite.rows[name], "full") for name in row.claim.rows)
+    }
+    times = []
+    for arch, config in configs.items():
+        seconds = [
+            record.training_seconds / record.steps * steps_of_epochs(config)
+            for record in results.records
+            if "H100" in record.device
+            and (record.arch, record.operations_per_image) == (arch, operations_of(config))
+            and record.config["data"]["batch_size"] == config["data"]["batch_size"]
+        ]
+        time = f"{min(seconds) / 60:.0f} minutes" if seconds else "not measured"
+        times.append(f"`{arch}`, {config['trainer']['max_epochs']} epochs: {time}")
+    if not times:
+        return ""
+    return (
+        "Verdicts at the scale *short* rest on fewer epochs than the papers'. The time of one "
+        f"training at full length on one H100: {'; '.join(times)}.\n"
+    )
 
 
 def _summary(rows: list[ClaimRow]) -> str:

@@ -1,7 +1,11 @@
 """The measured value of a claim, from records."""
 
+from collections.abc import Callable
+from math import isnan, nan
+
+from experiments.claims.curves import best_balance, find_breaks, late_fluctuation
 from experiments.claims.matching import Results, training_of_row
-from experiments.claims.measures import Measure, Term
+from experiments.claims.measures import FROM_EVALUATION, SINGLE_VIEWS, Measure, Term
 from experiments.claims.seed_statistics import (
     Estimate,
     mean_of,
@@ -10,8 +14,8 @@ from experiments.claims.seed_statistics import (
     undefined,
     welch_difference,
 )
-from experiments.claims.suites import SINGLE_VIEWS, Claim, Row, Scale, Suite
-from experiments.inference.strategies import PLAIN
+from experiments.claims.suites import Claim, Row, Scale, Suite
+from experiments.inference.strategies import LADDER, PLAIN
 from experiments.records.record import Evaluation, Record
 
 SPREAD = "sd of val accuracy"
@@ -22,6 +26,8 @@ SPLITS = {"test accuracy": "test", "val accuracy": "val", SPREAD: "val"}
 def estimate_claim(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Estimate | None:
     """The measured value of a claim; None if one of its terms has no record.
 
+    Undefined if a run has no such value, or if times come from several devices.
+
     Two terms of the same training are paired by its runs. Different trainings are independent, so
     their difference is Welch's. All other measures are computed seed by seed.
     """
@@ -29,6 +35,10 @@ def estimate_claim(suite: Suite, claim: Claim, scale: Scale, results: Results) -
     values = {x: _values(claim.metric, suite.rows[x.row], x, scale, results) for x in measure.terms}
     if not all(values.values()):
         return None
+    runs = [x for row in claim.rows for x in results.of_row(suite.rows[row], scale).values()]
+    mixed = claim.metric == "training seconds" and len({run.device for run in runs}) > 1
+    if mixed or any(isnan(x) for by_seed in values.values() for x in by_seed.values()):
+        return undefined(*map(len, values.values()))
     if pair and (claim.metric == SPREAD or (pair[0] == "-" and not is_paired(suite, claim, scale))):
         compare = sd_ratio if claim.metric == SPREAD else welch_difference
         return compare(*(list(values[side].values()) for side in pair[1:]))
@@ -63,23 +73,57 @@ def _values(metric: str, row: Row, term: Term, scale: Scale, results: Results) -
     return found
 
 
+#: rules for a validation curve; None if it has no such value
+CURVES: dict[str, Callable[[list[float]], float | None]] = {
+    "first break": lambda curve: (breaks := find_breaks(curve)) and 100 * breaks[0],
+    "second break": lambda curve: (breaks := find_breaks(curve)) and 100 * breaks[1],
+    "late fluctuation": lambda curve: (sd := late_fluctuation(curve)) and 100 * sd,
+}
+
+
 def _value(
     metric: str, strategy: str, record: Record, evaluation: Evaluation | None
 ) -> float | None:
+    """A metric of one run; None if its record lacks it, nan if it is undefined."""
+    if metric == "training seconds":
+        return record.training_seconds
     if metric == "train accuracy":
         return None if record.train_accuracy is None else 100 * record.train_accuracy
+    if metric == "generalisation gap" or metric in CURVES:
+        return _of_curve(metric, record)
+    if metric in FROM_EVALUATION or strategy not in SINGLE_VIEWS:
+        return _of_evaluation(metric, strategy, evaluation) if evaluation else None
+    score = record.scores.get(SPLITS.get(metric, "val"), {}).get(SINGLE_VIEWS[strategy])
+    if score is None:
+        return None
+    return float(score.epoch) if metric == "best epoch" else 100 * score.accuracy
+
+
+def _of_curve(metric: str, record: Record) -> float | None:
+    curve = record.val_curve
+    if not curve:
+        return None
+    if metric == "generalisation gap":
+        clean = record.clean_train_accuracy
+        return None if clean is None else 100 * (clean - curve[-1])
+    value = CURVES[metric](curve)
+    return nan if value is None else value
+
+
+def _of_evaluation(metric: str, strategy: str, evaluation: Evaluation) -> float | None:
+    found = evaluation.strategies
+    if metric == "best number of views":
+        if not found.keys() >= set(LADDER.values()):
+            return None
+        ladder = {views: found[name] for views, name in LADDER.items()}
+        best = best_balance({n: (x.seconds, x.scores["test"].accuracy) for n, x in ladder.items()})
+        return nan if best is None else best
+    result = found.get(strategy)
     if metric == "fitted temperature":
-        result = evaluation.strategies.get(strategy) if evaluation else None
         if result is None or result.temperature is None:
             return None
         return result.temperature * result.strategy["temperature"]
-    split = SPLITS.get(metric, "val")
-    if strategy in SINGLE_VIEWS:
-        score = record.scores.get(split, {}).get(SINGLE_VIEWS[strategy])
-        if score is None:
-            return None
-        return float(score.epoch) if metric == "best epoch" else 100 * score.accuracy
-    result = evaluation.strategies.get(strategy) if evaluation else None
+    split = SPLITS[metric]
     return 100 * result.scores[split].accuracy if result and split in result.scores else None
 
 

@@ -1,13 +1,43 @@
-"""The measure of a claim: plain arithmetic of rows, such as `se - baseline`."""
+"""The measure of a claim: plain arithmetic of a metric of rows, such as `se - baseline`."""
 
 import ast
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
+from experiments.console import near
 from experiments.inference.strategies import PLAIN, STRATEGIES
+
+Metric = Literal[
+    "test accuracy",
+    "val accuracy",
+    "train accuracy",
+    "sd of val accuracy",
+    "best epoch",
+    "first break",
+    "second break",
+    "late fluctuation",
+    "generalisation gap",
+    "training seconds",
+    "fitted temperature",
+    "best number of views",
+    "parameters",
+    "operations",
+    "arithmetic",
+]
+#: metrics that need no training
+COUNTED = ("parameters", "operations", "arithmetic")
+#: metrics that need `evaluate.py`
+FROM_EVALUATION = ("fitted temperature", "best number of views")
+#: metrics that a shorter training can judge too
+SCALE_FREE = ("first break", "second break", "best number of views")
+#: strategies that a run's record contains; all others need `evaluate.py`
+SINGLE_VIEWS = {PLAIN: "raw", "ema": "ema", "swa": "swa"}
+#: metrics that each strategy has; the best epoch belongs to weights, and all others to a run
+OF_STRATEGIES = ("test accuracy", "val accuracy", "sd of val accuracy", "fitted temperature")
 
 OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -93,3 +123,22 @@ def _value(node: ast.expr, values: Mapping[Term, float]) -> float:
         return OPERATIONS[type(node.op)](_value(node.left, values), _value(node.right, values))
     assert isinstance(node, ast.Constant)
     return float(node.value)  # type: ignore[arg-type]
+
+
+def check_measure(measure: Measure, metric: Metric, rows: Collection[str]) -> None:
+    """Raise ValueError if a measure and its metric do not fit, or a row is unknown."""
+    if metric == "arithmetic" and measure.terms:
+        raise ValueError(f"must be numbers alone for arithmetic, got {measure.text}")
+    known = list(SINGLE_VIEWS) if metric == "best epoch" else [PLAIN]
+    if metric in OF_STRATEGIES:
+        known = list(STRATEGIES)
+    for term in measure.terms:
+        if term.row not in rows:
+            hint = near(term.row, list(rows))
+            raise ValueError(f"names {term.row}, which is not a row of the suite{hint}")
+        if term.strategy not in known:
+            raise ValueError(f"names {term.strategy}, which has no {metric}")
+    if metric.startswith("sd of") and not (measure.pair and measure.pair[0] == "/"):
+        raise ValueError(f"must be one row over another for {metric}, got {measure.text}")
+    if metric != "arithmetic" and not measure.terms:
+        raise ValueError(f"names no row, got {measure.text}")

@@ -14,9 +14,16 @@ from pydantic import AfterValidator, StringConstraints
 from pydantic.dataclasses import dataclass
 
 from experiments.claims.claimed import Claimed, read_claimed
-from experiments.claims.measures import Measure
+from experiments.claims.measures import (
+    COUNTED,
+    FROM_EVALUATION,
+    SCALE_FREE,
+    SINGLE_VIEWS,
+    Measure,
+    Metric,
+    check_measure,
+)
 from experiments.console import UserError, near
-from experiments.inference.strategies import PLAIN, STRATEGIES
 from experiments.records.parsing import EXACT, Place, YamlFile
 from experiments.records.record import Arch
 
@@ -30,22 +37,6 @@ SCALES: dict[Scale, str] = {
     "short": "SHORT scale: the papers' networks and recipes, in fewer epochs",
     "mini": "MINI scale: small networks and few epochs, a smoke test without verdicts",
 }
-Metric = Literal[
-    "test accuracy",
-    "val accuracy",
-    "train accuracy",
-    "sd of val accuracy",
-    "best epoch",
-    "fitted temperature",
-    "parameters",
-    "arithmetic",
-]
-#: metrics that need no training
-COUNTED = ("parameters", "arithmetic")
-#: strategies that a run's record contains; all others need `evaluate.py`
-SINGLE_VIEWS = {PLAIN: "raw", "ema": "ema", "swa": "swa"}
-#: metric -> the strategies that have it, if not all have it
-KNOWN_OF = {"train accuracy": [PLAIN], "parameters": [PLAIN], "best epoch": [*SINGLE_VIEWS]}
 
 
 def _overridable(flag: str) -> str:
@@ -132,10 +123,15 @@ class Claim:
         """Whether it is counted, without training."""
         return self.metric in COUNTED
 
+    def judged_at(self, scale: Scale) -> bool:
+        """Whether runs at this scale can judge it: `short` judges no accuracy or epoch alone."""
+        comparable = self.threshold is not None or self.metric in SCALE_FREE
+        return scale == "full" or (scale == "short" and comparable)
+
     def needs_evaluation(self, row: str) -> bool:
         """Whether it needs `evaluate.py` on the runs of a row."""
         return not self.counted and any(
-            term.strategy not in SINGLE_VIEWS or self.metric == "fitted temperature"
+            term.strategy not in SINGLE_VIEWS or self.metric in FROM_EVALUATION
             for term in self.measure.terms
             if term.row == row
         )
@@ -231,7 +227,7 @@ def _claim(file: YamlFile, place: Place, entry: ClaimEntry, rows: dict[str, Row]
     key = "measure"
     try:
         measure = Measure(entry.measure)
-        _check_measure(measure, entry.metric, rows)
+        check_measure(measure, entry.metric, list(rows))
         key = "tolerance" if entry.tolerance else "claimed"
         claimed = read_claimed(entry.claimed, entry.tolerance)
     except ValueError as error:
@@ -247,22 +243,6 @@ def _claim(file: YamlFile, place: Place, entry: ClaimEntry, rows: dict[str, Row]
         note=entry.note,
         headline=entry.headline,
     )
-
-
-def _check_measure(measure: Measure, metric: Metric, rows: dict[str, Row]) -> None:
-    """Raise ValueError if a measure and its metric do not fit, or a row is unknown."""
-    for term in measure.terms:
-        if term.row not in rows:
-            hint = near(term.row, list(rows))
-            raise ValueError(f"names {term.row}, which is not a row of the suite{hint}")
-        if term.strategy not in KNOWN_OF.get(metric, STRATEGIES):
-            raise ValueError(f"names {term.strategy}, which has no {metric}")
-    if metric.startswith("sd of") and not (measure.pair and measure.pair[0] == "/"):
-        raise ValueError(f"must be one row over another for {metric}, got {measure.text}")
-    if metric == "arithmetic" and measure.terms:
-        raise ValueError(f"must be numbers alone for arithmetic, got {measure.text}")
-    if metric != "arithmetic" and not measure.terms:
-        raise ValueError(f"names no row, got {measure.text}")
 
 
 def _flag_value(value: Any) -> str:

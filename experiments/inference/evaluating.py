@@ -43,7 +43,10 @@ def evaluate(
     networks, device, taken_precision = open_networks(wanted, precision)
     origin = provenance(runs[0], device, taken_precision)
     loaders = open_images(runs[0], root, device)
-    views = dict.fromkeys(view for strategy in strategies.values() for view in strategy.views)
+    views = {
+        name: dict.fromkeys(v for s in strategies.values() if name in s.networks for v in s.views)
+        for name in networks
+    }
     labels = {split: loader.labels for split, loader in loaders.items()}
     predictions: dict[str, dict[str, Tensor]] = {}
     for split, loader in loaders.items():

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from math import ceil
 from typing import Any
@@ -97,25 +97,27 @@ def open_images(run: FinishedRun, root: str | None, device: torch.device) -> dic
 @torch.inference_mode()
 def look(
     networks: Mapping[str, nn.Module],
-    views: Iterable[str],
+    views: Mapping[str, Collection[str]],
     loader: EvalLoader,
     device: torch.device,
     name: str = "",
 ) -> dict[str, dict[str, Tensor]]:
     """Return log-probabilities float32 (N, 10) on the CPU by network and view.
 
-    With a `name` it shows the progress.
+    `views` names the views of each network. With a `name` it shows the progress.
     """
-    views = list(views)
+    different = dict.fromkeys(view for of_network in views.values() for view in of_network)
     mean, std = loader.mean.to(device), loader.std.to(device)
     batches: dict[str, dict[str, list[Tensor]]] = {
-        name: {view: [] for view in views} for name in networks
+        name: {view: [] for view in views[name]} for name in networks
     }
     for images, _ in track(loader, name, len(loader)) if name else loader:
         on_device = images.to(device)
-        for view in views:
+        for view in different:
             viewed = see(on_device, view, mean, std)
             for key, network in networks.items():
+                if view not in views[key]:
+                    continue
                 batches[key][view].append(log_probabilities(network(viewed)).cpu())
     return {
         name: {view: torch.cat(parts) for view, parts in by_view.items()}

@@ -86,7 +86,7 @@ def evaluate_shift(
     def predict(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         # Published images are in channels-last format, which changes the rounding of convolutions.
         loader = EvalLoader(images.to(device).contiguous(), labels, test.batch_size, mean, std)
-        seen = look(networks, IDENTITY, loader, device)
+        seen = look(networks, dict.fromkeys(networks, IDENTITY), loader, device)
         return {name: strategy.predict(seen) for name, strategy in strategies.items()}
 
     def score(images: Tensor, labels: Tensor) -> Scores:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_modules.views import FLIP, IDENTITY, SAM_VIEWS, SIX_VIEWS
+from lightning_modules.views import FLIP, IDENTITY, SAM_LADDER, SAM_VIEWS, SIX_VIEWS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,12 +74,22 @@ BOTH = {"raw": 0.4, "ema": 0.6}  # SAMResNet's shares
 #: the baseline of gains
 PLAIN = "plain"
 
+
+def first_views(count: int) -> Strategy:
+    """SAMResNet's test-time augmentation with its first `count` of twelve views."""
+    views = dict(list(SAM_LADDER.items())[:count])
+    return Strategy(RAW, views, temperature=1.2)
+
+
 # The five strategies with a claim are SAMResNet's Figure 1, as in its code: logits are averaged.
 # TTA has a temperature of 1.2, which changes no predicted class.
 STRATEGIES: dict[str, Strategy] = {
     PLAIN: Strategy(RAW, IDENTITY, claim=0.9256),
     "flip": Strategy(RAW, FLIP),
     "tta": Strategy(RAW, SAM_VIEWS, temperature=1.2, claim=0.9287),
+    "tta-4": first_views(4),
+    "tta-8": first_views(8),
+    "tta-12": first_views(12),
     "six-view": Strategy(RAW, SIX_VIEWS),
     "adaptive": Strategy(RAW, SIX_VIEWS, threshold=0.85),
     "ema": Strategy(EMA, IDENTITY),
@@ -94,6 +104,8 @@ STRATEGIES: dict[str, Strategy] = {
     "tta+ensemble": Strategy(BOTH, SAM_VIEWS, temperature=1.2, claim=0.9299),
     "six-view+ensemble": Strategy(BOTH, SIX_VIEWS, average="probabilities"),
 }
+#: number of views -> the strategy with so many of SAMResNet's views
+LADDER = {1: PLAIN, 2: "flip", 4: "tta-4", 6: "tta", 8: "tta-8", 12: "tta-12"}
 #: in the order of the figure
 FIGURE_1 = (PLAIN, "tta", "ensemble", "tta+ensemble", "ema+tta")
 

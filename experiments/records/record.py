@@ -73,6 +73,10 @@ class Record:
     scores: dict[str, dict[str, Score]]
     # on the augmented batches of the last epoch; with mixing, against the soft targets
     train_accuracy: float | None = None
+    # the last raw weights on training images without augmentation, as many as validation images
+    clean_train_accuracy: float | None = None
+    # of the raw weights at each validation, in order
+    val_curve: list[float] | None = None
     # effective batch size over all devices and accumulated batches, which
     # `config["model"]["lr"]` refers to
     images_per_step: int | None = None

@@ -113,8 +113,7 @@ def _of(suite: Suite, row: Row) -> list[Claim]:
 
 def _is_open(claim: Claim, suite: Suite, scale: Scale, results: Results) -> bool:
     """Whether a claim that this scale can judge has no measurement yet."""
-    unjudged = scale == "mini" or (scale == "short" and claim.threshold is None)
-    if claim.counted or claim.not_comparable or unjudged:
+    if claim.counted or claim.not_comparable or not claim.judged_at(scale):
         return False
     return estimate_claim(suite, claim, scale, results) is None
 

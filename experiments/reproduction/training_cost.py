@@ -1,19 +1,17 @@
 """The cost of a training: counted operations, and seconds estimated from measurements."""
 
-import json
 import math
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from experiments.benchmarks.timing import seconds_of
+from experiments.claims.claims import operations_of
 from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import describe_device
 from experiments.records.record import Record
-from experiments.training.configuration import on_meta
 from experiments.training.experiment import operations_per_image
 from experiments.training.length import batches_per_epoch
 from experiments.training.trainer import resolve_precision
@@ -31,13 +29,7 @@ def operations_of_training(config: dict[str, Any]) -> int:
     # settings.
     views = 3 if config["data"].get("policy") == "augmix" else 1
     gradients = 2 if config["model"].get("sharpness", "none") != "none" else 1
-    per_image = _operations_per_image(config["arch"], json.dumps(config["model"]))
-    return PASSES * per_image * steps * config["data"]["batch_size"] * views * gradients
-
-
-@cache
-def _operations_per_image(arch: str, model: str) -> int:
-    return operations_per_image(on_meta(arch, json.loads(model)))
+    return PASSES * operations_of(config) * steps * config["data"]["batch_size"] * views * gradients
 
 
 class Stopwatch:
@@ -61,7 +53,7 @@ class Stopwatch:
         precision = resolve_precision(config["trainer"]["precision"], self.device.type)
         kind = config["arch"], precision
         if alike := [record for record in self.records if (record.arch, record.precision) == kind]:
-            per_image = _operations_per_image(config["arch"], json.dumps(config["model"]))
+            per_image = operations_of(config)
 
             def distance(record: Record) -> float:
                 return abs(math.log(record.operations_per_image / per_image))

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from callbacks import DivergedError, Divergence
 from experiments.console import UserError
 from experiments.inference.evaluation import predict, score
-from experiments.inference.finished import load_weights
+from experiments.inference.finished import Weights, load_weights
 from experiments.records.integrity import seal
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
@@ -116,8 +116,9 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
             "no epoch has ended, so there is nothing to evaluate: see the --trainer flags"
         )
 
+    clean = clean_train_accuracy(cli)  # before `evaluate` loads other weights
     labels, logits, scores = evaluate(cli, folder)
-    record = make_record(cli, folder, code, scores, timer.time_elapsed("train"))
+    record = make_record(cli, folder, code, scores, timer.time_elapsed("train"), clean)
     write_predictions(folder / "predictions.npz", labels, logits)
     write_record(record, folder / "result.json")
     (folder / PREVIOUS).unlink(missing_ok=True)  # a finished run is never resumed
@@ -126,6 +127,21 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     show(record, folder)
     send_results(cli, folder, record, logits, labels)
     return record
+
+
+def clean_train_accuracy(cli: ExperimentCLI) -> float | None:
+    """Accuracy on training images without augmentation; None without validation images.
+
+    As many images as validation images, because the two accuracies are compared.
+    """
+    data, trainer = cli.datamodule, on_one_device(cli.trainer)
+    data.trainer = trainer
+    if not (count := len(data.val_dataloader().images)):
+        return None
+    loader = data.clean_train_dataloader(count)
+    weights = Weights("raw", cli.model.network.state_dict(), "last.ckpt", 0)
+    logits = predict(trainer, cli.model, weights, loader)
+    return score(logits, loader.labels.cpu(), weights).accuracy
 
 
 def evaluate(
@@ -169,6 +185,7 @@ def make_record(
     code: tuple[str, bool],
     scores: dict[str, dict[str, Score]],
     seconds: float,
+    clean_train_accuracy: float | None,
 ) -> Record:
     """The record of a finished run."""
     trainer, data = cli.trainer, cli.datamodule
@@ -203,6 +220,8 @@ def make_record(
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         rollbacks=next(len(c.rollbacks) for c in trainer.callbacks if isinstance(c, Divergence)),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
+        clean_train_accuracy=clean_train_accuracy,
+        val_curve=[round(x, 6) for x in curve("val/acc", folder / "metrics.csv").values()],
     )
 
 
@@ -215,9 +234,14 @@ def epochs_trained(trainer: Trainer) -> int:
 
 def last_train_accuracy(metrics: Path) -> float:
     """The training accuracy that was logged last, in this or an earlier launch."""
+    return [x for key in TRAIN_ACCURACY for x in curve(key, metrics).values()][-1]
+
+
+def curve(key: str, metrics: Path) -> dict[int, float]:
+    """The values of a metric by step, in order; a resumed run replaces repeated steps."""
     with metrics.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
+        values = {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
+    return dict(sorted(values.items()))
 
 
 def operations_per_image(module: ImageClassifier) -> int:

@@ -1,11 +1,13 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from experiments.claims.claims import claim_rows
+from experiments.claims.claims import claim_rows, operations_of
 from experiments.claims.claims_page import PAGE, render, write_claims
 from experiments.claims.matching import Results, load_results
 from experiments.claims.suites import load_suite, load_suites
+from experiments.inference.strategies import LADDER
 from experiments.records.record import (
     Calibration,
     Evaluation,
@@ -41,6 +43,15 @@ claims:
   - {id: train, text: t, source: s, metric: train accuracy, measure: base, claimed: 99.8}
   - {id: epoch, text: t, source: s, metric: best epoch, measure: base, claimed: 497}
   - {id: hot, text: t, source: s, metric: fitted temperature, measure: "full[tta]", claimed: "> 1"}
+  - {id: break, text: t, source: s, metric: first break, measure: full, claimed: 20, tolerance: 5}
+  - {id: gap, text: t, source: s, metric: generalisation gap, measure: full, claimed: "< 2"}
+  - {id: calm, text: t, source: s, metric: late fluctuation, measure: base - full, claimed: "> 0"}
+  - {id: seconds, text: t, source: s, metric: training seconds,
+     measure: 100 * (full - base) / base, claimed: "< 5"}
+  - {id: views, text: t, source: s, metric: best number of views, measure: full,
+     claimed: 4 to 6}
+  - {id: operations, text: t, source: s, metric: operations,
+     measure: 100 * (full - base) / base, claimed: "< 5"}
   - {id: count, text: t, source: s, metric: parameters, measure: full - base, claimed: 36448}
 """
 
@@ -244,6 +255,141 @@ def test_training_accuracy_and_the_best_epoch_are_the_records(assess, runs):
     assert assess("train", records).measured == "99.80 ± 0.00"
     assert assess("train", runs("base", [0.9])).verdict == "not yet measured"
     assert assess("epoch", records).measured == "6.00 ± 0.00"
+
+
+def three_lines(first, second):
+    """A validation curve of 40 epochs with two breaks."""
+    shares = np.arange(1, 41) / 40
+    return list(np.interp(shares, [0, first, second, 1], [0.3, 0.7, 0.8, 0.95]))
+
+
+@pytest.mark.parametrize("scale", ["full", "short"])
+def test_phases_are_judged_by_the_breaks_of_the_curve(assess, runs, scale):
+    def verdict(*curves):
+        records = runs("full", [0.9] * len(curves), scale=scale)
+        found = [replace(x, val_curve=y) for x, y in zip(records, curves, strict=True)]
+        row = assess("break", found, scale=scale)
+        return row.verdict, row.measured
+
+    three = three_lines(0.2, 0.8)
+    assert verdict(three, three) == ("reproduced", "20.00 ± 0.00")
+    assert verdict(*[three_lines(0.4, 0.8)] * 2) == ("contradicted", "40.00 ± 0.00")
+    # A curve without three phases, or with too few epochs.
+    assert verdict(three, [0.9] * 40) == ("undecided", "not defined")
+    assert verdict(three, three[::5]) == ("undecided", "not defined")
+    assert verdict(three) == ("undecided", "20.00")
+
+
+def test_a_record_without_a_curve_is_not_a_measurement(assess, runs):
+    old = runs("full", [0.9, 0.91])
+    for claim in ("break", "gap", "calm"):
+        assert assess(claim, old + runs("base", [0.9, 0.91])).verdict == "not yet measured"
+    # One side of a gap is not enough.
+    assert assess("gap", [replace(x, val_curve=[0.9]) for x in old]).verdict == "not yet measured"
+    assert assess("gap", [replace(x, clean_train_accuracy=1.0) for x in old]).estimate is None
+
+
+@pytest.mark.parametrize(
+    ("clean", "verdict"),
+    [
+        ((0.955, 0.956), "reproduced"),
+        ((0.999, 0.999), "contradicted"),
+        ((0.950, 0.975), "undecided"),
+    ],
+)
+def test_the_gap_is_between_the_last_epochs_accuracies(assess, runs, clean, verdict):
+    records = [
+        replace(x, clean_train_accuracy=y, val_curve=[0.97, 0.95])
+        for x, y in zip(runs("full", [0.97, 0.97]), clean, strict=True)
+    ]
+    assert assess("gap", records).verdict == verdict
+
+
+def test_the_late_fluctuation_of_two_schedules_is_compared(assess, runs):
+    def bumpy(height):
+        return [0.5] * 36 + [0.9 + height, 0.9 - height, 0.9 - height, 0.9 + height]
+
+    def verdict(ours, theirs):
+        records = [
+            replace(x, val_curve=bumpy(y))
+            for row, heights in (("base", ours), ("full", theirs))
+            for x, y in zip(runs(row, [0.9] * 2), heights, strict=True)
+        ]
+        return assess("calm", records).verdict
+
+    assert verdict((0.010, 0.011), (0.001, 0.002)) == "reproduced"
+    assert verdict((0.001, 0.002), (0.010, 0.011)) == "contradicted"
+    assert verdict((0.001, 0.011), (0.002, 0.010)) == "undecided"
+
+
+def test_seconds_are_compared_on_one_device(assess, runs):
+    def row(seconds, device="gpu"):
+        full = runs("full", [0.9] * 2, device=device)
+        return assess(
+            "seconds",
+            runs("base", [0.9] * 2, training_seconds=100.0, device="gpu")
+            + [replace(x, training_seconds=y) for x, y in zip(full, seconds, strict=True)],
+        )
+
+    assert (row((102, 102)).verdict, row((102, 102)).measured) == ("reproduced", "2.00 ± 0.00")
+    assert row((125, 126)).verdict == "contradicted"
+    assert row((101, 109)).verdict == "undecided"
+    assert (row((102, 102), "cpu").verdict, row((102, 102), "cpu").measured) == (
+        "undecided",
+        "not defined",
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ((0.5, 0.8, 1.0, 1.0, 1.0), "reproduced"),
+        ((1.0, 1.0, 1.0, 1.0, 1.0), "contradicted"),
+        ((0.0, 0.0, 0.0, 0.0, 0.0), "undecided"),
+    ],
+)
+def test_the_best_number_of_views_is_of_accuracy_and_seconds(assess, runs, gains, verdict):
+    records = runs("full", [0.9, 0.9])
+    of_views = dict(zip(list(LADDER.values())[1:], gains, strict=True))
+    found = []
+    for record in records:
+        evaluation = evaluation_of(record, **{x: 0.9 + 0.01 * y for x, y in of_views.items()})
+        timed = {
+            name: replace(evaluation.strategies[name], seconds=float(views))
+            for views, name in LADDER.items()
+        }
+        found.append(replace(evaluation, strategies=timed))
+    assert assess("views", records, found).verdict == verdict
+    old = [replace(x, strategies={"plain": x.strategies["plain"]}) for x in found]
+    assert assess("views", records, old).verdict == "not yet measured"
+
+
+def test_operations_are_counted(assess):
+    row = assess("operations", scale="counted")
+    assert (row.verdict, row.measured) == ("reproduced", "0.004")
+
+
+def test_the_page_says_the_cost_of_full_length_only_with_shorter_trainings(suite, runs):
+    def page(*records):
+        return render(Results(records), {suite.name: suite})
+
+    short = runs("base", RAW, scale="short") + runs("full", RAW, scale="short")
+    assert "H100" not in page(*runs("base", RAW), *runs("full", RAW))
+    assert "`resnet`, 200 epochs: not measured" in page(*short)
+    # 351 steps an epoch, 0.01 seconds a step.
+    gpu = [
+        replace(
+            x,
+            device="NVIDIA H100 80GB HBM3",
+            operations_per_image=operations_of(x.config),
+            steps=100,
+            training_seconds=1.0,
+        )
+        for x in short[:1]
+    ]
+    said = page(*short[1:], *gpu)
+    assert "`resnet`, 200 epochs: 12 minutes" in said
+    assert "`sam_resnet`, 200 epochs: not measured" in said
 
 
 def test_what_is_not_comparable_is_measured_and_not_judged(assess, runs):

@@ -118,6 +118,21 @@ def test_the_training_accuracy_is_the_last_epochs_as_training_saw_it(run):
     assert 0 < run.record.train_accuracy < 1
 
 
+def test_the_record_holds_the_validation_curve_and_the_clean_training_accuracy(run):
+    record = run.record
+    assert record.val_curve == pytest.approx(column(run, "val/acc"), abs=1e-6)
+    assert len(record.val_curve) == record.epochs
+    # The last epoch's weights on as many training images as validation images.
+    network = SAMResNet(4, (1, 1, 1)).eval()
+    state = torch.load(run.folder / "last.ckpt", weights_only=True)["state_dict"]
+    network.load_state_dict({key.removeprefix("network."): x for key, x in state.items()})
+    loader = run.cli.datamodule.clean_train_dataloader(200)
+    assert len(loader.images) == 200
+    with torch.no_grad():
+        right = [network(images).argmax(1) == labels for images, labels in loader]
+    assert record.clean_train_accuracy == torch.cat(right).double().mean().item()
+
+
 @pytest.mark.parametrize("name", ["run", "averaged"])
 def test_every_score_follows_from_the_predictions(name, request):
     run = request.getfixturevalue(name)
@@ -263,6 +278,7 @@ def test_checkpoints_hold_no_code_and_the_last_one_is_whole(run, file):
 def test_without_validation_images_the_last_weights_are_tested_and_none_selected(experiment):
     run = experiment("--data.val_fraction=0")
     assert run.record.selected is None
+    assert (run.record.clean_train_accuracy, run.record.val_curve) == (None, [])
     assert run.record.scores.keys() == {"test"}
     for score in run.record.scores["test"].values():
         assert (score.checkpoint, score.epoch) == ("last.ckpt", 2)
