@@ -5,7 +5,7 @@ Each suite is a YAML file in `experiments/suites/`. The README.md there explains
 
 import json
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,7 +49,8 @@ KNOWN_OF = {"train accuracy": [PLAIN], "parameters": [PLAIN], "best epoch": [*SI
 
 
 def _overridable(flag: str) -> str:
-    if flag.partition(".")[0] in ("arch", "seed", "name", "output", "ckpt_path", "config"):
+    key = flag.partition(".")[0]
+    if key in ("arch", "seed", "name", "output", "ckpt_path", "config", "teacher"):
         raise ValueError("cannot be overridden: the runner sets it")
     return flag
 
@@ -67,6 +68,7 @@ class RowEntry:
     overrides: Overrides = field(default_factory=dict)  # they change the architecture's preset
     short: Overrides = field(default_factory=dict)  # they replace overrides at short scale
     mini: Overrides = field(default_factory=dict)  # they replace overrides at mini scale
+    teacher: str | None = None  # an earlier row, whose run with the same seed is the teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,10 @@ class Row(RowEntry):
 
     name: str
     where: str  # file and line
+    taught_by: "Row | None" = None  # the row that `teacher` names
 
     def flags(self, scale: Scale, seed: int) -> list[str]:
-        """The flags of `run.py` that train this row."""
+        """The flags of `run.py` that train this row, without `--teacher`."""
         values = self.overrides | {"full": {}, "short": self.short, "mini": self.mini}[scale]
         set_to = [f"--{flag}={_flag_value(value)}" for flag, value in values.items()]
         return [f"--arch={self.arch}", *set_to, f"--seed={seed}"]
@@ -197,7 +200,14 @@ def load_suite(path: Path) -> Suite:
     """Load a suite; UserError with file, line and key if it is malformed."""
     file = YamlFile(path, typed=("overrides", "short", "mini"))
     entry = file.parse(SuiteEntry)
-    rows = {name: _row(file, name, x, entry) for name, x in entry.rows.items()}
+    rows: dict[str, Row] = {}
+    for name, x in entry.rows.items():
+        if x.teacher and x.teacher not in rows:
+            hint = near(x.teacher, list(rows))
+            raise file.mistake(
+                ("rows", name, "teacher"), f"must be an earlier row, got {x.teacher}{hint}"
+            )
+        rows[name] = _row(file, name, x, entry, rows.get(x.teacher or ""))
     claims: dict[str, Claim] = {}
     for i, x in enumerate(entry.claims):
         if x.id in claims:
@@ -206,7 +216,9 @@ def load_suite(path: Path) -> Suite:
     return Suite(path.stem, entry.title, entry.paper, rows, tuple(claims.values()))
 
 
-def _row(file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry) -> Row:
+def _row(
+    file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry, taught_by: Row | None
+) -> Row:
     short, mini = suite.short | entry.short, suite.mini | entry.mini
     for scale in (short, mini):
         both = entry.overrides | scale
@@ -216,14 +228,12 @@ def _row(file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry) -> Row:
                 raise file.mistake(
                     ("rows", name), f"switches {switch} off, and {flag} switches it on again"
                 )
+    where = f"{file.path}, line {file.line(('rows', name))}: rows.{name}"
     return Row(
+        **asdict(entry) | {"short": short, "mini": mini},
         name=name,
-        arch=entry.arch,
-        title=entry.title,
-        overrides=entry.overrides,
-        short=short,
-        mini=mini,
-        where=f"{file.path}, line {file.line(('rows', name))}: rows.{name}",
+        where=where,
+        taught_by=taught_by,
     )
 
 
@@ -236,17 +246,9 @@ def _claim(file: YamlFile, place: Place, entry: ClaimEntry, rows: dict[str, Row]
         claimed = read_claimed(entry.claimed, entry.tolerance)
     except ValueError as error:
         raise file.mistake((*place, key), str(error)) from None
-    return Claim(
-        id=entry.id,
-        text=entry.text,
-        source=entry.source,
-        metric=entry.metric,
-        measure=measure,
-        claimed=claimed,
-        not_comparable=entry.not_comparable,
-        note=entry.note,
-        headline=entry.headline,
-    )
+    fields = asdict(entry) | {"measure": measure, "claimed": claimed}
+    del fields["tolerance"]
+    return Claim(**fields)
 
 
 def _check_measure(measure: Measure, metric: Metric, rows: dict[str, Row]) -> None:

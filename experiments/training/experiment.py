@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from callbacks import DivergedError, Divergence
 from experiments.console import UserError
 from experiments.inference.evaluation import predict, score
-from experiments.inference.finished import load_weights
-from experiments.records.integrity import seal
+from experiments.inference.finished import load_weights, weights_file
+from experiments.records.integrity import seal, weights_digest
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores
@@ -176,6 +176,7 @@ def make_record(
     on_validation = scores.get("val", {})
     config = yaml.safe_load(cli.resolved)
     assert data.source is not None
+    selected = max(on_validation, key=lambda name: on_validation[name].accuracy, default=None)
     return Record(
         arch=cli.launch.arch,
         name=folder.name,
@@ -198,11 +199,12 @@ def make_record(
         train_images=int(trainer.num_training_batches) * config["data"]["batch_size"],
         training_seconds=round(seconds, 1),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        selected=max(on_validation, key=lambda name: on_validation[name].accuracy, default=None),
+        selected=selected,
         scores=scores,
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         rollbacks=next(len(c.rollbacks) for c in trainer.callbacks if isinstance(c, Divergence)),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
+        weights_digest=weights_digest(weights_file(folder, selected or "raw")),
     )
 
 
