@@ -3,7 +3,11 @@
 from typing import Any, ClassVar
 
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.networks.enhanced_efficient_resnet import EnhancedEfficientResNet, ExtraConv
+from lightning_modules.networks.enhanced_efficient_resnet import (
+    Attention,
+    EnhancedEfficientResNet,
+    ExtraConv,
+)
 
 
 class EnhancedEfficientResNetClassifier(ImageClassifier):
@@ -19,6 +23,7 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
         extra_conv: ExtraConv = "separable",
         relu_after_sum: bool = True,
         dropout: float = 0.3,
+        attention: Attention = "dual",
         **training: Any,
     ) -> None:
         """
@@ -29,8 +34,15 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
             extra_conv: kind of convolution after the last stage.
             relu_after_sum: apply a ReLU after each residual sum.
             dropout: probability of dropping a pooled feature before the linear layer.
+            attention: both modules of the paper, or coordinate attention instead of them.
         """
         network = EnhancedEfficientResNet(
-            base_width, channel_attention, spatial_attention, extra_conv, relu_after_sum, dropout
+            base_width,
+            channel_attention,
+            spatial_attention,
+            extra_conv,
+            relu_after_sum,
+            dropout,
+            attention,
         )
         super().__init__(network, **training)
