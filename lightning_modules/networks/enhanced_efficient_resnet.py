@@ -17,6 +17,7 @@ from lightning_modules.layers.blocks import (
     make_stages,
 )
 from lightning_modules.layers.pooling import global_mean
+from lightning_modules.layers.routing import Routing, make_gate
 
 ExtraConv = Literal["separable", "pointwise", "none"]
 Attention = Literal["dual", "coordinate"]
@@ -35,7 +36,8 @@ class EnhancedEfficientResNet(nn.Module):
 
     The paper's future work is a hybrid of channel and spatial attention. With "coordinate" one
     coordinate attention replaces both modules of each block: 4,914,353 parameters. Raises
-    ValueError for it if `channel_attention` or `spatial_attention` is off.
+    ValueError for it if `channel_attention` or `spatial_attention` is off. With `routing` "gates"
+    each image chooses its blocks: 4,932,321 parameters.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class EnhancedEfficientResNet(nn.Module):
         relu_after_sum: bool = True,
         dropout: float = 0.3,
         attention: Attention = "dual",
+        routing: Routing = "none",
     ) -> None:
         super().__init__()
         if attention not in get_args(Attention):
@@ -70,7 +73,12 @@ class EnhancedEfficientResNet(nn.Module):
                 if spatial_attention:
                     layers.append(SpatialAttention())
             return BasicBlock(
-                in_channels, channels, stride, after_bn2=layers, act_after_sum=relu_after_sum
+                in_channels,
+                channels,
+                stride,
+                after_bn2=layers,
+                act_after_sum=relu_after_sum,
+                gate=make_gate(routing, in_channels),
             )
 
         widths = [base_width * factor for factor in (2, 4, 8, 8)]
