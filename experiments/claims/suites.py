@@ -201,13 +201,13 @@ def load_suite(path: Path) -> Suite:
     file = YamlFile(path, typed=("overrides", "short", "mini"))
     entry = file.parse(SuiteEntry)
     rows: dict[str, Row] = {}
-    for name, x in entry.rows.items():
-        if x.teacher and x.teacher not in rows:
-            hint = near(x.teacher, list(rows))
+    for name, row in entry.rows.items():
+        if row.teacher and row.teacher not in rows:
+            hint = near(row.teacher, list(rows))
             raise file.mistake(
-                ("rows", name, "teacher"), f"must be an earlier row, got {x.teacher}{hint}"
+                ("rows", name, "teacher"), f"must be an earlier row, got {row.teacher}{hint}"
             )
-        rows[name] = _row(file, name, x, entry, rows.get(x.teacher or ""))
+        rows[name] = _row(file, name, row, entry, rows.get(row.teacher or ""))
     claims: dict[str, Claim] = {}
     for i, x in enumerate(entry.claims):
         if x.id in claims:

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_modules.layers.pooling import global_mean
-from lightning_modules.layers.routing import Gate
+from lightning_modules.layers.routing import Gate, skips
 
 Activation = Literal["relu", "silu"]
 
@@ -70,7 +70,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gates = None if self.gate is None else self.gate(x)
-        if self.gate is not None and self.gate.skips(gates):
+        if skips(gates, self.training):
             return self.act2(self.shortcut(x))
         out = self.after_act1(self.act1(self.conv_bn1(x)))
         out = self.after_bn2(self.conv_bn2(out))

@@ -69,14 +69,15 @@ class Gate(nn.Module):
             gates = (logits > 0).to(logits.dtype)
         return gates.to(x.dtype)[:, :, None, None]
 
-    def skips(self, gates: Tensor) -> bool:
-        """Whether to skip the block: a single image in evaluation has a closed gate.
 
-        In larger batches and in compiled or exported graphs the gates multiply the block's output.
-        """
-        if self.training or torch.compiler.is_compiling() or len(gates) != 1:
-            return False
-        return gates.item() == 0
+def skips(gates: Tensor | None, training: bool) -> bool:
+    """Whether to skip a block: a single image in evaluation has a closed gate.
+
+    In larger batches and in compiled or exported graphs the gates multiply the block's output.
+    """
+    if gates is None or training or torch.compiler.is_compiling() or len(gates) != 1:
+        return False
+    return gates.item() == 0
 
 
 def make_gate(routing: Routing, channels: int) -> Gate | None:

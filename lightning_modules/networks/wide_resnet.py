@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_modules.layers.blocks import initialise, make_stages
 from lightning_modules.layers.pooling import global_mean
-from lightning_modules.layers.routing import Gate, Routing, make_gate
+from lightning_modules.layers.routing import Gate, Routing, make_gate, skips
 
 
 class StochasticDepth(nn.Module):
@@ -61,11 +61,11 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gates = None if self.gate is None else self.gate(x)
-        skips = self.gate is not None and self.gate.skips(gates)
-        if skips and self.shortcut is None:
+        skipped = skips(gates, self.training)
+        if skipped and self.shortcut is None:
             return x
         activated = F.relu(self.bn1(x), inplace=True)
-        if skips and self.shortcut is not None:
+        if skipped and self.shortcut is not None:
             return self.shortcut(activated)
         out = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         out = self.drop(self.conv2(self.dropout(out)))
