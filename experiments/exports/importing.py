@@ -109,8 +109,8 @@ def import_weights(files: Mapping[str, Path], folder: Path, root: str | None = N
     """Write the folder of a finished run with the authors' weights, and return its record.
 
     `files` contains the files of the "raw" weights and, if there are any, of the "ema" weights. The
-    record's scores are those of one view of the standard test set in `root`. The training is not
-    known: the record has 0 epochs. UserError for a wrong file and for a folder that exists.
+    record scores one view of the images of the standard test set in `root`. It has 0 epochs,
+    because the training is not recorded. UserError for a wrong file and for a folder that exists.
     """
     if folder.exists():
         raise UserError(f"--output {folder} exists: remove it, or choose another --output")

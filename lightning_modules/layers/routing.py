@@ -1,4 +1,4 @@
-"""Dynamic routing: gates by which an image skips residual blocks (Veit & Belongie 2018).
+"""Dynamic routing: gates let images skip residual blocks (Veit & Belongie 2018).
 
 This is ConvNet-AIG, "Convolutional Networks with Adaptive Inference Graphs".
 """
