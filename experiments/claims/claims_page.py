@@ -22,10 +22,9 @@ The main claims of both papers, and our verdicts. All claims are below.
 
 HEAD = f"""
 Written by `python experiments/reproduce.py --table` from the records in this folder alone; a test
-renders it again. [The suites](../suites/README.md) contain the claims. Two suites are about
-Efficient ResNet, which SAMResNet builds on, and DMSResNet, which it is compared with. The last
-column of the first table counts the claims of our own suites: hand counts of parameters, the
-papers' future work, and candidates for better networks.
+renders it again. [The suites](../suites/README.md) contain the claims. The last column of the
+first table counts the claims of our own suites: hand counts of parameters, the papers' future
+work, and candidates for better networks.
 
 Accuracies are in percent and their differences in points, with the 95% interval over *n* seeds.
 Means have t-intervals, differences between two strategies of the same runs have paired
