@@ -2,11 +2,16 @@
 
 from typing import Any, ClassVar
 
-from lightning_modules.classifier import ImageClassifier
-from lightning_modules.networks.enhanced_efficient_resnet import EnhancedEfficientResNet, ExtraConv
+from lightning_modules.layers.routing import Routing
+from lightning_modules.networks.enhanced_efficient_resnet import (
+    Attention,
+    EnhancedEfficientResNet,
+    ExtraConv,
+)
+from lightning_modules.routed import RoutedClassifier
 
 
-class EnhancedEfficientResNetClassifier(ImageClassifier):
+class EnhancedEfficientResNetClassifier(RoutedClassifier):
     """EnhancedEfficientResNet with ImageClassifier's flags as `training`."""
 
     quick: ClassVar = {"base_width": 4, "dropout": 0.0}
@@ -19,6 +24,9 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
         extra_conv: ExtraConv = "separable",
         relu_after_sum: bool = True,
         dropout: float = 0.3,
+        attention: Attention = "dual",
+        routing: Routing = "none",
+        target_rate: float = 0.6,
         **training: Any,
     ) -> None:
         """
@@ -29,8 +37,18 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
             extra_conv: kind of convolution after the last stage.
             relu_after_sum: apply a ReLU after each residual sum.
             dropout: probability of dropping a pooled feature before the linear layer.
+            attention: both modules of the paper, or coordinate attention instead of them.
+            routing: gates let each image skip blocks.
+            target_rate: wanted share of open gates, in (0, 1].
         """
         network = EnhancedEfficientResNet(
-            base_width, channel_attention, spatial_attention, extra_conv, relu_after_sum, dropout
+            base_width,
+            channel_attention,
+            spatial_attention,
+            extra_conv,
+            relu_after_sum,
+            dropout,
+            attention,
+            routing,
         )
-        super().__init__(network, **training)
+        super().__init__(network, target_rate, **training)

@@ -2,11 +2,12 @@
 
 from typing import Any, ClassVar
 
-from lightning_modules.classifier import ImageClassifier
+from lightning_modules.layers.routing import Routing
 from lightning_modules.networks.wide_resnet import WideResNet
+from lightning_modules.routed import RoutedClassifier
 
 
-class WideResNetClassifier(ImageClassifier):
+class WideResNetClassifier(RoutedClassifier):
     """WideResNet with ImageClassifier's flags as `training`."""
 
     grows = "widen_factor"
@@ -20,6 +21,8 @@ class WideResNetClassifier(ImageClassifier):
         widen_factor: float = 4.0,
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        routing: Routing = "none",
+        target_rate: float = 0.6,
         **training: Any,
     ) -> None:
         """
@@ -28,5 +31,8 @@ class WideResNetClassifier(ImageClassifier):
             widen_factor: width of the three stages in multiples of 16, 32 and 64 channels.
             dropout: probability of dropping an activation between the convolutions of a block.
             stochastic_depth: probability of skipping the last block; smaller for earlier blocks.
+            routing: gates let each image skip blocks.
+            target_rate: wanted share of open gates, in (0, 1].
         """
-        super().__init__(WideResNet(depth, widen_factor, dropout, stochastic_depth), **training)
+        network = WideResNet(depth, widen_factor, dropout, stochastic_depth, routing)
+        super().__init__(network, target_rate, **training)

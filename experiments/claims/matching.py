@@ -4,9 +4,11 @@ import inspect
 import json
 import shlex
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from experiments.claims.suites import RESULTS, Row, Scale
@@ -19,16 +21,34 @@ from experiments.training.configuration import default_config, resolve_config
 from experiments.training.length import steps_of_epochs
 
 
-def training_of(config: dict[str, Any], source: str | None = None) -> str:
+def training_of(
+    config: dict[str, Any],
+    source: str | None = None,
+    teachers: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """A text that is equal for configurations of the same training with any seed.
 
     A setting that an older configuration lacks has today's default. `source` is the source of the
-    images, if the configuration says "auto".
+    images, if the configuration says "auto". `teachers` maps digests of weights to the trainings
+    that made them: students whose teachers differ only in their seeds have the same training.
     """
-    return json.dumps(_relevant(config, source), sort_keys=True)
+    return json.dumps(_relevant(config, source, teachers), sort_keys=True)
 
 
-def _relevant(config: dict[str, Any], source: str | None = None) -> dict[str, Any]:
+def known_teachers(records: Iterable[Record]) -> dict[str, str]:
+    """Map the digests of weights to the trainings that made them, for `training_of`."""
+    known: dict[str, str] = {}
+    for record in sorted(records, key=lambda x: x.finished):  # a student begins after its teacher
+        if record.weights_digest:
+            known[record.weights_digest] = training_of(record.config, record.source, known)
+    return known
+
+
+def _relevant(
+    config: dict[str, Any],
+    source: str | None = None,
+    teachers: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """All settings that count: `{"model.lr": 0.1, "ema.decay": 0.99, "swa": False, ...}`."""
     defaults = default_config(config["arch"])
     settings: dict[str, Any] = {}
@@ -44,11 +64,11 @@ def _relevant(config: dict[str, Any], source: str | None = None) -> dict[str, An
             settings[group] = given
     if source is not None:
         settings["data.source"] = source
-    # A teacher is its weights, whatever its folder is called.
-    teachers = settings["teacher"] or []
-    teachers = [teachers] if isinstance(teachers, str) else teachers
-    settings["teacher"] = [name.rpartition("@")[2] for name in teachers]
-    if not teachers:
+    # A teacher is its training or else its weights, whatever its folder is called.
+    names = settings["teacher"] or []
+    digests = [x.rpartition("@")[2] for x in ([names] if isinstance(names, str) else names)]
+    settings["teacher"] = [teachers.get(digest, digest) for digest in digests]
+    if not digests:
         settings = {key: x for key, x in settings.items() if not key.startswith("distill.")}
     if settings["trainer.max_steps"] >= steps_of_epochs(config):
         settings["trainer.max_steps"] = -1  # a limit that is never reached
@@ -69,16 +89,20 @@ def config_of_row(row: Row, scale: Scale) -> dict[str, Any]:
 
 
 def _resolve_row(row: Row, scale: Scale) -> tuple[dict[str, Any], str]:
+    flags, teacher = row.flags(scale, seed=0), ""
+    if row.taught_by is not None:
+        flags.append(f"--teacher={row.taught_by.name}")
+        teacher = training_of_row(row.taught_by, scale)
     try:
-        return _resolve(tuple(row.flags(scale, seed=0)))
+        return _resolve(tuple(flags), teacher)
     except UserError as error:
         raise UserError(f"{row.where} is refused at {scale} scale: {error}") from None
 
 
 @cache
-def _resolve(flags: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+def _resolve(flags: tuple[str, ...], teacher: str) -> tuple[dict[str, Any], str]:
     config = resolve_config(list(flags))
-    return config, training_of(config)
+    return config, training_of(config, teachers={config["teacher"]: teacher})
 
 
 @dataclass(frozen=True)
@@ -95,8 +119,10 @@ class Results:
         A copied or repeated run does not show how much runs differ.
         """
         found: dict[str, dict[int, Record]] = defaultdict(dict)
+        teachers = known_teachers(self.records)
         for record in sorted(self.records, key=lambda x: x.finished):
-            found[training_of(record.config, record.source)].setdefault(record.seed, record)
+            training = training_of(record.config, record.source, teachers)
+            found[training].setdefault(record.seed, record)
         return {training: dict(sorted(by_seed.items())) for training, by_seed in found.items()}
 
     def of_row(self, row: Row, scale: Scale) -> dict[int, Record]:

@@ -5,7 +5,7 @@ Each suite is a YAML file in `experiments/suites/`. The README.md there explains
 
 import json
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,7 +40,8 @@ SCALES: dict[Scale, str] = {
 
 
 def _overridable(flag: str) -> str:
-    if flag.partition(".")[0] in ("arch", "seed", "name", "output", "ckpt_path", "config"):
+    key = flag.partition(".")[0]
+    if key in ("arch", "seed", "name", "output", "ckpt_path", "config", "teacher"):
         raise ValueError("cannot be overridden: the runner sets it")
     return flag
 
@@ -58,6 +59,7 @@ class RowEntry:
     overrides: Overrides = field(default_factory=dict)  # they change the architecture's preset
     short: Overrides = field(default_factory=dict)  # they replace overrides at short scale
     mini: Overrides = field(default_factory=dict)  # they replace overrides at mini scale
+    teacher: str | None = None  # an earlier row, whose run with the same seed is the teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +68,10 @@ class Row(RowEntry):
 
     name: str
     where: str  # file and line
+    taught_by: "Row | None" = None  # the row that `teacher` names
 
     def flags(self, scale: Scale, seed: int) -> list[str]:
-        """The flags of `run.py` that train this row."""
+        """The flags of `run.py` that train this row, without `--teacher`."""
         values = self.overrides | {"full": {}, "short": self.short, "mini": self.mini}[scale]
         set_to = [f"--{flag}={_flag_value(value)}" for flag, value in values.items()]
         return [f"--arch={self.arch}", *set_to, f"--seed={seed}"]
@@ -193,7 +196,14 @@ def load_suite(path: Path) -> Suite:
     """Load a suite; UserError with file, line and key if it is malformed."""
     file = YamlFile(path, typed=("overrides", "short", "mini"))
     entry = file.parse(SuiteEntry)
-    rows = {name: _row(file, name, x, entry) for name, x in entry.rows.items()}
+    rows: dict[str, Row] = {}
+    for name, row in entry.rows.items():
+        if row.teacher and row.teacher not in rows:
+            hint = near(row.teacher, list(rows))
+            raise file.mistake(
+                ("rows", name, "teacher"), f"must be an earlier row, got {row.teacher}{hint}"
+            )
+        rows[name] = _row(file, name, row, entry, rows.get(row.teacher or ""))
     claims: dict[str, Claim] = {}
     for i, x in enumerate(entry.claims):
         if x.id in claims:
@@ -202,7 +212,9 @@ def load_suite(path: Path) -> Suite:
     return Suite(path.stem, entry.title, entry.paper, rows, tuple(claims.values()))
 
 
-def _row(file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry) -> Row:
+def _row(
+    file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry, taught_by: Row | None
+) -> Row:
     short, mini = suite.short | entry.short, suite.mini | entry.mini
     for scale in (short, mini):
         both = entry.overrides | scale
@@ -212,14 +224,12 @@ def _row(file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry) -> Row:
                 raise file.mistake(
                     ("rows", name), f"switches {switch} off, and {flag} switches it on again"
                 )
+    where = f"{file.path}, line {file.line(('rows', name))}: rows.{name}"
     return Row(
+        **asdict(entry) | {"short": short, "mini": mini},
         name=name,
-        arch=entry.arch,
-        title=entry.title,
-        overrides=entry.overrides,
-        short=short,
-        mini=mini,
-        where=f"{file.path}, line {file.line(('rows', name))}: rows.{name}",
+        where=where,
+        taught_by=taught_by,
     )
 
 
@@ -232,17 +242,9 @@ def _claim(file: YamlFile, place: Place, entry: ClaimEntry, rows: dict[str, Row]
         claimed = read_claimed(entry.claimed, entry.tolerance)
     except ValueError as error:
         raise file.mistake((*place, key), str(error)) from None
-    return Claim(
-        id=entry.id,
-        text=entry.text,
-        source=entry.source,
-        metric=entry.metric,
-        measure=measure,
-        claimed=claimed,
-        not_comparable=entry.not_comparable,
-        note=entry.note,
-        headline=entry.headline,
-    )
+    fields = asdict(entry) | {"measure": measure, "claimed": claimed}
+    del fields["tolerance"]
+    return Claim(**fields)
 
 
 def _flag_value(value: Any) -> str:

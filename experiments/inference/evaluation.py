@@ -28,6 +28,7 @@ from experiments.records.record import Calibration, Score, StrategyScore
 from experiments.training.devices import synchronise
 from experiments.training.trainer import Precision, resolve_precision
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.layers.routing import gates_of
 from lightning_modules.prediction import log_probabilities, see
 
 CLASSES = 10
@@ -43,6 +44,26 @@ def predict(
     batches = trainer.predict(module, dataloaders=loader)
     assert batches is not None
     return torch.cat([batch.cpu() for batch in batches])  # type: ignore[union-attr]
+
+
+def share_of_blocks(
+    trainer: Trainer, module: ImageClassifier, weights: Weights, loader: Iterable[Any]
+) -> float | None:
+    """Return the share of gated blocks that a loader's images use; None without gates."""
+    gates = gates_of(module.network)
+    if not gates:
+        return None
+    used: list[Tensor] = []
+    hooks = [
+        gate.register_forward_hook(lambda *arguments: used.append(arguments[2].flatten()))
+        for gate in gates
+    ]
+    # A compiled network would ignore the hooks.
+    with torch.compiler.set_stance("force_eager"):
+        predict(trainer, module, weights, loader)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(used).double().mean().item()
 
 
 def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:

@@ -82,6 +82,10 @@ class Record:
     images_per_step: int | None = None
     rollbacks: int = 0  # of --on_nan rollback
     host: str | None = None  # the processor and its threads, also if a GPU trained
+    # digest of the file with the selected weights, by which a student names its teacher
+    weights_digest: str | None = None
+    # share of the gated blocks that images use, on validation or else on test; None without gates
+    blocks_used: float | None = None
     # SHA-256 of all other fields as written: edited records are rejected
     digest: str | None = field(default=None, compare=False)
 

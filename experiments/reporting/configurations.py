@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.claims.matching import training_of, training_of_row
+from experiments.claims.matching import known_teachers, training_of, training_of_row
 from experiments.claims.seed_statistics import Estimate, mean_of
 from experiments.claims.suites import load_suites
 from experiments.records.record import Record
@@ -82,9 +82,12 @@ class Configuration:
 def configurations(entries: Iterable[Entry]) -> list[Configuration]:
     """The configurations of runs, by validation accuracy; folded configurations come last."""
     groups: dict[tuple[str, bool], list[Entry]] = defaultdict(list)
-    for entry in sorted(entries, key=lambda x: (x.record.seed, x.record.finished)):
+    entries = sorted(entries, key=lambda x: (x.record.seed, x.record.finished))
+    teachers = known_teachers(entry.record for entry in entries)
+    for entry in entries:
         record = entry.record
-        groups[training_of(record.config, record.source), record.quick].append(entry)
+        training = training_of(record.config, record.source, teachers)
+        groups[training, record.quick].append(entry)
     miniatures = _miniatures() if groups else set()
     found = []
     for (training, quick), members in groups.items():
@@ -113,6 +116,9 @@ def _settings(record: Record, training: str) -> str:
         for name, value in json.loads(training).items()
         if name not in preset or preset[name] != value
     }
+    if "teacher" in changed:  # a known one is a training, an unknown one the digest of its weights
+        known = (json.loads(x)["arch"] if x.startswith("{") else x for x in changed["teacher"])
+        changed["teacher"] = " ".join(known)
     # The source is in `changed` if the preset leaves it to the machine.
     changed.pop("data.source", None)
     return ", ".join(

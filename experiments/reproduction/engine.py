@@ -74,11 +74,17 @@ def execute(
 
     All jobs end early at the deadline, if `stop` is set, or if the disk is full. `look` is called
     about once a second, and `ended` with each outcome. A job that another runner trains is tried
-    again after all others.
+    again after all others. A job with a teacher begins after the teacher's job.
     """
     outcomes = []
-    calls = {engine.submit(job): job for job in jobs}
-    while calls:
+    calls: dict[Any, Job] = {}
+    waiting = list(jobs)
+    while calls or waiting:
+        unfinished = {(job.training, job.seed) for job in (*waiting, *calls.values())}
+        for job in list(waiting):
+            if job.teacher is None or (job.teacher.training, job.teacher.seed) not in unfinished:
+                waiting.remove(job)
+                calls[engine.submit(job)] = job
         for call in engine.done(list(calls), seconds=1):
             job = calls.pop(call)
             outcome = engine.outcome(call, job)

@@ -1,10 +1,11 @@
 """The plan of a reproduction: the rows that have no record, their order and their cost."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -14,6 +15,14 @@ from experiments.claims.suites import Claim, Row, Scale, Suite
 from experiments.console import UserError
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.length import batches_per_epoch
+
+
+class Teacher(NamedTuple):
+    """The training that a job's `--teacher` comes from."""
+
+    training: str
+    seed: int
+    row: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Job:
     measured: int  # seeds of the same training that come before it
     open_claims: int  # its comparable claims without a measurement
     operations: int  # of its training
+    teacher: Teacher | None = None
 
     @property
     def key(self) -> str:
@@ -62,16 +72,27 @@ def make_plan(
 
     The first seed of every row comes before the second seed of any row, so that most claims are
     measured whenever the time ends. Among equals, the row that takes part in the most comparable
-    claims without a measurement comes first, then the row with fewer operations.
+    claims without a measurement comes first, then the row with fewer operations. A teacher comes
+    before its students. It is planned for the seeds that they lack, even if `only` leaves it out.
 
     UserError if a run with other settings has the name of a row.
     """
     only = set(only)
     rows: dict[str, list[tuple[Suite, Row]]] = {}
+    wanted: dict[str, set[int]] = {}  # seeds of each training
+
+    def add(suite: Suite, row: Row, wants: set[int]) -> None:
+        training = training_of_row(row, scale)
+        rows.setdefault(training, []).append((suite, row))
+        wanted.setdefault(training, set()).update(wants)
+        lacking = wants - results.of_row(row, scale).keys()
+        if row.taught_by is not None and lacking:
+            add(suite, row.taught_by, lacking)
+
     for suite in suites:
         for row in suite.trained_rows:
             if not only or row.name in only:
-                rows.setdefault(training_of_row(row, scale), []).append((suite, row))
+                add(suite, row, set(range(seeds)))
     begun = begun_runs(runs)
     jobs = []
     for training, members in rows.items():
@@ -80,8 +101,8 @@ def make_plan(
         records = results.of_row(row, scale)
         open_claims = sum(_is_open(x, s, scale, results) for s, r in members for x in _of(s, r))
         config = config_of_row(row, scale)
-        lacking = [seed for seed in range(seeds) if seed not in records]
-        for seed in range(seeds):
+        lacking = [seed for seed in sorted(wanted[training]) if seed not in records]
+        for seed in sorted(wanted[training]):
             record = records.get(seed)
             if record and (not evaluates or results.evaluation_of(record)):
                 continue
@@ -99,12 +120,37 @@ def make_plan(
                     measured=0 if record else len(records) + lacking.index(seed),
                     open_claims=open_claims,
                     operations=0 if record else operations_of_training(config),
+                    teacher=None if record else _teacher(row, scale, seed),
                 )
             )
     for job in jobs:
         if not job.trained and (job.training, job.seed) not in begun:
             _refuse_anothers_name(job.name, runs, results)
-    return sorted(jobs, key=lambda job: (job.measured, -job.open_claims, job.operations))
+    return _teachers_first(
+        sorted(jobs, key=lambda job: (job.measured, -job.open_claims, job.operations))
+    )
+
+
+def _teacher(row: Row, scale: Scale, seed: int) -> Teacher | None:
+    if row.taught_by is None:
+        return None
+    return Teacher(training_of_row(row.taught_by, scale), seed, row.taught_by.name)
+
+
+def _teachers_first(jobs: Sequence[Job]) -> list[Job]:
+    """Move each teacher before its first student."""
+    by_training = {(job.training, job.seed): job for job in jobs}
+    ordered: dict[str, Job] = {}
+
+    def place(job: Job) -> None:
+        teacher = job.teacher and by_training.get((job.teacher.training, job.teacher.seed))
+        if teacher:
+            place(teacher)
+        ordered.setdefault(job.name, job)
+
+    for job in jobs:
+        place(job)
+    return list(ordered.values())
 
 
 def _of(suite: Suite, row: Row) -> list[Claim]:
@@ -121,20 +167,36 @@ def _is_open(claim: Claim, suite: Suite, scale: Scale, results: Results) -> bool
 def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
     """Map a training and its seed to the folder of its finished or resumable run.
 
-    A finished run takes precedence. Runs of an unknown architecture, or with a configuration that
-    cannot be read, are left out.
+    Finished runs take precedence, the earliest first. Runs of an unknown architecture, or with a
+    configuration that cannot be read, are left out.
     """
-    found = {}
-    finished = {path.parent for path in runs.glob("*/result.json")}
-    begun = finished | {path.parent for path in runs.glob("*/last.ckpt")}
-    # Finished runs come last and replace the others.
-    for folder in sorted(begun, key=lambda folder: (folder in finished, folder)):
+    found: dict[tuple[str, int], str] = {}
+    teachers: dict[str, str] = {}
+    results = {path.parent: _fields(path) for path in runs.glob("*/result.json")}
+    begun = results.keys() | {path.parent for path in runs.glob("*/last.ckpt")}
+
+    def order(folder: Path) -> tuple[bool, str, Path]:
+        return folder not in results, results.get(folder, {}).get("finished", ""), folder
+
+    for folder in sorted(begun, key=order):
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-            found[training_of(config), config["seed"]] = folder.name
+            training = training_of(config, teachers=teachers)
+            found.setdefault((training, config["seed"]), folder.name)
         except (FileNotFoundError, KeyError, TypeError, ValueError, yaml.YAMLError):
             continue
+        if digest := results.get(folder, {}).get("weights_digest"):
+            teachers[digest] = training
     return found
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """The fields of a record; none if it cannot be read."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _refuse_anothers_name(name: str, runs: Path, results: Results) -> None:

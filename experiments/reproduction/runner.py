@@ -90,16 +90,14 @@ def run_row(
                 time.sleep(1)
                 return Outcome(job, "taken")
             # Another runner may have begun the same training under another name.
-            name = begun_runs(place.runs).get((job.training, job.seed), job.name)
+            begun = begun_runs(place.runs)
+            name = begun.get((job.training, job.seed), job.name)
             folder = place.runs / name
             record, evaluation = folder / "result.json", folder / "evaluation.json"
-            if job.trained and not record.exists():
-                reason = (
-                    f"evaluate.py needs its weights, but {folder} does not contain them: copy that "
-                    "folder to this machine, or remove the record to train the row again"
-                )
-                return Outcome(job, "failed", reason)
-            steps = {record: _training(job, name, place)}
+            teacher = begun.get((job.teacher.training, job.teacher.seed)) if job.teacher else None
+            if reason := _lacking(job, folder, teacher):
+                return Outcome(job, "failed" if in_time() else "cut off", reason)
+            steps = {record: _training(job, name, place, teacher)}
             if job.evaluates:
                 steps[evaluation] = _evaluation(name, place)
             for file, command in steps.items():
@@ -119,13 +117,32 @@ def run_row(
     return Outcome(job, "finished")
 
 
-def _training(job: Job, name: str, place: Workplace) -> list[str]:
+def _lacking(job: Job, folder: Path, teacher: str | None) -> str | None:
+    """Return the reason why a job cannot begin: its weights or its teacher's are missing."""
+    finished = (folder / "result.json").exists()
+    if job.trained and not finished:
+        return (
+            f"evaluate.py needs its weights, but {folder} does not contain them: copy that "
+            "folder to this machine, or remove the record to train the row again"
+        )
+    has_teacher = teacher is not None and (folder.parent / teacher / "result.json").exists()
+    if job.teacher is None or finished or has_teacher:
+        return None
+    return (
+        f"its teacher, the row {job.teacher.row} with seed {job.teacher.seed}, has no finished run "
+        f"in {folder.parent}: copy its folder to there, or remove its record to train it again"
+    )
+
+
+def _training(job: Job, name: str, place: Workplace, teacher: str | None) -> list[str]:
     resumes = (place.runs / name / "last.ckpt").exists()
+    runs = os.path.relpath(place.runs, place.cwd)
     return [
         os.path.relpath(place.scripts / "run.py", place.cwd),
         *job.flags,
         f"--name={name}",
-        f"--output={os.path.relpath(place.runs, place.cwd)}",
+        f"--output={runs}",
+        *([f"--teacher={runs}/{teacher}"] if teacher else []),
         "--wandb=disabled",
         *(["--ckpt_path=last"] if resumes else []),
     ]

@@ -17,6 +17,7 @@ from lightning_modules.optimizers import refuse_fused
 #: flag -> the setting that it needs, and the values of that setting that use it
 NEEDS = {
     "--model.rho": ("model.sharpness", ("sam", "asam")),
+    "--model.target_rate": ("model.routing", ("gates",)),
     "--data.rand_augment_n": ("data.policy", ("rand_augment",)),
     "--data.rand_augment_m": ("data.policy", ("rand_augment",)),
     "--data.augmix_severity": ("data.policy", ("augmix",)),

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks import DivergedError, Divergence
 from experiments.console import UserError
-from experiments.inference.evaluation import predict, score
-from experiments.inference.finished import Weights, load_weights
-from experiments.records.integrity import seal
+from experiments.inference.evaluation import predict, score, share_of_blocks
+from experiments.inference.finished import Weights, load_weights, weights_file
+from experiments.records.integrity import seal, weights_digest
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores
@@ -193,6 +193,10 @@ def make_record(
     on_validation = scores.get("val", {})
     config = yaml.safe_load(cli.resolved)
     assert data.source is not None
+    selected = max(on_validation, key=lambda name: on_validation[name].accuracy, default=None)
+    weights, loader = load_weights(folder, selected or "raw"), data.val_dataloader()
+    assert weights is not None
+    evaluator = on_one_device(trainer), cli.model, weights, loader or data.test_dataloader()
     return Record(
         arch=cli.launch.arch,
         name=folder.name,
@@ -215,13 +219,15 @@ def make_record(
         train_images=int(trainer.num_training_batches) * config["data"]["batch_size"],
         training_seconds=round(seconds, 1),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        selected=max(on_validation, key=lambda name: on_validation[name].accuracy, default=None),
+        selected=selected,
         scores=scores,
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         rollbacks=next(len(c.rollbacks) for c in trainer.callbacks if isinstance(c, Divergence)),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
         clean_train_accuracy=clean_train_accuracy,
         val_curve=[round(x, 6) for x in curve("val/acc", folder / "metrics.csv").values()],
+        weights_digest=weights_digest(weights_file(folder, selected or "raw")),
+        blocks_used=share_of_blocks(*evaluator),
     )
 
 
@@ -245,14 +251,15 @@ def curve(key: str, metrics: Path) -> dict[int, float]:
 
 
 def operations_per_image(module: ImageClassifier) -> int:
-    """Operations of one image's forward pass; a multiply-add counts as two."""
+    """Operations of one image's forward pass through all blocks; a multiply-add counts as two."""
     module.eval()
     weight = next(module.parameters())
-    image = torch.zeros(1, 3, 32, 32, device=weight.device, dtype=weight.dtype)
+    # Two images, because gates let a single image skip blocks.
+    images = torch.zeros(2, 3, 32, 32, device=weight.device, dtype=weight.dtype)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
-        module(image)
-    return counter.get_total_flops()
+        module(images)
+    return counter.get_total_flops() // 2
 
 
 def write_pictures(
@@ -306,4 +313,6 @@ def show(record: Record, folder: Path) -> None:
             )
     console = Console()
     console.print(table)
+    if record.blocks_used is not None:
+        console.print(f"An image uses {record.blocks_used:.1%} of the gated blocks on average")
     console.print(f"Everything of this run: {folder}")

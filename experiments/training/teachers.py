@@ -1,6 +1,5 @@
 """Teachers of a training: from `--teacher` to networks."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from experiments.console import UserError
 from experiments.inference.finished import TrainedNetwork, open_network
+from experiments.records.integrity import weights_digest
 from lightning_modules.distillation import Distillation
 
 #: a teacher as the configuration names it: FOLDER@DIGEST
@@ -30,8 +30,8 @@ class Teacher:
 def open_teacher(name: str) -> Teacher:
     """Open FOLDER, or FOLDER@DIGEST as a run's config.yaml names it.
 
-    The digest is the beginning of the SHA-256 of the file with the weights. UserError if the
-    folder contains no finished run and no exported network, or if the digest differs.
+    UserError if the folder contains no finished run and no exported network, or if the digest
+    differs.
     """
     named = NAMED.fullmatch(name)
     folder, expected = named.groups() if named else (name, None)
@@ -44,8 +44,7 @@ def open_teacher(name: str) -> Teacher:
         trained = open_network(Path(folder))
     except UserError as error:
         raise UserError(f"--teacher {folder}: {error}") from None
-    with trained.file.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    digest = weights_digest(trained.file)
     if expected and digest != expected:
         raise UserError(
             f"--teacher {folder}: {trained.file.name} has changed since this training began "

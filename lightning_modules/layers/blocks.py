@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_modules.layers.pooling import global_mean
+from lightning_modules.layers.routing import Gate, skips
 
 Activation = Literal["relu", "silu"]
 
@@ -39,7 +40,7 @@ class BasicBlock(nn.Module):
     The order is conv-BN-act, conv-BN, sum with the shortcut, act. Shapes are (N, in_channels, H, W)
     -> (N, channels, H / stride, W / stride). If the width or the stride changes, the shortcut is a
     1x1 convolution with BatchNorm. Attention may follow the first activation (`after_act1`) or the
-    second BatchNorm (`after_bn2`).
+    second BatchNorm (`after_bn2`). An image with a closed `gate` gets the shortcut alone.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class BasicBlock(nn.Module):
         after_act1: nn.Module | None = None,
         after_bn2: nn.Module | None = None,
         act_after_sum: bool = True,
+        gate: Gate | None = None,
     ) -> None:
         super().__init__()
+        self.gate = gate
         self.conv_bn1 = conv_bn(in_channels, channels, stride=stride)
         self.act1 = make_activation(activation)
         self.after_act1 = nn.Identity() if after_act1 is None else after_act1
@@ -66,8 +69,13 @@ class BasicBlock(nn.Module):
         self.act2 = make_activation(activation) if act_after_sum else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        gates = None if self.gate is None else self.gate(x)
+        if skips(gates, self.training):
+            return self.act2(self.shortcut(x))
         out = self.after_act1(self.act1(self.conv_bn1(x)))
         out = self.after_bn2(self.conv_bn2(out))
+        if gates is not None:
+            out = out * gates
         # In place, because the gradients of BatchNorm and attention do not need this output.
         out += self.shortcut(x)
         return self.act2(out)

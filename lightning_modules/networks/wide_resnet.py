@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from lightning_modules.layers.blocks import initialise, make_stages
 from lightning_modules.layers.pooling import global_mean
+from lightning_modules.layers.routing import Gate, Routing, make_gate, skips
 
 
 class StochasticDepth(nn.Module):
@@ -31,7 +32,8 @@ class PreActivationBlock(nn.Module):
 
     Shapes are (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). If the width or the
     stride changes, the shortcut is a 1x1 convolution of the first activation, without BatchNorm.
-    `drop` is the probability of `StochasticDepth` in the residual branch.
+    `drop` is the probability of `StochasticDepth` in the residual branch. An image with a closed
+    `gate` gets the shortcut alone.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class PreActivationBlock(nn.Module):
         stride: int = 1,
         dropout: float = 0.0,
         drop: float = 0.0,
+        gate: Gate | None = None,
     ) -> None:
         super().__init__()
+        self.gate = gate
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -56,9 +60,17 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        gates = None if self.gate is None else self.gate(x)
+        skipped = skips(gates, self.training)
+        if skipped and self.shortcut is None:
+            return x
         activated = F.relu(self.bn1(x), inplace=True)
+        if skipped and self.shortcut is not None:
+            return self.shortcut(activated)
         out = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         out = self.drop(self.conv2(self.dropout(out)))
+        if gates is not None:
+            out = out * gates
         out += x if self.shortcut is None else self.shortcut(activated)
         return out
 
@@ -69,8 +81,8 @@ class WideResNet(nn.Module):
     Maps normalised images (N, 3, 32, 32) to logits (N, 10). The stem has 16 channels, the stages
     `widen_factor` times 16, 32 and 64, rounded, and the strides 1, 2, 2. `dropout` in [0, 1) acts
     between the convolutions of a block. `stochastic_depth` in [0, 1) is the probability of skipping
-    the last block for an image, and falls linearly to earlier blocks. WRN-16-4 has 2,748,890
-    parameters, WRN-28-4 5,849,050.
+    the last block for an image, and falls linearly to earlier blocks. With `routing` "gates" each
+    image chooses its blocks. WRN-16-4 has 2,748,890 parameters, WRN-28-4 5,849,050.
     """
 
     def __init__(
@@ -79,6 +91,7 @@ class WideResNet(nn.Module):
         widen_factor: float = 4.0,
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        routing: Routing = "none",
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -96,7 +109,8 @@ class WideResNet(nn.Module):
         drops = (stochastic_depth * i / sum(blocks) for i in range(1, sum(blocks) + 1))
 
         def make_block(in_channels: int, channels: int, stride: int) -> nn.Module:
-            return PreActivationBlock(in_channels, channels, stride, dropout, next(drops))
+            gate = make_gate(routing, in_channels)
+            return PreActivationBlock(in_channels, channels, stride, dropout, next(drops), gate)
 
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.stages = make_stages(make_block, 16, widths, strides=(1, 2, 2), blocks=blocks)

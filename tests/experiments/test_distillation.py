@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 
 from experiments.exports.exporting import pretrained
 from experiments.inference.finished import open_run
+from experiments.training.teachers import open_teacher
 
 RECIPES = {
     "MixUp, EMA, Lookahead and accumulation": ("--trainer.accumulate_grad_batches=2",),
@@ -35,6 +36,10 @@ def exported(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     pretrained(open_run(teacher), "raw", "float32").save_pretrained(folder)
     return folder
+
+
+def test_a_record_has_the_digest_by_which_students_name_their_teacher(teacher):
+    assert open_teacher(str(teacher)).digest == open_run(teacher).record.weights_digest
 
 
 def weights(folder):

@@ -103,6 +103,23 @@ def test_of_two_records_with_one_seed_the_earlier_counts(of_row):
     assert Results((later, other, earlier)).of_row(BASELINE, "mini") == {0: earlier, 2: other}
 
 
+def test_students_of_one_training_belong_together_whatever_seed_their_teachers_have(record_of):
+    rows = load_suites()["dms_resnet"].rows
+    records = []
+    for seed, digest in enumerate(("0" * 16, "1" * 16)):
+        made = {"name": f"{seed}", "finished": f"2026-01-0{seed + 1}T00:00:00+00:00"}
+        flags = rows["teacher"].flags("full", seed)
+        records.append(record_of(flags, weights_digest=digest, **made))
+        flags = [*rows["student"].flags("full", seed), f"--teacher=elsewhere@{digest}"]
+        records.append(record_of(flags, **made | {"finished": f"2026-02-0{seed + 1}"}))
+    stranger = record_of([*rows["student"].flags("full", 2), f"--teacher=runs/x@{'2' * 16}"])
+    alone = record_of(rows["alone"].flags("full", 0))
+    results = Results((*records, stranger, alone))
+    assert results.of_row(rows["student"], "full") == {0: records[1], 1: records[3]}
+    assert results.of_row(rows["teacher"], "full") == {0: records[0], 1: records[2]}
+    assert results.of_row(rows["alone"], "full") == {0: alone}
+
+
 def test_every_training_has_its_records_by_seed_each_once(of_row):
     first, second, copy = of_row(), of_row(seed=1), of_row(finished="2026-01-02T00:00:00+00:00")
     other = of_row(row=SE)

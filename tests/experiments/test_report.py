@@ -29,6 +29,8 @@ from experiments.records.record import (
     write_record,
 )
 from experiments.report import main
+from experiments.reporting.collect import Entry
+from experiments.reporting.configurations import configurations
 from experiments.reporting.figures import BUDGET, Result, draw_curves, draw_results
 from experiments.reporting.inline import COLOURS, svg
 
@@ -105,6 +107,24 @@ def rows(html: str) -> list[str]:
 
 def without_tags(html: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_students_of_teachers_that_differ_in_their_seed_are_one_configuration(
+    record_of: Callable[..., Record],
+) -> None:
+    entries = []
+    for seed in range(2):
+        digest = f"{seed}" * 16
+        made = {"weights_digest": digest, "finished": f"2026-01-0{seed + 1}"}
+        flags = ["--arch=dms_teacher", f"--seed={seed}"]
+        entries.append(Entry(record_of(flags, **made), None))
+        flags = ["--arch=dms_resnet", f"--seed={seed}", f"--teacher=elsewhere@{digest}"]
+        entries.append(Entry(record_of(flags, finished="2026-02-01"), None))
+    entries.append(Entry(record_of([*flags[:2], f"--teacher=elsewhere@{'f' * 16}"]), None))
+    found = {x.settings: len(x.entries) for x in configurations(entries)}
+    assert sorted(found.values()) == [1, 2, 2]
+    (settings,) = (x for x in found if "teacher=dms_teacher" in x)
+    assert found[settings] == 2
 
 
 def test_without_any_run_it_says_what_to_do(

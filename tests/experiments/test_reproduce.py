@@ -92,7 +92,8 @@ folder = Path(flags["output"]) / flags["name"]
 resumes = (folder / "last.ckpt").exists()
 assert resumes == ("ckpt_path" in flags) and not (folder / "result.json").exists()
 with (here / "launches").open("a") as file:
-    print(flags["name"], "resumed" if resumes else "begun", file=file)
+    teacher = ["by", flags["teacher"]] if "teacher" in flags else []
+    print(flags["name"], "resumed" if resumes else "begun", *teacher, file=file)
 if (here / "fail").exists() and flags["arch"] == "resnet":
     sys.exit("RuntimeError: " + (here / "fail").read_text())
 record = json.loads((here / (flags["arch"] + flags["seed"])).read_text())
@@ -353,6 +354,63 @@ def test_of_the_same_training_twice_the_finished_run_counts_and_what_is_no_run_d
     (place.runs / "bare" / "last.ckpt").touch()
     assert begun_runs(place.runs) == {(training_of_row(row, "full"), 0): "b"}
     assert names(plan(["se"])) == ["b"]
+
+
+@pytest.fixture
+def taught(tmp_path, scripts, record_of):
+    """A suite in which plain teaches se, and the records that the stand-in leaves."""
+    rows = {name: SUITE["rows"][name] for name in ("plain", "se")}
+    rows["se"] = rows["se"] | {"teacher": "plain"}
+    path = tmp_path / "taught.yaml"
+    path.write_text(yaml.safe_dump(SUITE | {"rows": rows, "claims": []}, sort_keys=False))
+    suite = load_suite(path)
+    plain, se = (suite.rows[name].flags("full", 0) for name in ("plain", "se"))
+    records = {
+        "resnet0": record_of(plain, name="taught-plain-full-0", weights_digest="0" * 16),
+        "sam_resnet0": record_of(
+            [*se, f"--teacher=runs/taught-plain-full-0@{'0' * 16}"],
+            name="taught-se-full-0",
+            finished="2026-01-02T00:00:00+00:00",
+        ),
+    }
+    for name, record in records.items():
+        write_record(record, scripts / name)
+    return suite
+
+
+def test_a_teacher_is_trained_before_its_student_even_if_only_the_student_is_asked_for(
+    taught, reproduce, launches, tmp_path
+):
+    command = ("--rows=se", "--seeds=1", "--rows-at-once=2")
+    code, _, errors = reproduce(*command, suite="taught.yaml")
+    assert (code, errors) == (0, "")
+    assert launches() == [
+        "taught-plain-full-0 begun",
+        "taught-se-full-0 begun by runs/taught-plain-full-0",
+    ]
+    results = load_results(tmp_path / "results")
+    assert list(results.of_row(taught.rows["se"], "full")) == [0]
+    _, out, _ = reproduce(*command, suite="taught.yaml")
+    assert "Nothing is left to train" in out
+    assert len(launches()) == 2
+
+
+def test_a_teacher_without_its_folder_is_one_line(taught, reproduce, launches, tmp_path, place):
+    assert reproduce("--rows=plain", "--seeds=1", suite="taught.yaml")[0] == 0
+    shutil.rmtree(place.runs / "taught-plain-full-0")
+    code, _, errors = reproduce("--rows=se", "--seeds=1", suite="taught.yaml")
+    assert code == 1
+    (line,) = errors.splitlines()
+    assert line.startswith("failed: taught-se-full-0: its teacher, the row plain with seed 0, has")
+    assert launches() == ["taught-plain-full-0 begun"]
+
+
+def test_a_student_of_a_failed_teacher_is_not_trained(taught, reproduce, scripts, launches):
+    (scripts / "fail").write_text("no memory")
+    code, _, errors = reproduce("--seeds=1", suite="taught.yaml")
+    assert code == 1
+    assert len(errors.splitlines()) == 2
+    assert launches() == ["taught-plain-full-0 begun"]
 
 
 def test_a_folder_that_records_begin_in_is_said(reproduce):

@@ -17,13 +17,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from datamodules.normalisation import normalise
-from experiments.inference.finished import load_weights
+from experiments.inference.finished import load_weights, open_run
 from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record
 from experiments.reporting.collect import collect
 from experiments.training.experiment import operations_per_image
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.layers import routing
+from lightning_modules.layers.routing import gates_of
 from lightning_modules.networks.sam_resnet import SAMResNet
 
 LEARN = (
@@ -317,6 +319,28 @@ def test_augmix_its_loss_and_sam_train_together_and_the_views_are_shown(experime
     assert 0 < column(run, "train/loss")[-1] < 20
     assert 0 <= run.record.train_accuracy <= 1
     assert (run.folder / "augmented.png").stat().st_size > 10_000
+
+
+def test_a_record_has_the_share_of_blocks_that_images_use(experiment, run, monkeypatch):
+    monkeypatch.setattr(routing, "OPEN", 0.5)  # images differ after a few steps
+    gated = experiment(
+        *("--arch=wide_resnet", "--model.depth=10", "--model.widen_factor=0.5", "--swa=false"),
+        *(
+            "--model.routing=gates",
+            "--model.target_rate=0.2",
+            "--model.sharpness=sam",
+            "--ema=true",
+        ),
+    )
+    used: list[torch.Tensor] = []
+    network = open_run(gated.folder).network(gated.record.selected)
+    for gate in gates_of(network):
+        gate.register_forward_hook(lambda *arguments: used.append(arguments[2]))
+    for images, _ in gated.cli.datamodule.val_dataloader():
+        network(images)
+    assert gated.record.blocks_used == pytest.approx(torch.cat(used).mean().item())
+    assert f"An image uses {gated.record.blocks_used:.1%} of the gated blocks" in gated.output
+    assert run.record.blocks_used is None
 
 
 def test_the_test_images_are_not_read_before_training_has_ended(experiment, few_images):

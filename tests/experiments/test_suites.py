@@ -60,7 +60,7 @@ def test_every_row_is_a_command_line_that_says_what_its_suite_says(suite, row, s
 @pytest.mark.parametrize(("suite", "row"), ROWS, ids=[f"{s.name}-{r.name}" for s, r in ROWS])
 def test_a_trained_row_is_within_the_budget_or_only_warned(suite, row):
     if row in suite.trained_rows and parameters(row) > 5_000_000:
-        assert row.overrides.get("budget.action") == "warn"
+        assert config_of_row(row, "full")["budget"]["action"] == "warn"
 
 
 ATTENTION = (
@@ -208,6 +208,12 @@ def test_a_difference_and_a_ratio_of_two_terms_are_known_as_such(measure, pair):
         ("    overrides", "    override", 8, "rows.base.override is unknown (did you mean over"),
         ("{data.cutout: 8", "{seed: 8", 8, "rows.base.overrides.seed cannot be overridden"),
         ("    title: With EMA\n", "", 10, "rows.averaged.title is missing"),
+        (
+            "    title: With EMA\n",
+            "    title: With EMA\n    teacher: bass\n",
+            12,
+            "rows.averaged.teacher must be an earlier row, got bass (did you mean base?)",
+        ),
         ("  averaged:\n", "  base:\n", 10, "rows.base is given twice"),
         ("{trainer.max", "{ema: false, ema.decay: 0.9, trainer.max", 5, "rows.base switches ema"),
         ("metric: test", "metric: tets", 17, "claims[0].metric must be 'test accuracy', "),
@@ -295,7 +301,7 @@ def test_two_claims_of_one_id_are_refused(load):
 def test_the_pages_example_is_a_suite(load):
     page = (SUITES / "README.md").read_text()
     suite = load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
-    assert list(suite.rows) == ["se", "ema"]
+    assert list(suite.rows) == ["se", "ema", "student"]
     assert [claim.id for claim in suite.claims] == ["ema_gain"]
 
 

@@ -34,6 +34,8 @@ SMALL = {
         EnhancedEfficientResNet, 4, extra_conv="pointwise", relu_after_sum=False
     ),
     "enhanced, plain": partial(EnhancedEfficientResNet, 4, False, False, "none"),
+    "enhanced, coordinate": partial(EnhancedEfficientResNet, 4, attention="coordinate"),
+    "enhanced, gates": partial(EnhancedEfficientResNet, 4, dropout=0.0, routing="gates"),
     "sam": partial(SAMResNet, base_width=8, blocks=[2, 1, 1]),
     "sam, cbam": partial(SAMResNet, 8, (1, 1, 1), attention="cbam"),
     "sam, coordinate": partial(SAMResNet, 8, (1, 1, 1), attention="coordinate"),
@@ -115,6 +117,8 @@ def test_enhanced_efficient_resnet_at_other_widths(base_width: int, parameters: 
 # Of the eight blocks, by stage: channels times hidden channels, and one 7x7 filter each.
 CHANNEL_ATTENTION = 2 * 2 * (62 * 4 + 124 * 7 + 248 * 15 + 248 * 15)
 SPATIAL_ATTENTION = 8 * 2 * 7 * 7
+# A convolution to eight channels with bias and BatchNorm, and two back with bias.
+COORDINATE = 2 * sum(8 * width + 8 + 16 + 2 * (8 * width + width) for width in (62, 124, 248, 248))
 SEPARABLE = 248 * 9 + 248 * 248 + 2 * 248
 POINTWISE = 248 * 248 + 2 * 248
 
@@ -130,6 +134,7 @@ POINTWISE = 248 * 248 + 2 * 248
         ({"channel_attention": False}, SPATIAL_ATTENTION + SEPARABLE),
         ({"spatial_attention": False}, CHANNEL_ATTENTION + SEPARABLE + 2 * 248 * 15),
         ({"extra_conv": "pointwise"}, 35_008 + POINTWISE),
+        ({"attention": "coordinate"}, COORDINATE + SEPARABLE + 2 * 248 * 15),
         ({"relu_after_sum": False, "dropout": 0.0}, 35_008 + SEPARABLE + 2 * 248 * 15),
     ],
 )
@@ -203,6 +208,8 @@ def blocks_of(network: nn.Module) -> list[BasicBlock]:
 
 
 def test_attention_sits_between_the_convolutions_in_sam_and_before_the_sum_in_the_others() -> None:
+    (block, *_) = blocks_of(SMALL["enhanced, coordinate"]())
+    assert [type(layer) for layer in block.after_bn2] == [CoordinateAttention]
     kinds = {"sam": SqueezeExcitation, "sam, cbam": CBAM, "sam, coordinate": CoordinateAttention}
     for name, kind in kinds.items():
         for block in blocks_of(SMALL[name]()):
@@ -369,6 +376,9 @@ def test_the_images_are_left_as_they_were(make: Callable[[], nn.Module]) -> None
         (SAMResNet, "se_reduction", 0),
         (SAMResNet, "activation", "gelu"),
         (SAMResNet, "attention", "eca"),
+        (EnhancedEfficientResNet, "attention", "eca"),
+        (EnhancedEfficientResNet, "routing", "always"),
+        (WideResNet, "routing", "always"),
         (ResNet, "activation", "gelu"),
         (SEResNet, "base_width", 0),
         (SEResNet, "blocks", (1, 1)),
@@ -396,6 +406,12 @@ def test_a_wrong_argument_is_named_with_its_value(
 def test_a_kind_of_attention_without_attention_is_a_contradiction(attention: str) -> None:
     with pytest.raises(ValueError, match=rf"^attention must be 'se'.* got '{attention}'"):
         SAMResNet(se=False, attention=attention)
+
+
+@pytest.mark.parametrize("flag", ["channel_attention", "spatial_attention"])
+def test_coordinate_attention_replaces_both_modules_or_none(flag: str) -> None:
+    with pytest.raises(ValueError, match=r"^attention must be 'dual'.* got 'coordinate'"):
+        EnhancedEfficientResNet(attention="coordinate", **{flag: False})
 
 
 def test_stochastic_depth_leaves_out_later_blocks_more_often() -> None:
