@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD, normalise
+from datamodules.facts import CIFAR10_MEAN as MEAN
+from datamodules.facts import CIFAR10_STD as STD
+from datamodules.normalisation import normalise
 from experiments.console import UserError
 from experiments.exports.model_card import model_card
 from experiments.inference.finished import FinishedRun, open_run

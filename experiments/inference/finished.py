@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import datamodules
-from datamodules.normalisation import CIFAR10_CLASSES
+from datamodules.facts import CIFAR10_CLASSES
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.presets import PRESETS

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD, eval_batch_size, normalise
+from datamodules.facts import CIFAR10_MEAN as MEAN
+from datamodules.facts import CIFAR10_STD as STD
+from datamodules.normalisation import eval_batch_size, normalise
 from experiments.console import UserError, track
 from experiments.inference.finished import FinishedRun, is_export, open_network, open_run
 from experiments.inference.strategies import PLAIN, Strategy

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD, normalise
+from datamodules.facts import CIFAR10_MEAN as MEAN
+from datamodules.facts import CIFAR10_STD as STD
+from datamodules.normalisation import normalise
 from experiments.inference.analysis import hardest
 from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
 from lightning_modules.prediction import log_probabilities

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules import CIFAR10DataModule
 from datamodules.corruptions import BENCHMARK
-from datamodules.normalisation import CIFAR10_CLASSES
+from datamodules.facts import CIFAR10_CLASSES
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.inference.analysis import confusion, reliability, wilson_interval

@@ -20,7 +20,8 @@ import datamodules.cifar10
 import datamodules.corruptions
 from datamodules import CIFAR10DataModule
 from datamodules.corruptions import CORRUPTIONS, corrupt
-from datamodules.normalisation import MEAN, STD
+from datamodules.facts import CIFAR10_MEAN as MEAN
+from datamodules.facts import CIFAR10_STD as STD
 from datamodules.synthetic import synthetic_cifar10
 from experiments.console import UserError
 from experiments.evaluate import main
