@@ -135,7 +135,7 @@ class CIFAR10DataModule(LightningDataModule):
                 "policy must not be augmix if MixUp or CutMix is on: AugMix's loss compares "
                 "views of one image, got 'augmix'"
             )
-        self.source: str | None = None
+        self.source: Name | Literal["synthetic"] | None = None
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
         self._position: dict[str, int] = {}
 
@@ -174,7 +174,7 @@ class CIFAR10DataModule(LightningDataModule):
         rank_zero_info(f"Training on SYNTHETIC images: the results say nothing about {title}.")
         self.source = "synthetic"
 
-    def _needs_files(self, source: str) -> bool:
+    def _needs_files(self, source: str | None) -> bool:
         # Synthetic images have the data set's normalisation, which a folder must compute.
         return source != "synthetic" or self.data_set.name == "folder"
 
@@ -249,7 +249,7 @@ class CIFAR10DataModule(LightningDataModule):
             self.mean,
             self.std,
             # Cutout's hole is zero after normalisation, as in the paper.
-            replace(self.augmentation, cutout_fill=tuple(self.data_set.mean)),
+            replace(self.augmentation, cutout_fill=self.data_set.mean),
             self.mixing,
             epochs=epochs,
             **self._rank(),

@@ -26,12 +26,12 @@ class MissingDataError(MisconfigurationException):
 class PublicDataSet:
     """A data set that torchvision downloads: 32 x 32 pixels, with official splits."""
 
-    name: str
+    name: Name
     title: str
     classes: tuple[str, ...]
     counts: tuple[int, ...]  # training images of each class
-    mean: tuple[float, ...]  # per channel over all training images, in [0, 1]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]  # per channel over all training images, in [0, 1]
+    std: tuple[float, float, float]
     files: str  # the file or folder with the images, as messages name it
     megabytes: int  # of the download
     mirrors: bool = True  # whether a mirrored image still shows its class

@@ -56,7 +56,7 @@ class PictureFolder:
     classes: tuple[str, ...]
     pictures: dict[Split, list[tuple[Path, str]]] = field(repr=False)
     _arrays: dict[str, Any] = field(default_factory=dict, repr=False)  # filled by `find`
-    name: ClassVar[str] = "folder"
+    name: ClassVar[Literal["folder"]] = "folder"
     mirrors: ClassVar[bool] = True
 
     @classmethod
@@ -115,13 +115,16 @@ class PictureFolder:
         return tuple(counts[name] for name in self.classes)
 
     @property
-    def mean(self) -> tuple[float, ...]:
+    def mean(self) -> tuple[float, float, float]:
         """Mean of each channel over the training images, in [0, 1]; after `find`."""
-        return tuple(self._arrays["mean"].tolist())
+        red, green, blue = self._arrays["mean"].tolist()
+        return red, green, blue
 
     @property
-    def std(self) -> tuple[float, ...]:
-        return tuple(self._arrays["std"].tolist())
+    def std(self) -> tuple[float, float, float]:
+        """Standard deviation of each channel, as `mean`."""
+        red, green, blue = self._arrays["std"].tolist()
+        return red, green, blue
 
     @property
     def digest(self) -> str:

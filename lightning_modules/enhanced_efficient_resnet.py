@@ -19,6 +19,7 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
         extra_conv: ExtraConv = "separable",
         relu_after_sum: bool = True,
         dropout: float = 0.3,
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -29,8 +30,15 @@ class EnhancedEfficientResNetClassifier(ImageClassifier):
             extra_conv: kind of convolution after the last stage.
             relu_after_sum: apply a ReLU after each residual sum.
             dropout: probability of dropping a pooled feature before the linear layer.
+            classes: classes of the data set, which run.py counts.
         """
         network = EnhancedEfficientResNet(
-            base_width, channel_attention, spatial_attention, extra_conv, relu_after_sum, dropout
+            base_width,
+            channel_attention,
+            spatial_attention,
+            extra_conv,
+            relu_after_sum,
+            dropout,
+            classes,
         )
         super().__init__(network, **training)

@@ -20,6 +20,7 @@ class WideResNetClassifier(ImageClassifier):
         widen_factor: float = 4.0,
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -28,5 +29,7 @@ class WideResNetClassifier(ImageClassifier):
             widen_factor: width of the three stages in multiples of 16, 32 and 64 channels.
             dropout: probability of dropping an activation between the convolutions of a block.
             stochastic_depth: probability of skipping the last block; smaller for earlier blocks.
+            classes: classes of the data set, which run.py counts.
         """
-        super().__init__(WideResNet(depth, widen_factor, dropout, stochastic_depth), **training)
+        network = WideResNet(depth, widen_factor, dropout, stochastic_depth, classes)
+        super().__init__(network, **training)

@@ -22,8 +22,8 @@ from experiments.training.length import steps_of_epochs
 def training_of(config: dict[str, Any], source: str | None = None) -> str:
     """A text that is equal for configurations of the same training with any seed.
 
-    A setting that an older configuration lacks has today's default. `source` is the source of the
-    images, if the configuration says "auto".
+    A setting that an older configuration lacks has today's default. `source` is the record's
+    origin of the images.
     """
     return json.dumps(_relevant(config, source), sort_keys=True)
 
@@ -50,7 +50,9 @@ def _relevant(config: dict[str, Any], source: str | None = None) -> dict[str, An
     settings["teacher"] = [name.rpartition("@")[2] for name in teachers]
     if not teachers:
         settings = {key: x for key, x in settings.items() if not key.startswith("distill.")}
-    if settings["trainer.max_steps"] >= steps_of_epochs(config):
+    # The length of a folder's epoch is not in a configuration.
+    of_folder = settings["data.dataset"] == "folder"
+    if not of_folder and settings["trainer.max_steps"] >= steps_of_epochs(config):
         settings["trainer.max_steps"] = -1  # a limit that is never reached
     return {key: value for key, value in settings.items() if key not in IRRELEVANT}
 
@@ -96,7 +98,7 @@ class Results:
         """
         found: dict[str, dict[int, Record]] = defaultdict(dict)
         for record in sorted(self.records, key=lambda x: x.finished):
-            found[training_of(record.config, record.source)].setdefault(record.seed, record)
+            found[training_of(record.config, record.origin)].setdefault(record.seed, record)
         return {training: dict(sorted(by_seed.items())) for training, by_seed in found.items()}
 
     def of_row(self, row: Row, scale: Scale) -> dict[int, Record]:
@@ -154,8 +156,8 @@ def check_record(record: Record) -> None:
     # A resumed run keeps its first settings, which later flags replace.
     words = [word for line in record.command for word in shlex.split(line)[2:]]
     _, flags = places.parse_known_args(words)
-    given = _relevant(resolve_config(flags), record.source)
-    for key, value in _relevant(record.config, record.source).items():
+    given = _relevant(resolve_config(flags), record.origin)
+    for key, value in _relevant(record.config, record.origin).items():
         if value != given.get(key):
             raise ValueError(
                 f"{key} is {value} in its config and {given.get(key)} by its command: "

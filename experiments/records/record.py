@@ -26,6 +26,15 @@ def _known(arch: str) -> str:
     return arch
 
 
+#: the images of a run -> their name in texts
+SOURCES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "folder": "a folder of pictures",
+    "synthetic": "the SYNTHETIC stand-in",
+}
+Source = Literal["cifar10", "cifar100", "svhn", "folder", "synthetic"]
 #: a name that `--arch` accepts
 Arch = Annotated[str, AfterValidator(_known)]
 
@@ -43,6 +52,18 @@ class Score:
 
 
 @dataclass(frozen=True, config=EXACT)
+class ImageFacts:
+    """The images that a network was trained on, as prediction and export need them."""
+
+    classes: list[str]  # in the order of the labels
+    mean: list[float]  # of each channel over the training images, in [0, 1]
+    std: list[float]
+    image_size: int  # side in pixels
+    digest: str | None = None  # SHA-256 of a folder's classes, images and labels
+    skipped: int = 0  # unreadable pictures of a folder
+
+
+@dataclass(frozen=True, config=EXACT)
 class Record:
     """One finished run.
 
@@ -54,7 +75,7 @@ class Record:
     command: list[str]  # every command that worked on the run: a resumed run has several
     config: dict[str, Any]  # every flag, resolved
     quick: bool  # whether it was a --quick run, which says nothing about the network
-    source: Literal["cifar10", "synthetic"]  # CIFAR-10's images or the procedural stand-in
+    source: Source  # the data set's images or the procedural stand-in
     commit: str  # of the code; "unknown" outside a git checkout
     dirty: bool  # whether the checkout differed from that commit
     versions: dict[str, str]  # of Python and of the packages that decide the result
@@ -78,8 +99,15 @@ class Record:
     images_per_step: int | None = None
     rollbacks: int = 0  # of --on_nan rollback
     host: str | None = None  # the processor and its threads, also if a GPU trained
+    images: ImageFacts | None = None  # None in older records: those of CIFAR-10
     # SHA-256 of all other fields as written: edited records are rejected
     digest: str | None = field(default=None, compare=False)
+
+    @property
+    def origin(self) -> str:
+        """The source; of a folder also the digest of its images."""
+        digest = self.images.digest if self.images else None
+        return f"{self.source} {digest}" if digest else self.source
 
     @property
     def steps_per_epoch(self) -> int:
@@ -132,7 +160,7 @@ class Evaluation:
 
     runs: list[str]  # the folders' names
     command: str  # that evaluated
-    source: Literal["cifar10", "synthetic"]  # as in `Record`
+    source: Source  # as in `Record`
     commit: str  # of the code that evaluated, as in `Record`
     dirty: bool
     versions: dict[str, str]

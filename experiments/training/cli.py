@@ -26,7 +26,12 @@ from datamodules import CIFAR10DataModule
 from experiments.console import UserError
 from experiments.presets import CONFIGS, EXPERIMENTS
 from experiments.records.integrity import check_archive
-from experiments.training.combinations import changes, refuse_combinations, suit_machine
+from experiments.training.combinations import (
+    changes,
+    refuse_combinations,
+    suit_data_set,
+    suit_machine,
+)
 from experiments.training.devices import check_devices
 from experiments.training.display import Display
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
@@ -112,7 +117,9 @@ class ExperimentCLI(LightningCLI):
         self.config = parser.parse_args(args)
         try:
             refuse_trainer_flags(self.config.as_dict())
-            refuse_combinations(self.config, {text.partition("=")[0] for text in args})
+            given = {text.partition("=")[0] for text in args}
+            suit_data_set(self.config, given)
+            refuse_combinations(self.config, given)
             if self.config.fit_budget is not None:
                 self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
             suit_machine(self.config)
@@ -150,7 +157,7 @@ class ExperimentCLI(LightningCLI):
             "--quick",
             action="store_true",
             help="Two minutes or less: a small network, a short schedule, and synthetic images if "
-            "CIFAR-10 is missing.",
+            "the data set is missing.",
         )
         parser.add_argument(
             "--test",
@@ -218,7 +225,7 @@ class ExperimentCLI(LightningCLI):
             self.datamodule.prepare_data()
         if self.teachers:
             settings = self.config.distill.as_dict()
-            self.model.learn_from(distillation(self.teachers, settings, self.datamodule.classes))
+            self.model.learn_from(distillation(self.teachers, settings, self.datamodule))
         keep_steps = 0
         if self.launch.checkpoint is not None:
             checkpoint = read_checkpoint(self.launch.checkpoint, self.model)

@@ -22,7 +22,14 @@ from experiments.inference.evaluation import predict, score
 from experiments.inference.finished import load_weights
 from experiments.records.integrity import seal
 from experiments.records.provenance import describe_device, git_state, versions
-from experiments.records.record import Record, Score, write_atomically, write_record
+from experiments.records.record import (
+    SOURCES,
+    ImageFacts,
+    Record,
+    Score,
+    write_atomically,
+    write_record,
+)
 from experiments.tracking.wandb_media import log_results, log_scores
 from experiments.training.cli import ExperimentCLI
 from experiments.training.configuration import on_meta
@@ -45,7 +52,7 @@ DIVERGED = 3
 #: names of the training accuracy, without and with mixing
 TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
 
-Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
+Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, C)
 
 
 def run_experiment(cli: ExperimentCLI) -> Record | None:
@@ -88,7 +95,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
         print(step_in_words(cli.trainer, batch_size, lr))
         if cli.fitted:
             chosen = on_meta(cli.launch.arch, cli.model.hparams)
-            print(cli.fitted.in_words(operations_per_image(chosen)))
+            print(cli.fitted.in_words(operations_per_image(chosen, cli.datamodule.data_set.side)))
     if cli.trainer.world_size > 1:
         hand_on(folder)
     try:
@@ -154,7 +161,7 @@ def evaluate(
 
 
 def write_predictions(path: Path, labels: dict[str, Tensor], logits: Logits) -> None:
-    """Write arrays `{split}_labels` (N,) and `{split}_{weights}`, logits (N, 10)."""
+    """Write arrays `{split}_labels` (N,) and `{split}_{weights}`, logits (N, C)."""
     arrays = {f"{split}_labels": x.numpy() for split, x in labels.items()}
     for split, by_weights in logits.items():
         arrays |= {f"{split}_{name}": x.numpy() for name, x in by_weights.items()}
@@ -192,7 +199,7 @@ def make_record(
         precision=str(trainer.precision),
         seed=config["seed"],
         parameters=count_parameters(cli.model.network),
-        operations_per_image=operations_per_image(cli.model),
+        operations_per_image=operations_per_image(cli.model, data.data_set.side),
         epochs=epochs_trained(trainer),
         steps=trainer.global_step,
         train_images=int(trainer.num_training_batches) * config["data"]["batch_size"],
@@ -203,6 +210,14 @@ def make_record(
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         rollbacks=next(len(c.rollbacks) for c in trainer.callbacks if isinstance(c, Divergence)),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
+        images=ImageFacts(
+            classes=list(data.classes),
+            mean=list(data.data_set.mean),
+            std=list(data.data_set.std),
+            image_size=data.data_set.side,
+            digest=data.data_set.digest,
+            skipped=len(data.data_set.skipped),
+        ),
     )
 
 
@@ -220,11 +235,11 @@ def last_train_accuracy(metrics: Path) -> float:
     return float([row[key] for row in rows for key in TRAIN_ACCURACY if row.get(key)][-1])
 
 
-def operations_per_image(module: ImageClassifier) -> int:
+def operations_per_image(module: ImageClassifier, side: int = 32) -> int:
     """Operations of one image's forward pass; a multiply-add counts as two."""
     module.eval()
     weight = next(module.parameters())
-    image = torch.zeros(1, 3, 32, 32, device=weight.device, dtype=weight.dtype)
+    image = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
         module(image)
@@ -261,7 +276,10 @@ def send_results(
 
 def show(record: Record, folder: Path) -> None:
     """Print the record's scores and the run's folder."""
-    source = "CIFAR-10" if record.source == "cifar10" else "SYNTHETIC images, not CIFAR-10"
+    source = SOURCES[record.source]
+    if record.source == "synthetic":
+        title = SOURCES[record.config["data"].get("dataset", "cifar10")]
+        source = f"SYNTHETIC images, not {title}"
     epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
     table = Table(
         title=f"{record.arch}: {record.parameters:,} parameters, {epochs} on {source}"

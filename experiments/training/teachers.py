@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from datamodules import CIFAR10DataModule
 from experiments.console import UserError
 from experiments.inference.finished import TrainedNetwork, open_network
 from lightning_modules.distillation import Distillation
@@ -55,16 +58,24 @@ def open_teacher(name: str) -> Teacher:
 
 
 def distillation(
-    teachers: Sequence[Teacher], settings: dict[str, Any], classes: tuple[str, ...]
+    teachers: Sequence[Teacher], settings: dict[str, Any], data: CIFAR10DataModule
 ) -> Distillation:
-    """Make the distillation; UserError for a bad setting or a teacher of other classes."""
+    """Make the distillation; UserError for a bad setting or a teacher of other images."""
+    classes = data.classes
     for teacher in teachers:
-        theirs = teacher.trained.classes
+        theirs = tuple(teacher.trained.images.classes)
         if theirs != classes:
             raise UserError(
                 f"--teacher {teacher.folder} has other classes than the training images: "
                 f"{', '.join(theirs[:3])}, ... ({len(theirs)}) instead of "
                 f"{', '.join(classes[:3])}, ... ({len(classes)})"
+            )
+        ours, facts = data.data_set, teacher.trained.images
+        normalisation = [*ours.mean, *ours.std, ours.side]
+        if not np.allclose(normalisation, [*facts.mean, *facts.std, facts.image_size], atol=1e-6):
+            raise UserError(
+                f"--teacher {teacher.folder} was trained on other images: their size or their "
+                "normalisation differs"
             )
     try:
         return Distillation([teacher.trained.network for teacher in teachers], **settings)

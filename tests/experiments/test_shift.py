@@ -227,6 +227,7 @@ def test_published_arrays_are_scored_instead_and_cifar10_1_beside_them(
     record = read_record(copy / "result.json")
     write_record(replace(record, source="cifar10"), copy / "result.json")
     data = CIFAR10DataModule(**record.config["data"])
+    data.prepare_data()
     monkeypatch.setattr(FinishedRun, "data", lambda *_: data)
     printed = evaluate(copy, "--shift", *folders, severities=[2])
     shift = read_shift(copy / "shift_published.json")
