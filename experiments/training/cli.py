@@ -40,7 +40,7 @@ from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.parser import Parser
 from experiments.training.processes import is_first
 from experiments.training.quiet import quiet
-from experiments.training.teachers import NAMED, Teacher, distillation, open_teacher
+from experiments.training.teachers import NAMED, Teacher, check_images, distillation, open_teacher
 from experiments.training.trainer import Trainer
 from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
 from lightning_modules.classifier import ImageClassifier
@@ -223,9 +223,9 @@ class ExperimentCLI(LightningCLI):
         refuse_monitors(given, self._validated(), self.config.data.val_fraction > 0)
         if is_first():
             self.datamodule.prepare_data()
+            check_images(self.teachers, self.datamodule)
         if self.teachers:
-            settings = self.config.distill.as_dict()
-            self.model.learn_from(distillation(self.teachers, settings, self.datamodule))
+            self.model.learn_from(distillation(self.teachers, self.config.distill.as_dict()))
         keep_steps = 0
         if self.launch.checkpoint is not None:
             checkpoint = read_checkpoint(self.launch.checkpoint, self.model)

@@ -57,26 +57,27 @@ def open_teacher(name: str) -> Teacher:
     return Teacher(folder, digest, trained)
 
 
-def distillation(
-    teachers: Sequence[Teacher], settings: dict[str, Any], data: CIFAR10DataModule
-) -> Distillation:
-    """Make the distillation; UserError for a bad setting or a teacher of other images."""
-    classes = data.classes
+def check_images(teachers: Sequence[Teacher], data: CIFAR10DataModule) -> None:
+    """Raise UserError for a teacher of other images; `data` has found its files."""
+    classes, images = data.classes, data.data_set
     for teacher in teachers:
-        theirs = tuple(teacher.trained.images.classes)
-        if theirs != classes:
+        facts = teacher.trained.images
+        if tuple(facts.classes) != classes:
             raise UserError(
                 f"--teacher {teacher.folder} has other classes than the training images: "
-                f"{', '.join(theirs[:3])}, ... ({len(theirs)}) instead of "
+                f"{', '.join(facts.classes[:3])}, ... ({len(facts.classes)}) instead of "
                 f"{', '.join(classes[:3])}, ... ({len(classes)})"
             )
-        ours, facts = data.data_set, teacher.trained.images
-        normalisation = [*ours.mean, *ours.std, ours.side]
-        if not np.allclose(normalisation, [*facts.mean, *facts.std, facts.image_size], atol=1e-6):
+        ours = [*images.mean, *images.std, images.side]
+        if not np.allclose(ours, [*facts.mean, *facts.std, facts.image_size], rtol=0, atol=1e-6):
             raise UserError(
                 f"--teacher {teacher.folder} was trained on other images: their size or their "
                 "normalisation differs"
             )
+
+
+def distillation(teachers: Sequence[Teacher], settings: dict[str, Any]) -> Distillation:
+    """Make the distillation; UserError for a bad setting."""
     try:
         return Distillation([teacher.trained.network for teacher in teachers], **settings)
     except ValueError as error:

@@ -49,7 +49,8 @@ def run(experiment, flags):
     """A finished run on the folder, which has learnt to tell the colours apart."""
     made = experiment(
         *flags, "--data.batch_size=21", "--trainer.limit_train_batches=1.0", "--data.cutout=0",
-        "--trainer.max_epochs=30", "--data.mixup_alpha=0", "--model.lr=0.05", "--model.base_width=8",
+        "--trainer.max_epochs=30", "--data.mixup_alpha=0", "--model.lr=0.05",
+        "--model.base_width=8",
     )  # fmt: skip
     return open_run(made.folder)
 
@@ -210,10 +211,13 @@ def test_an_empty_class_and_a_changed_folder_are_rejected(
     made = experiment(*flags, "--trainer.max_epochs=1", "--name=changed", f"--output={tmp_path}")
     (made.folder / "result.json").unlink()
     resumed = ("--name=changed", f"--output={tmp_path}", "--ckpt_path=last")
+    again = experiment(*flags, "--trainer.max_epochs=2", "--allow-changes", *resumed)
+    assert again.record.epochs == 2
+    (made.folder / "result.json").unlink()
     (root / "train" / "hen").mkdir()
     assert "train/hen contains no pictures" in refusal(*flags)
     shutil.copy(root / "train" / "gnu" / "0.png", root / "train" / "hen")
-    assert "--model.classes: 7 -> 8" in refusal(*flags, "--trainer.max_epochs=1", *resumed)
+    assert "--model.classes: 7 -> 8" in refusal(*flags, *resumed)
 
 
 def test_a_shift_needs_cifar10(run, capsys):
