@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch import nn
 
 from experiments import evaluate, export, predict
 from experiments.inference.finished import open_network, open_run
+from experiments.presets import EXPERIMENTS
 from experiments.records.record import read_evaluation, read_record, write_record
+from experiments.training.configuration import on_meta, resolve_config
 from lightning_modules import ARCHITECTURES
 from lightning_modules.networks import count_parameters
 from lightning_modules.pretrained import PretrainedClassifier
@@ -156,6 +159,16 @@ def test_a_run_without_a_test_folder_is_scored_on_validation(experiment, flags, 
     with pytest.raises(SystemExit) as end:
         call(evaluate, made.folder)
     assert end.value.code == 2
+
+
+def test_the_documented_numbers_of_parameters_are_those_of_the_presets():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert [row[0] for row in rows] == list(EXPERIMENTS)
+    for arch, *stated in rows:
+        model = resolve_config([f"--arch={arch}"])["model"]
+        networks = [on_meta(arch, model | {"classes": classes}).network for classes in (10, 100)]
+        assert [f"{count_parameters(network):,}" for network in networks] == stated
 
 
 def test_the_budget_counts_the_head_of_the_data_set(build):
