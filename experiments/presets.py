@@ -22,7 +22,9 @@ PRESETS = {
     "dms_resnet": "sam_resnet",
     "dms_teacher": "sam_resnet",
     "efficient_resnet": "sam_resnet",
+    "small_300k": "speed_resnet",
     "speed_resnet_96": "speed_resnet",
+    "tiny_100k": "speed_resnet",
 }
 
 
