@@ -152,7 +152,6 @@ class CIFAR10DataModule(LightningDataModule):
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of each channel, as `mean`."""
         return torch.tensor(self.data_set.std)
 
     def prepare_data(self) -> None:

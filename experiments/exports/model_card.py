@@ -2,7 +2,8 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from experiments.records.record import SOURCES, Record
+from experiments.records.images import SOURCES
+from experiments.records.record import Record
 from lightning_modules.pretrained import PretrainedClassifier
 
 CARD = """---

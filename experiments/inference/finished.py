@@ -12,10 +12,10 @@ from datamodules.facts import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.presets import PRESETS
+from experiments.records.images import ImageFacts
 from experiments.records.integrity import check_archive, check_checksums
 from experiments.records.record import (
     Evaluation,
-    ImageFacts,
     Record,
     Shift,
     read_evaluation,

@@ -11,7 +11,7 @@ from datamodules.normalisation import eval_batch_size, normalise
 from experiments.console import UserError, track
 from experiments.inference.finished import FinishedRun, is_export, open_network, open_run
 from experiments.inference.strategies import PLAIN, Strategy
-from experiments.records.record import ImageFacts
+from experiments.records.images import ImageFacts
 
 
 @dataclass(frozen=True)

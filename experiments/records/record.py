@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from experiments.console import UserError, near
 from experiments.presets import EXPERIMENTS
+from experiments.records.images import ImageFacts, Source
 from experiments.records.parsing import EXACT, read_json
 
 
@@ -26,15 +27,6 @@ def _known(arch: str) -> str:
     return arch
 
 
-#: the images of a run -> their name in texts
-SOURCES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "svhn": "SVHN",
-    "folder": "a folder of pictures",
-    "synthetic": "the SYNTHETIC stand-in",
-}
-Source = Literal["cifar10", "cifar100", "svhn", "folder", "synthetic"]
 #: a name that `--arch` accepts
 Arch = Annotated[str, AfterValidator(_known)]
 
@@ -49,18 +41,6 @@ class Score:
     images: int  # number of images
     checkpoint: str  # file in the run folder that contains the weights
     epoch: int  # of the checkpoint, counted from 1
-
-
-@dataclass(frozen=True, config=EXACT)
-class ImageFacts:
-    """The images that a network was trained on, as prediction and export need them."""
-
-    classes: list[str]  # in the order of the labels
-    mean: list[float]  # of each channel over the training images, in [0, 1]
-    std: list[float]
-    image_size: int  # side in pixels
-    digest: str | None = None  # SHA-256 of a folder's classes, images and labels
-    skipped: int = 0  # unreadable pictures of a folder
 
 
 @dataclass(frozen=True, config=EXACT)

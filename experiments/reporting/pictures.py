@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from datamodules.normalisation import normalise
 from experiments.inference.analysis import hardest
-from experiments.records.record import ImageFacts
+from experiments.records.images import ImageFacts
 from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
 from lightning_modules.prediction import log_probabilities
 

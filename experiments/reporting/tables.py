@@ -9,8 +9,8 @@ from rich.table import Table
 from datamodules.corruptions import BENCHMARK
 from experiments.inference.shift import mean_score
 from experiments.inference.strategies import FIGURE_1, PLAIN, STRATEGIES
+from experiments.records.images import SOURCES
 from experiments.records.record import (
-    SOURCES,
     Evaluation,
     Shift,
     ShiftMean,

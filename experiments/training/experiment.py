@@ -20,16 +20,10 @@ from callbacks import DivergedError, Divergence
 from experiments.console import UserError
 from experiments.inference.evaluation import predict, score
 from experiments.inference.finished import load_weights
+from experiments.records.images import SOURCES, ImageFacts
 from experiments.records.integrity import seal
 from experiments.records.provenance import describe_device, git_state, versions
-from experiments.records.record import (
-    SOURCES,
-    ImageFacts,
-    Record,
-    Score,
-    write_atomically,
-    write_record,
-)
+from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores
 from experiments.training.cli import ExperimentCLI
 from experiments.training.configuration import on_meta
@@ -210,14 +204,7 @@ def make_record(
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         rollbacks=next(len(c.rollbacks) for c in trainer.callbacks if isinstance(c, Divergence)),
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
-        images=ImageFacts(
-            classes=list(data.classes),
-            mean=list(data.data_set.mean),
-            std=list(data.data_set.std),
-            image_size=data.data_set.side,
-            digest=data.data_set.digest,
-            skipped=len(data.data_set.skipped),
-        ),
+        images=ImageFacts.of(data),
     )
 
 
