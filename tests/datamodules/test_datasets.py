@@ -210,6 +210,14 @@ def test_a_damaged_cache_is_replaced(root, damage):
         assert str(arrays["digest"]) == expected.digest
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(root):
+    (root / ".pictures-32.npz").mkdir()
+    data = module(root)
+    data.setup("fit")
+    assert len(data.train_dataloader().images) == 28
+    assert not list(root.glob("*.partial"))
+
+
 def test_unreadable_pictures_are_skipped_and_listed(root):
     (root / "train" / "bee" / "0.png").write_bytes(b"no picture")
     (root / "train" / "bee" / "._0.png").write_bytes(b"hidden")
