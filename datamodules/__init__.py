@@ -1,4 +1,4 @@
-"""Data sets as batches of augmented tensors: CIFAR-10 and synthetic images."""
+"""Data sets as batches of augmented tensors: public ones, pictures, synthetic images."""
 
 from typing import TYPE_CHECKING, Any
 

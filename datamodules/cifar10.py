@@ -1,30 +1,36 @@
-"""Data module of CIFAR-10: splits, device and loaders."""
+"""Data module of CIFAR-10 and of other data sets: splits, device and loaders."""
 
 import os
 from dataclasses import fields, replace
-from math import ceil, inf
+from math import inf
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.augmentation import Augmentation
-from datamodules.cifar10_files import MissingDataError, find_cifar10, load_cifar10
+from datamodules.datasets import MissingDataError, Name, open_data_set
 from datamodules.mixing import Mixing
-from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD, eval_batch_size, normalise
+from datamodules.normalisation import eval_batch_size, normalise
 from datamodules.policies import make_policy
-from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
-from datamodules.tensor_loader import EvalLoader, TrainLoader, derive_seed, shard
+from datamodules.synthetic import synthetic_cifar10, synthetic_classes
+from datamodules.tensor_loader import (
+    EvalLoader,
+    TrainLoader,
+    epochs_of_training,
+    shard,
+    stratified_split,
+)
 
-Source = Literal["cifar10", "synthetic", "auto"]
+Source = Literal["cifar10", "cifar100", "svhn", "folder", "synthetic", "auto"]
 
 
 class CIFAR10DataModule(LightningDataModule):
-    """CIFAR-10 as uint8 tensors on the training device, which also augments them."""
+    """A data set as uint8 tensors on the training device, which also augments them."""
 
     def __init__(
         self,
@@ -57,12 +63,14 @@ class CIFAR10DataModule(LightningDataModule):
         mixup_ramp: bool = False,
         cutmix_alpha: float = 0.0,
         cutmix_p: float = 1.0,
+        dataset: Name = "cifar10",
+        image_size: int = 32,
     ) -> None:
         """
         Args:
-            root: folder that contains cifar-10-batches-py (default: $CIFAR10_ROOT, else data).
-            source: CIFAR-10, synthetic images, or auto: synthetic images if CIFAR-10 is missing.
-            download: download CIFAR-10 if it is missing.
+            root: folder of the data set's files (default: $CIFAR10_ROOT, else data).
+            source: the data set, synthetic images, or auto: synthetic if the data set is missing.
+            download: download the data set if it is missing.
             batch_size: training images per step on all devices together.
             eval_batch_size: images per evaluation step; null is 2,500 on a GPU, 250 on a CPU.
             val_fraction: share of the training images for validation, equal in each class.
@@ -89,16 +97,19 @@ class CIFAR10DataModule(LightningDataModule):
             mixup_ramp: use alpha / 2 in the first quarter of training and 3/4 alpha in the second.
             cutmix_alpha: alpha of CutMix's Beta(alpha, alpha); 0 turns CutMix off.
             cutmix_p: probability of CutMix per batch; mixup_p + cutmix_p must be at most 1.
+            dataset: images and classes; folder is root/train/CLASS/*.jpg and perhaps root/test.
+            image_size: side of the images in pixels, 32 or 64; only folder takes 64.
         """
         super().__init__()
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be 1 or more, got {size}")
-        if source not in get_args(Source):
-            raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
-        if crop_mode == "reflect" and crop_padding >= 32:
+        if source not in (dataset, "cifar10", "synthetic", "auto"):
+            raise ValueError(f"source must be one of {dataset}, synthetic, auto, got {source!r}")
+        if crop_mode == "reflect" and crop_padding >= image_size:
             raise ValueError(
-                f"crop_padding must be less than 32 if crop_mode is reflect, got {crop_padding}"
+                f"crop_padding must be less than {image_size} if crop_mode is reflect, got "
+                f"{crop_padding}"
             )
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
@@ -110,43 +121,61 @@ class CIFAR10DataModule(LightningDataModule):
         # All nodes share a file system, so one process downloads for all.
         self.prepare_data_per_node = False
         self.root = Path(root or os.environ.get("CIFAR10_ROOT") or "data")
-        self.mean, self.std = torch.tensor(MEAN), torch.tensor(STD)
-        flags: dict[str, Any] = {x.name: self.hparams.get(x.name) for x in fields(Augmentation)}
+        self.data_set = open_data_set(
+            dataset, root if dataset == "folder" else self.root, image_size
+        )
+        names = (x.name for x in fields(Augmentation) if x.name in self.hparams)
+        flags: dict[str, Any] = {name: self.hparams[name] for name in names}
         flags["policy"] = make_policy(policy, rand_augment_n, rand_augment_m, augmix_severity)
-        # Zero after normalisation, as in the paper.
-        self.augmentation = Augmentation(**flags | {"cutout_fill": MEAN})
+        self.augmentation = Augmentation(**flags)
         mixing = (mixup_alpha, mixup_p, cutmix_alpha, cutmix_p, mixup_ramp)
-        self.mixing = Mixing(*mixing, num_classes=len(CIFAR10_CLASSES))
+        self.mixing = Mixing(*mixing, num_classes=len(self.data_set.classes))
         if policy == "augmix" and self.mixing.active:
             raise ValueError(
                 "policy must not be augmix if MixUp or CutMix is on: AugMix's loss compares "
                 "views of one image, got 'augmix'"
             )
-        self.source: Literal["cifar10", "synthetic"] | None = None
+        self.source: Name | Literal["synthetic"] | None = None
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
         self._position: dict[str, int] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in the order of their labels."""
-        return SYNTHETIC_CLASSES if self.source == "synthetic" else CIFAR10_CLASSES
+        names = self.data_set.classes
+        return synthetic_classes(len(names)) if self.source == "synthetic" else names
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each channel, float32 (3,); for a folder after `prepare_data` or `setup`."""
+        return torch.tensor(self.data_set.mean)
+
+    @property
+    def std(self) -> Tensor:
+        return torch.tensor(self.data_set.std)
 
     def prepare_data(self) -> None:
         """Find, download and verify the files, including the test set; set `self.source`."""
         if self.source is not None:
             return
-        source = self.hparams["source"]
-        if source != "synthetic":
+        source, title = self.hparams["source"], self.data_set.title
+        if self._needs_files(source):
             try:
-                find_cifar10(self.root, self.hparams["download"])
-                self.source = "cifar10"
-                return
+                self.data_set.find(self.hparams["download"])
             except MissingDataError as error:
-                if source == "cifar10":
+                if source != "auto":
                     raise
                 rank_zero_info(f"{error}. Source auto: using synthetic images.")
-        rank_zero_info("Training on SYNTHETIC images: the results say nothing about CIFAR-10.")
+            else:
+                if source != "synthetic":
+                    self.source = self.data_set.name
+                    return
+        rank_zero_info(f"Training on SYNTHETIC images: the results say nothing about {title}.")
         self.source = "synthetic"
+
+    def _needs_files(self, source: str | None) -> bool:
+        # Synthetic images have the data set's normalisation, which a folder must compute.
+        return source != "synthetic" or self.data_set.name == "folder"
 
     def setup(self, stage: str) -> None:
         """Read the images: training for "fit" and "validate", test for "test".
@@ -155,8 +184,8 @@ class CIFAR10DataModule(LightningDataModule):
         """
         if self.trainer is not None:
             source = self.trainer.strategy.broadcast(self.source)
-            if self.source is None and source == "cifar10":
-                find_cifar10(self.root, download=False)
+            if self.source is None and self._needs_files(source):
+                self.data_set.find(download=False)
             self.source = source
         if stage in ("fit", "validate") and "train" not in self._splits:
             images, labels = self._load("train")
@@ -165,13 +194,16 @@ class CIFAR10DataModule(LightningDataModule):
             )
             self._splits["train"] = images[train], labels[train]
             self._splits["val"] = images[val], labels[val]
-        elif stage == "test" and "test" not in self._splits:
+        elif stage == "test" and "test" not in self._splits and self.data_set.has_test:
             self._splits["test"] = self._load("test")
 
     def _load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-        if self.source == "synthetic":
+        if self.source != "synthetic":
+            return self.data_set.load(split)
+        classes, side = len(self.data_set.classes), self.data_set.side
+        if (classes, side) == (10, 32):
             return synthetic_cifar10(split)
-        return load_cifar10(self.root, train=split == "train")
+        return synthetic_cifar10(split, classes=classes, side=side)
 
     def _on_device(self, split: str) -> tuple[Tensor, Tensor]:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -180,7 +212,7 @@ class CIFAR10DataModule(LightningDataModule):
         return self._splits[split]
 
     def training_images(self, count: int) -> Tensor:
-        """Return the first `count` training images, float32 (count, 3, 32, 32).
+        """Return the first `count` training images, float32 (count, 3, H, W).
 
         They are normalised and not augmented. Call `setup("fit")` before.
         """
@@ -220,7 +252,8 @@ class CIFAR10DataModule(LightningDataModule):
             hparams["seed"],
             self.mean,
             self.std,
-            self.augmentation,
+            # Cutout's hole is zero after normalisation, as in the paper.
+            replace(self.augmentation, cutout_fill=self.data_set.mean),
             self.mixing,
             epochs=epochs,
             **self._rank(),
@@ -251,7 +284,7 @@ class CIFAR10DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch and the number of its batches that have been trained on."""
+        """Return the epoch, its trained batches, and for a folder the digest of the images."""
         if self.trainer is None:
             return {}
         loop = self.trainer.fit_loop
@@ -259,33 +292,13 @@ class CIFAR10DataModule(LightningDataModule):
         batches = loop.epoch_loop.batch_progress.state_dict()["current"]
         # Between two epochs Lightning still has the number of batches of the last epoch.
         within = epochs["started"] > epochs["processed"]
-        return {"epoch": epochs["processed"], "batch": batches["processed"] if within else 0}
+        state = {"epoch": epochs["processed"], "batch": batches["processed"] if within else 0}
+        return state if self.data_set.digest is None else state | {"images": self.data_set.digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("images") != self.data_set.digest:
+            raise MisconfigurationException(
+                f"the pictures in --data.root {self.root} have changed since this training began: "
+                "restore them, or begin a new run"
+            )
         self._position = state_dict
-
-
-def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return sorted indices (train, validation) with equal shares of every class."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-    train, val = [], []
-    for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
-        members = members[torch.randperm(len(members), generator=generator)]
-        held_out = round(len(members) * val_fraction)
-        val.append(members[:held_out])
-        train.append(members[held_out:])
-    return torch.cat(train).sort().values, torch.cat(val).sort().values
-
-
-def epochs_of_training(trainer: Trainer, batches: int) -> float:
-    """Return the length of training in epochs of `batches`; infinite without a limit.
-
-    The length is not a whole number if `max_steps` ends training within an epoch. Lightning's
-    `estimated_stepping_batches` gives the same length but needs the training loader.
-    """
-    limit = trainer.limit_train_batches
-    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = max(1, ceil(taken / trainer.accumulate_grad_batches))
-    epochs = inf if trainer.max_epochs == -1 else trainer.max_epochs or 1
-    return epochs if trainer.max_steps == -1 else min(epochs, trainer.max_steps / steps)

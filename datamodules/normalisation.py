@@ -1,14 +1,7 @@
-"""CIFAR-10's classes, the normalisation of its pixels, and evaluation batches."""
+"""The normalisation of pixels, and the size of evaluation batches."""
 
 import torch
 from torch import Tensor
-
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
-# Per channel over all pixels of the 50,000 training images, in [0, 1]; a test measures them again.
-MEAN = (0.49140, 0.48216, 0.44653)
-STD = (0.24703, 0.24349, 0.26159)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Synthetic images in CIFAR-10's format: shapes and textures."""
+"""Synthetic images in the format of a data set: shapes and textures."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 # A shape takes positions (x, y) in pixels from its centre, x to the right and y down, both
-# (N, 32, 32), and a size (N, 1, 1) in [0, 1]. It returns the signed distance to its outline in
+# (N, H, W), and a size (N, 1, 1) in [0, 1]. It returns the signed distance to its outline in
 # pixels, negative inside.
 Shape = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -66,13 +66,26 @@ _SHAPES: dict[str, Shape] = {
 SYNTHETIC_CLASSES = tuple(_SHAPES)
 
 
-def _draw(shape: Shape, count: int, generator: Generator) -> Tensor:
-    """Draw images uint8 (count, 3, 32, 32) of one shape."""
+def synthetic_classes(count: int) -> tuple[str, ...]:
+    """Return the names of `count` classes; more than ten are shapes in several hues."""
+    hues = -(-count // len(_SHAPES))
+    names = [name if hues == 1 else f"{name}, hue {i}" for i in range(hues) for name in _SHAPES]
+    return tuple(names[:count])
+
+
+def _draw(
+    shape: Shape, count: int, generator: Generator, side: int = 32, hue: float | None = None
+) -> Tensor:
+    """Draw images uint8 (count, 3, side, side) of one shape.
+
+    With a `hue` in [0, 1) the shape has this colour, and the background is grey.
+    """
 
     def uniform(low: float, high: float, *size: int) -> Tensor:
         return torch.rand(count, *size, generator=generator) * (high - low) + low
 
-    pixel = torch.arange(32) - 15.5
+    # Positions are in pixels of 32 x 32 images, whatever the side.
+    pixel = (torch.arange(side) - (side - 1) / 2) * (32 / side)
     # Half of the images are mirrored, as in augmentation, so stripes follow both diagonals.
     x = (pixel - uniform(-3, 3, 1, 1)) * torch.where(uniform(0, 1, 1, 1) < 0.5, 1.0, -1.0)
     y = pixel[:, None] - uniform(-3, 3, 1, 1)
@@ -84,6 +97,10 @@ def _draw(shape: Shape, count: int, generator: Generator) -> Tensor:
     background = uniform(0, 1, 3, 1, 1)
     # Each channel of the two colours differs by at least 0.35, modulo 1.
     foreground = (background + uniform(0.35, 0.65, 3, 1, 1)).remainder(1)
+    if hue is not None:
+        turns = torch.tensor([0, 1 / 3, 2 / 3])[:, None, None]
+        foreground = (0.5 + 0.5 * (2 * torch.pi * (hue - turns)).cos()).expand_as(foreground)
+        background = background[:, :1].expand_as(background)
     images = torch.lerp(background, foreground, inside)
     slope_x, slope_y = uniform(-0.3, 0.3, 1, 1, 1), uniform(-0.3, 0.3, 1, 1, 1)
     images *= 1 + slope_x * (pixel / 32) + slope_y * (pixel[:, None] / 32)
@@ -92,14 +109,19 @@ def _draw(shape: Shape, count: int, generator: Generator) -> Tensor:
 
 
 def synthetic_cifar10(
-    split: Literal["train", "test"], seed: int = 0, per_class: int | None = None
+    split: Literal["train", "test"],
+    seed: int = 0,
+    per_class: int | None = None,
+    classes: int = len(_SHAPES),
+    side: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """Return shuffled images uint8 (N, 3, 32, 32) and labels int64 (N,).
+    """Return shuffled images uint8 (N, 3, side, side) and labels int64 (N,).
 
-    The ten `SYNTHETIC_CLASSES` have `per_class` images each, by default 5,000 for "train" and 1,000
-    for "test". Position, size, tilt, colours, light and pixel noise vary. Flips, crops with padding
-    4, rotations by 15 degrees and Cutout 16 do not change the class. The splits come from different
-    random streams. All 60,000 images take 3 s and 430 MB on one core.
+    The `synthetic_classes` have `per_class` images each; by default all classes together have
+    50,000 for "train" and 10,000 for "test". Position, size, tilt, colours, light and pixel noise
+    vary. Flips, crops with padding 4, rotations by 15 degrees and Cutout 16 do not change the
+    class. The splits come from different random streams. All 60,000 images take 3 s and 430 MB on
+    one core.
 
     Raises ValueError for an unknown split, a negative seed, and `per_class` below 1.
     """
@@ -108,16 +130,19 @@ def synthetic_cifar10(
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     if per_class is None:
-        per_class = 5_000 if split == "train" else 1_000
+        per_class = (50_000 if split == "train" else 10_000) // classes
     if per_class < 1:
         raise ValueError(f"per_class must be 1 or more, got {per_class}")
     generator = torch.Generator().manual_seed(2 * seed + (split == "test"))
-    count = per_class * len(_SHAPES)
-    images = torch.empty(count, 3, 32, 32, dtype=torch.uint8)
+    count = per_class * classes
+    images = torch.empty(count, 3, side, side, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
-    places = torch.randperm(count, generator=generator).view(len(_SHAPES), per_class)
+    places = torch.randperm(count, generator=generator).view(classes, per_class)
+    shapes, hues = list(_SHAPES.values()), -(-classes // len(_SHAPES))
     # One class after another, because float images of all classes would need ten times the memory.
-    for label, shape in enumerate(_SHAPES.values()):
-        images[places[label]] = _draw(shape, per_class, generator)
+    for label in range(classes):
+        group, shape = divmod(label, len(shapes))
+        hue = group / hues if hues > 1 else None
+        images[places[label]] = _draw(shapes[shape], per_class, generator, side, hue)
         labels[places[label]] = label
     return images, labels

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from datamodules.augmentation import Augmentation
 from datamodules.mixing import Mixing
 from datamodules.normalisation import normalise
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -20,6 +24,19 @@ def derive_seed(*parts: int | str) -> int:
     """Return a seed of 63 bits that depends on all parts and their order."""
     digest = blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def stratified_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return sorted indices (train, validation) with equal shares of every class."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
+    train, val = [], []
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        held_out = round(len(members) * val_fraction)
+        val.append(members[:held_out])
+        train.append(members[held_out:])
+    return torch.cat(train).sort().values, torch.cat(val).sort().values
 
 
 def shard(items: Tensor, rank: int, world_size: int) -> Tensor:
@@ -137,3 +154,16 @@ class TrainLoader:
         if not self.mixing.active:
             return images, labels
         return self.mixing(images, labels, rng, progress=self.epoch / self.epochs)
+
+
+def epochs_of_training(trainer: "Trainer", batches: int) -> float:
+    """Return the length of training in epochs of `batches`; infinite without a limit.
+
+    The length is not a whole number if `max_steps` ends training within an epoch. Lightning's
+    `estimated_stepping_batches` gives the same length but needs the training loader.
+    """
+    limit = trainer.limit_train_batches
+    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = max(1, math.ceil(taken / trainer.accumulate_grad_batches))
+    epochs = math.inf if trainer.max_epochs == -1 else trainer.max_epochs or 1
+    return epochs if trainer.max_steps == -1 else min(epochs, trainer.max_steps / steps)

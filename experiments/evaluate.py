@@ -56,7 +56,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         help="strategy for a run without validation images, chosen before: only it and plain "
         "predict the test set, and the record names it as chosen",
     )
-    parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
+    parser.add_argument("--root", help="folder of the data set (default: that of the run)")
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="of computations (default: that of training)"
     )

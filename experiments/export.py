@@ -39,7 +39,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="load each file back and compare its logits on test images with the run's",
     )
-    parser.add_argument("--root", help="folder of CIFAR-10 for --verify (default: the run's)")
+    parser.add_argument("--root", help="folder of the data set for --verify (default: the run's)")
     parser.add_argument(
         "--push", metavar="USER/NAME", help="upload to this repository on Hugging Face's Hub"
     )

@@ -66,8 +66,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         raise UserError(
             f"--strategy {flags.strategy} is unknown{hint}: name one of {', '.join(names)}"
         )
-    if not 1 <= flags.top <= 10:
-        raise UserError(f"--top must be in 1 to 10, got {flags.top}")
+    if flags.top < 1:
+        raise UserError(f"--top must be 1 or more, got {flags.top}")
     if not flags.output.parent.is_dir():
         raise UserError(f"--output {flags.output}: there is no folder {flags.output.parent}")
     return flags
@@ -96,7 +96,7 @@ def show(
     if found.resized:
         console.print(
             f"{found.resized:,} of {len(found.ids):,} images had another size: the square in their "
-            "middle was resampled to 32 x 32"
+            f"middle was resampled to {found.images.shape[2]} x {found.images.shape[3]}"
         )
 
 
@@ -110,11 +110,14 @@ def main() -> None:
 
     predictor = open_predictor(flags.run)
     name = flags.strategy or predictor.default
-    found = unlabelled.read_unlabelled(flags.inputs)
+    classes, side = tuple(predictor.images.classes), predictor.images.image_size
+    if flags.top > len(classes):
+        raise UserError(f"--top must be in 1 to {len(classes)}, got {flags.top}")
+    found = unlabelled.read_unlabelled(flags.inputs, side)
     answers = probabilities(predictor, STRATEGIES[name], found.images)
-    show(found, answers, predictor.classes, flags.top, f"{predictor.name}, {name}")
+    show(found, answers, classes, flags.top, f"{predictor.name}, {name}")
     if flags.probabilities:
-        text = unlabelled.probabilities_csv(found.ids, answers, predictor.classes)
+        text = unlabelled.probabilities_csv(found.ids, answers, classes)
     else:
         text = unlabelled.submission_csv(found.ids, answers.argmax(dim=1).tolist())
     write_atomically(flags.output, text)

@@ -40,13 +40,12 @@ CAPTURED = ("graph", "reduce-overhead", "max-autotune")
 
 
 class ImageClassifier(EvaluationModule):
-    """Trains a network that maps normalised images (N, 3, 32, 32) to logits (N, 10).
+    """Trains a network that maps normalised images (N, 3, H, W) to logits (N, classes).
 
     The arguments of derived classes are flat, typed and primitive, because they are the command
     line's flags, the checkpoint's hyper-parameters and W&B's columns.
     """
 
-    classes: ClassVar[int] = 10
     #: hyper-parameter of the network's size, and one step of it
     grows: ClassVar[str] = "base_width"
     grows_by: ClassVar[float] = 1
@@ -113,6 +112,7 @@ class ImageClassifier(EvaluationModule):
         """
         super().__init__()
         self.save_hyperparameters(ignore="network")
+        self.classes: int = self.hparams.get("classes", 10)
         check_hyperparameters(self.hparams, type(self).__name__, self.normalises)
         self.ascent = None if sharpness == "none" else Ascent(sharpness, rho)
         last = channels_last is True
@@ -159,7 +159,7 @@ class ImageClassifier(EvaluationModule):
         self.captured = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, 10) of images, or (N, V, 10) of views (N, V, 3, 32, 32)."""
+        """Return logits (N, C) of images, or (N, V, C) of views (N, V, 3, H, W)."""
         if images.ndim == 5:
             return self(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         return self.network(images.contiguous(memory_format=self.memory_format))
@@ -242,7 +242,7 @@ class ImageClassifier(EvaluationModule):
     def loss(self, logits: Tensor, targets: Tensor, soft: Tensor | None = None) -> Tensor:
         """Return the cross-entropy, mixed with the distillation loss for `soft` targets.
 
-        For AugMix's views (N, 3, 10) it is the cross-entropy of the first one, plus the weighted
+        For AugMix's views (N, 3, C) it is the cross-entropy of the first one, plus the weighted
         Jensen-Shannon divergence of all.
         """
         clean = logits if logits.ndim == 2 else logits[:, 0]

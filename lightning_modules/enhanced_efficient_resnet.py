@@ -27,6 +27,7 @@ class EnhancedEfficientResNetClassifier(RoutedClassifier):
         attention: Attention = "dual",
         routing: Routing = "none",
         target_rate: float = 0.6,
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -40,6 +41,7 @@ class EnhancedEfficientResNetClassifier(RoutedClassifier):
             attention: both modules of the paper, or coordinate attention instead of them.
             routing: gates let each image skip blocks.
             target_rate: wanted share of open gates, in (0, 1].
+            classes: classes of the data set, which run.py counts.
         """
         network = EnhancedEfficientResNet(
             base_width,
@@ -50,5 +52,6 @@ class EnhancedEfficientResNetClassifier(RoutedClassifier):
             dropout,
             attention,
             routing,
+            classes,
         )
         super().__init__(network, target_rate, **training)

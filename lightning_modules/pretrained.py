@@ -12,14 +12,13 @@ from lightning_modules.networks import build_network
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class PretrainedClassifier(
-    nn.Module, PyTorchModelHubMixin, library_name="sub5m", license="mit", tags=["cifar10"]
-):
-    """Maps pixels float (N, 3, 32, 32) in [0, 1] to logits float32 (N, 10).
+class PretrainedClassifier(nn.Module, PyTorchModelHubMixin, library_name="sub5m", license="mit"):
+    """Maps pixels float (N, 3, H, W) in [0, 1] to logits float32 (N, C).
 
     The arguments are the fields of `config.json`: architecture, hyper-parameters, normalisation,
-    names of the classes, and dtype of weights and computations. `from_pretrained(FOLDER,
-    strict=True)` loads the files of `save_pretrained(FOLDER)` without a connection.
+    names of the classes, dtype of weights and computations, and side of the images.
+    `from_pretrained(FOLDER, strict=True)` loads the files of `save_pretrained(FOLDER)` without a
+    connection.
     """
 
     mean: Tensor
@@ -33,11 +32,13 @@ class PretrainedClassifier(
         std: Sequence[float],
         classes: Sequence[str],
         dtype: Dtype = "float32",
+        image_size: int = 32,
     ) -> None:
         super().__init__()
         # The memory format depends on the machine, not on the network.
         self.network = build_network(arch, hyper_parameters | {"channels_last": False})
         self.classes = tuple(classes)
+        self.image_size = image_size
         self.to(getattr(torch, dtype))
         # Not saved, because config.json contains them. In 32 bits for weights of any dtype.
         for name, values in (("mean", mean), ("std", std)):

@@ -17,6 +17,7 @@ class ResNetClassifier(ImageClassifier):
         base_width: int = 64,
         blocks: tuple[int, int, int] = (4, 4, 3),
         activation: Activation = "silu",
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -24,5 +25,6 @@ class ResNetClassifier(ImageClassifier):
             base_width: channels of the first stage; the others have twice and four times as many.
             blocks: residual blocks in each of the three stages.
             activation: nonlinearity of the stem and the blocks.
+            classes: classes of the data set, which run.py counts.
         """
-        super().__init__(ResNet(base_width, blocks, activation), **training)
+        super().__init__(ResNet(base_width, blocks, activation, classes), **training)

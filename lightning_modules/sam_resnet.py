@@ -22,6 +22,7 @@ class SAMResNetClassifier(ImageClassifier):
         attention: Attention = "se",
         stem_se: bool = False,
         dropout: float = 0.0,
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -34,8 +35,17 @@ class SAMResNetClassifier(ImageClassifier):
             attention: squeeze-and-excitation, CBAM, or coordinate attention.
             stem_se: use squeeze-and-excitation after the stem.
             dropout: probability of dropout after every block and before the head.
+            classes: classes of the data set, which run.py counts.
         """
         network = SAMResNet(
-            base_width, blocks, se, se_reduction, activation, attention, stem_se, dropout
+            base_width,
+            blocks,
+            se,
+            se_reduction,
+            activation,
+            attention,
+            stem_se,
+            dropout,
+            classes,
         )
         super().__init__(network, **training)

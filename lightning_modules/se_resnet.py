@@ -16,6 +16,7 @@ class SEResNetClassifier(ImageClassifier):
         base_width: int = 64,
         blocks: tuple[int, int, int] = (4, 4, 3),
         se_reduction: int = 16,
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -23,5 +24,6 @@ class SEResNetClassifier(ImageClassifier):
             base_width: channels of the first stage; the others have twice and four times as many.
             blocks: residual blocks in each of the three stages.
             se_reduction: channels divided by the hidden channels of SE.
+            classes: classes of the data set, which run.py counts.
         """
-        super().__init__(SEResNet(base_width, blocks, se_reduction), **training)
+        super().__init__(SEResNet(base_width, blocks, se_reduction, classes), **training)

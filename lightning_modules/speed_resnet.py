@@ -43,6 +43,7 @@ class SpeedResNetClassifier(ImageClassifier):
         whitening_bias: float = 0.3,
         dirac: bool = True,
         bn_momentum: float = 0.4,
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -55,6 +56,7 @@ class SpeedResNetClassifier(ImageClassifier):
             whitening_bias: share of training that trains the bias of the whitening layer.
             dirac: initialise convolutions as the identity of their input channels.
             bn_momentum: share of the new batch in BatchNorm's running statistics.
+            classes: classes of the data set, which run.py counts.
         """
         if not 0 <= whitening_bias <= 1:
             raise ValueError(
@@ -65,7 +67,9 @@ class SpeedResNetClassifier(ImageClassifier):
                 "whitening must be on if optimizer is muon, got whitening False: no normalisation "
                 "follows the trained layer"
             )
-        network = SpeedResNet(base_width, widths, convs, residual, whitening, dirac, bn_momentum)
+        network = SpeedResNet(
+            base_width, widths, convs, residual, whitening, dirac, bn_momentum, classes
+        )
         super().__init__(network, **training)
         self._bias_steps = 0.0
 

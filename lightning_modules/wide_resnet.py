@@ -23,6 +23,7 @@ class WideResNetClassifier(RoutedClassifier):
         stochastic_depth: float = 0.0,
         routing: Routing = "none",
         target_rate: float = 0.6,
+        classes: int = 10,
         **training: Any,
     ) -> None:
         """
@@ -33,6 +34,7 @@ class WideResNetClassifier(RoutedClassifier):
             stochastic_depth: probability of skipping the last block; smaller for earlier blocks.
             routing: gates let each image skip blocks.
             target_rate: wanted share of open gates, in (0, 1].
+            classes: classes of the data set, which run.py counts.
         """
-        network = WideResNet(depth, widen_factor, dropout, stochastic_depth, routing)
+        network = WideResNet(depth, widen_factor, dropout, stochastic_depth, routing, classes)
         super().__init__(network, target_rate, **training)

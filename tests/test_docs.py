@@ -60,6 +60,13 @@ def test_a_printed_command_is_accepted(command: str, monkeypatch, tmp_path) -> N
     if "--ckpt_path" in arguments:  # it needs a run to continue
         at = arguments.index("--ckpt_path")
         del arguments[at : at + 2]
+    if "folder" in arguments:  # it needs pictures
+        monkeypatch.chdir(tmp_path)
+        for name in ("daisy", "rose"):
+            folder = Path(arguments[arguments.index("--data.root") + 1], "train", name)
+            folder.mkdir(parents=True)
+            for i in range(300):
+                (folder / f"{i}.jpg").touch()
     ExperimentCLI(read_launch([*arguments, "--output", str(tmp_path)]))
 
 

@@ -3,8 +3,9 @@
 python tests/test_fuzz.py --inputs 100000 --output experiments/results/trust/fuzz.json
 
 Each input is a valid file with random changes: flipped bits, removed, repeated or inserted pieces,
-and numbers replaced by extreme ones. A reader must return, or raise a UserError, which the commands
-print in one line, within five seconds. The memory of the process must grow by less than 1 GiB.
+and numbers replaced by extreme ones. A reader must return, or raise a UserError or a
+PictureError, which the commands print in one line, within five seconds. The memory of the process
+must grow by less than 1 GiB.
 """
 
 import argparse
@@ -27,10 +28,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.pictures import PictureError, read_picture
 from experiments.claims.suites import SUITES, load_suite
 from experiments.console import UserError
 from experiments.inference.finished import load_weights
-from experiments.inference.pictures import read_picture
 from experiments.inference.unlabelled import read_test_set
 from experiments.records.provenance import git_state, versions
 from experiments.records.record import read_any, read_benchmark, write_atomically
@@ -144,7 +145,7 @@ def fuzz(inputs: int, seed: int, folder: Path) -> dict[str, Counter[str]]:
         try:
             read(path)
             endings[name]["read"] += 1
-        except UserError:
+        except (UserError, PictureError):
             endings[name]["rejected"] += 1
         except BaseException as error:
             (folder / f"failed{suffix}").write_bytes(content)

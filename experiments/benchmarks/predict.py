@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from rich.table import Table
 from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD
+from datamodules.facts import CIFAR10_MEAN, CIFAR10_STD
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks.timing import Ratio, alternate, ratio
 from experiments.inference.finished import FinishedRun, open_run
@@ -104,7 +104,9 @@ def noise(count: int, batch_size: int) -> EvalLoader:
     """Random pixels: times do not depend on the pixels."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     labels = torch.zeros(count, dtype=torch.int64)
-    return EvalLoader(images, labels, batch_size, torch.tensor(MEAN), torch.tensor(STD))
+    return EvalLoader(
+        images, labels, batch_size, torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)
+    )
 
 
 def first(loader: EvalLoader, count: int, device: torch.device) -> EvalLoader:

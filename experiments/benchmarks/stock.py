@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 from torchvision.transforms import InterpolationMode, v2
 
-from datamodules.normalisation import CIFAR10_CLASSES, MEAN, STD
+from datamodules.facts import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
 from datamodules.tensor_loader import Batch, TrainLoader
 from experiments.console import UserError
 
@@ -75,7 +75,7 @@ def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
     elif settings["policy"] == "rand_augment":
         steps.append(v2.RandAugment(settings["rand_augment_n"], settings["rand_augment_m"]))
     # Images stay bytes as long as possible, because that is faster.
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
     if settings["cutout"]:
         steps.append(Cutout(settings["cutout"]))
     return v2.Compose(steps)

@@ -28,8 +28,8 @@ def training_of(
 ) -> str:
     """A text that is equal for configurations of the same training with any seed.
 
-    A setting that an older configuration lacks has today's default. `source` is the source of the
-    images, if the configuration says "auto". `teachers` maps digests of weights to the trainings
+    A setting that an older configuration lacks has today's default. `source` is the record's
+    origin of the images. `teachers` maps digests of weights to the trainings
     that made them: students whose teachers differ only in their seeds have the same training.
     """
     return json.dumps(_relevant(config, source, teachers), sort_keys=True)
@@ -40,7 +40,7 @@ def known_teachers(records: Iterable[Record]) -> dict[str, str]:
     known: dict[str, str] = {}
     for record in sorted(records, key=lambda x: x.finished):  # a student begins after its teacher
         if record.weights_digest:
-            known[record.weights_digest] = training_of(record.config, record.source, known)
+            known[record.weights_digest] = training_of(record.config, record.origin, known)
     return known
 
 
@@ -70,7 +70,9 @@ def _relevant(
     settings["teacher"] = [teachers.get(digest, digest) for digest in digests]
     if not digests:
         settings = {key: x for key, x in settings.items() if not key.startswith("distill.")}
-    if settings["trainer.max_steps"] >= steps_of_epochs(config):
+    # The length of a folder's epoch is not in a configuration.
+    of_folder = settings["data.dataset"] == "folder"
+    if not of_folder and settings["trainer.max_steps"] >= steps_of_epochs(config):
         settings["trainer.max_steps"] = -1  # a limit that is never reached
     return {key: value for key, value in settings.items() if key not in IRRELEVANT}
 
@@ -121,7 +123,7 @@ class Results:
         found: dict[str, dict[int, Record]] = defaultdict(dict)
         teachers = known_teachers(self.records)
         for record in sorted(self.records, key=lambda x: x.finished):
-            training = training_of(record.config, record.source, teachers)
+            training = training_of(record.config, record.origin, teachers)
             found[training].setdefault(record.seed, record)
         return {training: dict(sorted(by_seed.items())) for training, by_seed in found.items()}
 
@@ -180,8 +182,8 @@ def check_record(record: Record) -> None:
     # A resumed run keeps its first settings, which later flags replace.
     words = [word for line in record.command for word in shlex.split(line)[2:]]
     _, flags = places.parse_known_args(words)
-    given = _relevant(resolve_config(flags), record.source)
-    for key, value in _relevant(record.config, record.source).items():
+    given = _relevant(resolve_config(flags), record.origin)
+    for key, value in _relevant(record.config, record.origin).items():
         if value != given.get(key):
             raise ValueError(
                 f"{key} is {value} in its config and {given.get(key)} by its command: "

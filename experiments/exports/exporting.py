@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD, normalise
+from datamodules.normalisation import normalise
 from experiments.console import UserError
 from experiments.exports.model_card import model_card
+from experiments.inference.evaluation import open_images
 from experiments.inference.finished import FinishedRun, open_run
 from experiments.records.integrity import write_checksums
 from lightning_modules.pretrained import Dtype, PretrainedClassifier
@@ -64,26 +65,25 @@ def export(
 
 def pretrained(run: FinishedRun, weights: str, dtype: Dtype) -> PretrainedClassifier:
     """A run's network with its "raw", "ema" or "swa" weights, as the Hub's class."""
-    classes = run.classes
+    images = run.images
     arguments = run.record.config["model"]
     model = PretrainedClassifier(
         arch=run.architecture,
         hyper_parameters=arguments,
-        mean=list(MEAN),
-        std=list(STD),
-        classes=list(classes),
+        mean=images.mean,
+        std=images.std,
+        classes=images.classes,
         dtype=dtype,
+        image_size=images.image_size,
     )
     model.network.load_state_dict(run.network(weights).state_dict())
     return model
 
 
 def test_images(run: FinishedRun, root: str | None) -> Tensor:
-    """Some of the run's test images, uint8 (N, 3, 32, 32)."""
-    data = run.data(root)
-    data.prepare_data()
-    data.setup("test")
-    return data.test_dataloader().images[:IMAGES]
+    """Some of the run's test images, else validation images, uint8 (N, 3, H, W)."""
+    loaders = open_images(run, root, torch.device("cpu"))
+    return list(loaders.values())[-1].images[:IMAGES]
 
 
 def write(model: PretrainedClassifier, folder: Path, card: str) -> None:
@@ -93,7 +93,7 @@ def write(model: PretrainedClassifier, folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card, "utf-8")
     model.save_pretrained(folder)
     # Two images, because torch.export would treat a batch of one as a constant.
-    example = (torch.rand(2, 3, 32, 32),)
+    example = (torch.rand(2, 3, model.image_size, model.image_size),)
     batch = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(model, example, dynamic_shapes=batch)
     torch.export.save(program, folder / "model.pt2")
@@ -129,7 +129,7 @@ class Comparison:
 def compare(
     folder: Path, model: PretrainedClassifier, images: Tensor, original: nn.Module
 ) -> list[Comparison]:
-    """Load every file of an export back and compare its logits of images uint8 (N, 3, 32, 32).
+    """Load every file of an export back and compare its logits of images uint8 (N, 3, H, W).
 
     Ends the process if a logit differs by more than `TOLERANCE`.
     """
@@ -146,7 +146,7 @@ def compare(
     }
     comparisons = []
     with torch.inference_mode():
-        normalised = normalise(images, torch.tensor(MEAN), torch.tensor(STD))
+        normalised = normalise(images, model.mean.flatten(), model.std.flatten())
         from_run = answers(original, normalised)
         for file, (network, exported) in loaded.items():
             logits = answers(network, images / 255)
@@ -163,7 +163,7 @@ def compare(
 
 
 def answers(network: Network, images: Tensor) -> Tensor:
-    """Compute logits (N, 10) in batches of two sizes."""
+    """Compute logits (N, C) in batches of two sizes."""
     return torch.cat([network(batch) for batch in images.split(IMAGES // 2 - 1)])
 
 

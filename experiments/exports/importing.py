@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from datamodules.normalisation import MEAN, STD
+from datamodules.datasets import CIFAR10
 from experiments.console import UserError
 from experiments.inference.evaluation import look, open_images, open_networks, score
 from experiments.inference.finished import FinishedRun, load_weights
@@ -71,7 +71,8 @@ def with_our_normalisation(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _change_of_normalisation() -> tuple[Tensor, Tensor]:
     """Return scale and shift (3,): the authors' pixels are ours * scale + shift."""
     mean, std, their_mean, their_std = (
-        torch.tensor(x, dtype=torch.float64) for x in (MEAN, STD, THEIR_MEAN, THEIR_STD)
+        torch.tensor(x, dtype=torch.float64)
+        for x in (CIFAR10.mean, CIFAR10.std, THEIR_MEAN, THEIR_STD)
     )
     return std / their_std, (mean - their_mean) / their_std
 
@@ -165,7 +166,8 @@ def import_weights(files: Mapping[str, Path], folder: Path, root: str | None = N
     for name, state in states.items():
         _write_checkpoint(folder / f"best{'' if name == 'raw' else f'_{name}'}.ckpt", state)
     networks, device, _ = open_networks({name: (run, name) for name in states}, "32-true")
-    seen = look(networks, ["identity"], loader, device, "test batches")
+    views = dict.fromkeys(networks, ["identity"])
+    seen = look(networks, views, loader, device, "test batches")
     scores = {}
     for name, by_view in seen.items():
         weights = load_weights(folder, name)

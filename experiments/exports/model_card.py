@@ -2,6 +2,7 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from experiments.records.images import SOURCES
 from experiments.records.record import Record
 from lightning_modules.pretrained import PretrainedClassifier
 
@@ -16,8 +17,8 @@ CARD = """---
 {warning}
 ## Use
 
-Pixels go in as float (N, 3, 32, 32) in [0, 1], not normalised; logits (N, 10) come out. Every file
-takes any number of images.
+Pixels go in as float (N, 3, {size}, {size}) in [0, 1], not normalised; logits (N, {count}) come
+out. Every file takes any number of images.
 
 - `model.safetensors` and `config.json`: `PretrainedClassifier.from_pretrained(FOLDER, strict=True)`
   of this project's `lightning_modules.pretrained`
@@ -48,7 +49,7 @@ SPLITS = {
     "test": "`test` was read once, after training.",
 }
 SYNTHETIC = """
-**Trained on a synthetic stand-in, not on CIFAR-10**: its figures say nothing about photographs.
+**Trained on a synthetic stand-in, not on {source}**: its figures say nothing about photographs.
 """
 QUICK = """
 **From a `--quick` run**, a check of the program that says nothing about the network.
@@ -60,10 +61,14 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
     tested = "test" in record.scores
     score = record.scores["test" if tested else "val"][weights]
     synthetic = record.source == "synthetic"
+    data_set = record.config["data"].get("dataset", "cifar10")
+    # Synthetic images have no name on the Hub, and their scores must not look like real ones; the
+    # pictures of a folder have no name there either.
+    public = not synthetic and data_set != "folder"
     result = EvalResult(
         task_type="image-classification",
-        dataset_type="cifar10",
-        dataset_name="CIFAR-10",
+        dataset_type=data_set,
+        dataset_name=SOURCES[data_set],
         dataset_split="test",
         metric_type="accuracy",
         metric_value=round(score.accuracy, 4),
@@ -73,9 +78,8 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
         license="mit",
         pipeline_tag="image-classification",
         tags=["sub5m", record.arch],
-        # Synthetic images have no name on the Hub, and their scores must not look like CIFAR-10's.
-        datasets=None if synthetic else ["cifar10"],
-        eval_results=[result] if tested and not synthetic else None,
+        datasets=[data_set] if public else None,
+        eval_results=[result] if tested and public else None,
         model_name=record.name,
     )
     scores = [
@@ -93,8 +97,10 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
         checkpoint=score.checkpoint,
         epoch=score.epoch,
         dtype=str(model.dtype).removeprefix("torch."),
-        warning=synthetic * SYNTHETIC + record.quick * QUICK,
-        source="the synthetic stand-in" if synthetic else "CIFAR-10",
+        warning=synthetic * SYNTHETIC.format(source=SOURCES[data_set]) + record.quick * QUICK,
+        source="the synthetic stand-in" if synthetic else SOURCES[data_set],
+        size=model.image_size,
+        count=len(model.classes),
         splits="\n".join(SPLITS[split] for split in record.scores),
         scores="\n".join(scores),
         epochs=record.epochs,

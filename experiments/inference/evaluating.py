@@ -54,7 +54,8 @@ def evaluate(
         predictions[split] = {name: s.predict(seen) for name, s in strategies.items()}
 
     results = {}
-    mean, std = (x.to(device) for x in (loaders["test"].mean, loaders["test"].std))
+    last = list(loaders.values())[-1]
+    mean, std = last.mean.to(device), last.std.to(device)
     for name, strategy in strategies.items():
         temperature = None
         if "val" in loaders:
@@ -64,7 +65,7 @@ def evaluate(
             for split, by_name in predictions.items()
         }
         module = strategy.build(networks, mean, std)
-        seconds = seconds_per_1000(module, loaders["test"], device)
+        seconds = seconds_per_1000(module, last, device)
         results[name] = StrategyResult(asdict(strategy), temperature, seconds, scores)
     return Evaluation(
         runs=[run.folder.resolve().name for run in runs],
@@ -139,9 +140,9 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"runs must have different names, got {', '.join(names)}")
     for run in runs[1:]:
-        if run.record.source != first.record.source:
+        if run.record.origin != first.record.origin:
             raise UserError(
-                f"{first.folder} is of {first.record.source}, {run.folder} of {run.record.source}"
+                f"{first.folder} is of {first.record.origin}, {run.folder} of {run.record.origin}"
             )
         for key in ("val_fraction", "split_seed"):
             ours, theirs = (x.record.config["data"][key] for x in (first, run))

@@ -31,7 +31,6 @@ from lightning_modules.classifier import ImageClassifier
 from lightning_modules.layers.routing import gates_of
 from lightning_modules.prediction import log_probabilities, see
 
-CLASSES = 10
 #: images for the time of a strategy
 TIMED = 1_000
 
@@ -39,7 +38,7 @@ TIMED = 1_000
 def predict(
     trainer: Trainer, module: ImageClassifier, weights: Weights, loader: Iterable[Any]
 ) -> Tensor:
-    """Return logits float32 (N, 10) on the CPU for all images of a loader."""
+    """Return logits float32 (N, C) on the CPU for all images of a loader."""
     module.network.load_state_dict(weights.state)
     batches = trainer.predict(module, dataloaders=loader)
     assert batches is not None
@@ -67,9 +66,10 @@ def share_of_blocks(
 
 
 def score(logits: Tensor, labels: Tensor, weights: Weights) -> Score:
-    """Compute accuracy, NLL and calibration error of logits (N, 10)."""
+    """Compute accuracy, NLL and calibration error of logits (N, C)."""
     probabilities = logits.softmax(dim=1)
-    calibration = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=15, norm="l1")
+    classes = logits.shape[1]
+    calibration = multiclass_calibration_error(probabilities, labels, classes, n_bins=15, norm="l1")
     return Score(
         accuracy=(logits.argmax(dim=1) == labels).double().mean().item(),
         nll=F.cross_entropy(logits, labels).item(),
@@ -102,16 +102,17 @@ def open_networks(
 
 
 def open_images(run: FinishedRun, root: str | None, device: torch.device) -> dict[str, EvalLoader]:
-    """Return the loaders "test" and, if the run has validation images, "val".
+    """Return the loaders "val" and "test" of the splits that the run's data have.
 
     Images are on the CPU, in batches for the device.
     """
     data = run.data(root)
     data.hparams["eval_batch_size"] = data.hparams["eval_batch_size"] or eval_batch_size(device)
-    data.prepare_data()
     data.setup("validate")
     data.setup("test")
-    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    loaders = {"val": data.val_dataloader()}
+    if data.data_set.has_test:
+        loaders["test"] = data.test_dataloader()
     return {split: loader for split, loader in loaders.items() if loader}
 
 
@@ -123,7 +124,7 @@ def look(
     device: torch.device,
     name: str = "",
 ) -> dict[str, dict[str, Tensor]]:
-    """Return log-probabilities float32 (N, 10) on the CPU by network and view.
+    """Return log-probabilities float32 (N, C) on the CPU by network and view.
 
     `views` names the views of each network. With a `name` it shows the progress.
     """
@@ -161,28 +162,29 @@ def provenance(run: FinishedRun, device: torch.device, precision: str) -> dict[s
 
 
 def calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Compute the calibration of logits (N, 10) for labels int64 (N,), in 64 bits.
+    """Compute the calibration of logits (N, C) for labels int64 (N,), in 64 bits.
 
     The classwise error is the mean over classes of the calibration error of a class's probability
     (Nixon et al. 2019, Kull et al. 2019).
     """
     logits = logits.double()
     probabilities = logits.softmax(dim=1)
-    is_label = F.one_hot(labels, CLASSES)
+    classes = logits.shape[1]
+    is_label = F.one_hot(labels, classes)
     by_class = zip(probabilities.T.contiguous(), is_label.T.contiguous(), strict=True)
     classwise = [binary_calibration_error(p, y, n_bins=15, norm="l1") for p, y in by_class]
     return Calibration(
         nll=F.cross_entropy(logits, labels).item(),
         brier=(probabilities - is_label).square().sum(dim=1).mean().item(),
         ece=multiclass_calibration_error(
-            probabilities, labels, CLASSES, n_bins=15, norm="l1"
+            probabilities, labels, classes, n_bins=15, norm="l1"
         ).item(),
         classwise_ece=torch.stack(classwise).mean().item(),
     )
 
 
 def measure(predictions: Tensor, labels: Tensor, temperature: float | None) -> dict[str, Any]:
-    """Measure log-probabilities (N, 10), also divided by a temperature."""
+    """Measure log-probabilities (N, C), also divided by a temperature."""
     return {
         "accuracy": (predictions.argmax(dim=1) == labels).double().mean().item(),
         "as_it_is": calibration(predictions, labels),
@@ -193,7 +195,7 @@ def measure(predictions: Tensor, labels: Tensor, temperature: float | None) -> d
 def score_strategy(
     predictions: Tensor, baseline: Tensor, labels: Tensor, temperature: float | None
 ) -> StrategyScore:
-    """Score log-probabilities (N, 10) of a strategy against a baseline."""
+    """Score log-probabilities (N, C) of a strategy against a baseline."""
     correct = predictions.argmax(dim=1) == labels
     plain = baseline.argmax(dim=1) == labels
     low, high = paired_bootstrap(correct, plain)

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import datamodules
-from datamodules.normalisation import CIFAR10_CLASSES
+from datamodules.facts import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
 from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.presets import PRESETS
+from experiments.records.images import ImageFacts
 from experiments.records.integrity import check_archive, check_checksums
 from experiments.records.record import (
     Evaluation,
@@ -109,16 +110,31 @@ class FinishedRun:
         return network.eval()
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes in the order of their labels."""
-        return SYNTHETIC_CLASSES if self.record.source == "synthetic" else CIFAR10_CLASSES
+    def images(self) -> ImageFacts:
+        """The classes, the normalisation and the size of the run's images."""
+        if self.record.images is not None:
+            return self.record.images
+        synthetic = self.record.source == "synthetic"
+        classes = SYNTHETIC_CLASSES if synthetic else CIFAR10_CLASSES
+        return ImageFacts(list(classes), list(CIFAR10_MEAN), list(CIFAR10_STD), 32)
 
-    def data(self, root: str | None = None) -> "CIFAR10DataModule":
-        """Return the run's data with its split, by default from the same folder."""
+    def data(self, root: str | None = None, download: bool = True) -> "CIFAR10DataModule":
+        """Find the run's data with its split, by default in the same folder.
+
+        Raises UserError if pictures of a folder have changed since the training.
+        """
         arguments = dict(self.record.config["data"])
         # If `source` was auto, this machine might choose another one.
-        given = {"root": root or arguments["root"], "source": self.record.source}
-        return datamodules.CIFAR10DataModule(**arguments | given)
+        given: dict[str, Any] = {"root": root or arguments["root"], "source": self.record.source}
+        given |= {"download": download and arguments["download"]}
+        data = datamodules.CIFAR10DataModule(**arguments | given)
+        data.prepare_data()
+        if data.data_set.digest != self.images.digest:
+            raise UserError(
+                f"the pictures in {data.root} are not those that {self.record.name} was trained "
+                "on: name their folder with --root"
+            )
+        return data
 
     def evaluation(self) -> Evaluation | None:
         """Read the record of `evaluate.py` for this run; None if there is none.
@@ -149,10 +165,10 @@ def open_run(folder: Path) -> FinishedRun:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network in evaluation mode and 32 bits, its classes, and its file."""
+    """A network in evaluation mode and 32 bits, its images, and its file."""
 
     network: nn.Module
-    classes: tuple[str, ...]
+    images: ImageFacts
     file: Path
 
 
@@ -170,7 +186,7 @@ def open_network(folder: Path) -> TrainedNetwork:
         return _open_export(folder)
     run = open_run(folder)
     weights = run.record.selected or "raw"
-    return TrainedNetwork(run.network(weights), run.classes, weights_file(folder, weights))
+    return TrainedNetwork(run.network(weights), run.images, weights_file(folder, weights))
 
 
 def _open_export(folder: Path) -> TrainedNetwork:
@@ -183,4 +199,6 @@ def _open_export(folder: Path) -> TrainedNetwork:
         raise UserError(
             f"the exported network in {folder} cannot be read ({type(error).__name__})"
         ) from None
-    return TrainedNetwork(model.network.float(), model.classes, folder / "model.safetensors")
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    images = ImageFacts(list(model.classes), mean, std, model.image_size)
+    return TrainedNetwork(model.network.float(), images, folder / "model.safetensors")

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD, eval_batch_size, normalise
+from datamodules.normalisation import eval_batch_size, normalise
 from experiments.console import UserError, track
 from experiments.inference.finished import FinishedRun, is_export, open_network, open_run
 from experiments.inference.strategies import PLAIN, Strategy
+from experiments.records.images import ImageFacts
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Predictor:
     """The networks of a finished run, or an exported network."""
 
     name: str
-    classes: tuple[str, ...]
+    images: ImageFacts
     default: str  # the strategy if the user names none
     network: Callable[[str], nn.Module]  # by the name of its weights
 
@@ -27,7 +28,7 @@ def open_predictor(folder: Path) -> Predictor:
     """Open a finished run or an exported folder; raise UserError for any other folder."""
     if not is_export(folder):
         run = open_run(folder)
-        return Predictor(run.record.name, run.classes, _best_strategy(run), run.network)
+        return Predictor(run.record.name, run.images, _best_strategy(run), run.network)
     exported = open_network(folder)
 
     def network(weights: str) -> nn.Module:
@@ -35,7 +36,7 @@ def open_predictor(folder: Path) -> Predictor:
             raise UserError(f"{folder} has a single network: name a --strategy without {weights}")
         return exported.network
 
-    return Predictor(folder.resolve().name, exported.classes, PLAIN, network)
+    return Predictor(folder.resolve().name, exported.images, PLAIN, network)
 
 
 def _best_strategy(run: FinishedRun) -> str:
@@ -47,9 +48,10 @@ def _best_strategy(run: FinishedRun) -> str:
 
 
 def probabilities(predictor: Predictor, strategy: Strategy, images: Tensor) -> Tensor:
-    """Return probabilities float32 (N, 10) on the CPU of images uint8 (N, 3, 32, 32)."""
+    """Return probabilities float32 (N, C) on the CPU of images uint8 (N, 3, H, W)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    facts = predictor.images
+    mean, std = (torch.tensor(x, device=device) for x in (facts.mean, facts.std))
     networks = {name: predictor.network(name) for name in strategy.networks}
     network = strategy.build(networks, mean, std)
     batches = images.split(eval_batch_size(device))

@@ -25,6 +25,7 @@ from experiments.inference.evaluation import (
 )
 from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import BOTH, PLAIN, Strategy
+from experiments.records.images import SOURCES
 from experiments.records.record import Calibration, Shift, ShiftMean, ShiftResult, ShiftScore
 from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
@@ -62,6 +63,12 @@ def evaluate_shift(
     CIFAR-10.1 is given, it is scored too. Raises UserError for unreadable files, and for CIFAR-10.1
     if the run was trained on synthetic images.
     """
+    trained_on = run.record.config["data"].get("dataset", "cifar10")
+    if trained_on != "cifar10":
+        raise UserError(
+            f"--shift needs a network for CIFAR-10, but {run.folder} was trained on "
+            f"{SOURCES[trained_on]}"
+        )
     if cifar10_1 and run.record.source == "synthetic":
         raise UserError(
             f"--cifar101 contains photographs, but {run.folder} was trained on synthetic images"

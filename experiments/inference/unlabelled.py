@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.pictures import SUFFIXES, PictureError, read_picture
 from experiments.console import UserError, printable
 from experiments.inference.array_pickles import unpickle_arrays
-from experiments.inference.pictures import SIDE, SUFFIXES, read_picture
 
 
 @dataclass(frozen=True)
 class UnlabelledImages:
     """Images to classify, and their names in a submission."""
 
-    images: Tensor  # uint8 (N, 3, 32, 32)
+    images: Tensor  # uint8 (N, 3, side, side)
     ids: list[str]  # N
     resized: int  # number of pictures that had another size
     unreadable: list[str]  # for each unreadable picture its path and the reason
 
 
-def read_unlabelled(paths: Sequence[Path]) -> UnlabelledImages:
+def read_unlabelled(paths: Sequence[Path], side: int = 32) -> UnlabelledImages:
     """Read all images of pictures, folders and pickled test sets, in order.
 
     A picture is recognised by its suffix, and its id is its path. Folders are searched recursively,
@@ -49,8 +49,8 @@ def read_unlabelled(paths: Sequence[Path]) -> UnlabelledImages:
         for file in _pictures_in(path) if path.is_dir() else [path]:
             if file.suffix.lower() in SUFFIXES:
                 try:
-                    picture, fitted = read_picture(file)
-                except UserError as error:
+                    picture, fitted = read_picture(file, side)
+                except PictureError as error:
                     unreadable.append(str(error))
                     continue
                 images.append(picture[None])
@@ -58,7 +58,7 @@ def read_unlabelled(paths: Sequence[Path]) -> UnlabelledImages:
                 ids.append(os.fsencode(file).decode(errors="replace"))
                 resized += fitted
             else:
-                batch, names = read_test_set(file)
+                batch, names = read_test_set(file, side)
                 images.append(batch)
                 ids += names
     if not images:
@@ -84,8 +84,8 @@ def _pictures_in(folder: Path) -> list[Path]:
     return pictures
 
 
-def read_test_set(path: Path) -> tuple[Tensor, list[str]]:
-    """Read images uint8 (N, 3, 32, 32) of a pickled test set, and their ids.
+def read_test_set(path: Path, side: int = 32) -> tuple[Tensor, list[str]]:
+    """Read images uint8 (N, 3, side, side) of a pickled test set, and their ids.
 
     Raises UserError for any other file.
     """
@@ -104,11 +104,13 @@ def read_test_set(path: Path) -> tuple[Tensor, list[str]]:
         raise UserError(
             f"{path} has no array under the key data; its keys are {sorted(map(str, fields))}"
         )
-    shape = data.shape
-    if data.dtype != np.uint8 or shape[1:] not in ((3072,), (SIDE, SIDE, 3)) or not len(data):
-        raise UserError(f"{path} holds {data.dtype} {shape}, not uint8 (N, 3072) or (N, 32, 32, 3)")
+    shape, values = data.shape, 3 * side**2
+    if data.dtype != np.uint8 or shape[1:] not in ((values,), (side, side, 3)) or not len(data):
+        raise UserError(
+            f"{path} holds {data.dtype} {shape}, not uint8 (N, {values}) or (N, {side}, {side}, 3)"
+        )
     images = torch.from_numpy(data.copy("C"))
-    images = images.permute(0, 3, 1, 2) if len(shape) == 4 else images.view(-1, 3, SIDE, SIDE)
+    images = images.permute(0, 3, 1, 2) if len(shape) == 4 else images.view(-1, 3, side, side)
     ids = _texts(fields.get("ids", range(len(data))), path)
     if len(ids) != len(images):
         raise UserError(f"{path} has {len(images)} images, but {len(ids)} ids")

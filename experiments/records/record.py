@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from experiments.console import UserError, near
 from experiments.presets import EXPERIMENTS
+from experiments.records.images import ImageFacts, Source
 from experiments.records.parsing import EXACT, read_json
 
 
@@ -54,7 +55,7 @@ class Record:
     command: list[str]  # every command that worked on the run: a resumed run has several
     config: dict[str, Any]  # every flag, resolved
     quick: bool  # whether it was a --quick run, which says nothing about the network
-    source: Literal["cifar10", "synthetic"]  # CIFAR-10's images or the procedural stand-in
+    source: Source  # the data set's images or the procedural stand-in
     commit: str  # of the code; "unknown" outside a git checkout
     dirty: bool  # whether the checkout differed from that commit
     versions: dict[str, str]  # of Python and of the packages that decide the result
@@ -86,8 +87,15 @@ class Record:
     weights_digest: str | None = None
     # share of the gated blocks that images use, on validation or else on test; None without gates
     blocks_used: float | None = None
+    images: ImageFacts | None = None  # None in older records: those of CIFAR-10
     # SHA-256 of all other fields as written: edited records are rejected
     digest: str | None = field(default=None, compare=False)
+
+    @property
+    def origin(self) -> str:
+        """The source; of a folder also the digest of its images."""
+        digest = self.images.digest if self.images else None
+        return f"{self.source} {digest}" if digest else self.source
 
     @property
     def steps_per_epoch(self) -> int:
@@ -140,7 +148,7 @@ class Evaluation:
 
     runs: list[str]  # the folders' names
     command: str  # that evaluated
-    source: Literal["cifar10", "synthetic"]  # as in `Record`
+    source: Source  # as in `Record`
     commit: str  # of the code that evaluated, as in `Record`
     dirty: bool
     versions: dict[str, str]

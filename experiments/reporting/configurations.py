@@ -20,7 +20,7 @@ class Configuration:
 
     settings: str  # that differ from the architecture's preset
     entries: list[Entry]  # by seed, then by time; never empty
-    folded: bool  # a miniature of a suite, a --quick run, or not trained on CIFAR-10
+    folded: bool  # a miniature of a suite, a --quick run, or trained on synthetic images
 
     @property
     def record(self) -> Record:
@@ -86,20 +86,20 @@ def configurations(entries: Iterable[Entry]) -> list[Configuration]:
     teachers = known_teachers(entry.record for entry in entries)
     for entry in entries:
         record = entry.record
-        training = training_of(record.config, record.source, teachers)
+        training = training_of(record.config, record.origin, teachers)
         groups[training, record.quick].append(entry)
     miniatures = _miniatures() if groups else set()
     found = []
     for (training, quick), members in groups.items():
         record = members[0].record
-        folded = quick or record.source != "cifar10" or training in miniatures
+        folded = quick or record.source == "synthetic" or training in miniatures
         found.append(Configuration(_settings(record, training), members, folded))
     return sorted(found, key=_merit)
 
 
 def _merit(x: Configuration) -> tuple[bool, bool, bool, float, str]:
-    quick, synthetic = x.record.quick, x.record.source != "cifar10"
-    return (x.folded, synthetic, quick, -x.val.value if x.val else 0.0, x.names)
+    quick, others = x.record.quick, x.record.source != "cifar10"
+    return (x.folded, others, quick, -x.val.value if x.val else 0.0, x.names)
 
 
 def _miniatures() -> set[str]:

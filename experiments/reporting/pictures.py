@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.normalisation import MEAN, STD, normalise
+from datamodules.normalisation import normalise
 from experiments.inference.analysis import hardest
+from experiments.records.images import ImageFacts
 from experiments.reporting.attention_maps import Attention, attend, stretch, upsample
 from lightning_modules.prediction import log_probabilities
 
@@ -111,7 +112,7 @@ class AttentionPictures:
 
 
 def attention_pictures(
-    network: nn.Module, images: Tensor, labels: Tensor, classes: Sequence[str]
+    network: nn.Module, images: Tensor, labels: Tensor, facts: ImageFacts
 ) -> AttentionPictures | None:
     """Attention weights for the first images of different classes among images uint8 (N, 3, H, W).
 
@@ -121,8 +122,9 @@ def attention_pictures(
     for i, label in enumerate(labels.tolist()):
         first.setdefault(label, i)
     chosen = list(first.values())[:EXAMPLES]
-    names = [classes[int(labels[i])] for i in chosen]
-    attention = attend(network, normalise(images[chosen], torch.tensor(MEAN), torch.tensor(STD)))
+    names = [facts.classes[int(labels[i])] for i in chosen]
+    mean, std = torch.tensor(facts.mean), torch.tensor(facts.std)
+    attention = attend(network, normalise(images[chosen], mean, std))
     if not attention:
         return None
     examples = [
@@ -164,10 +166,11 @@ def _overlay(attention: Attention, images: Tensor, names: Sequence[str]) -> list
     return found
 
 
-def augmented_images(path: Path) -> Picture:
-    """The first images of a run's grid of training images, which are 34 pixels apart."""
+def augmented_images(path: Path, side: int) -> Picture:
+    """The first images of a run's grid of training images, with two pixels between them."""
+    step = side + 2
     with Image.open(path) as grid:
-        columns, rows = (min(x, y // 34) for x, y in zip(GRID, grid.size, strict=True))
-        part = grid.convert("RGB").crop((0, 0, 34 * columns + 2, 34 * rows + 2))
+        columns, rows = (min(x, y // step) for x, y in zip(GRID, grid.size, strict=True))
+        part = grid.convert("RGB").crop((0, 0, step * columns + 2, step * rows + 2))
     pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
     return picture(pixels, f"{columns * rows} training images as the network sees them", scale=2)

@@ -13,10 +13,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from datamodules import CIFAR10DataModule
 from datamodules.corruptions import BENCHMARK
-from datamodules.normalisation import CIFAR10_CLASSES
-from datamodules.synthetic import SYNTHETIC_CLASSES
 from experiments.console import UserError
 from experiments.inference.analysis import confusion, reliability, wilson_interval
 from experiments.inference.finished import FinishedRun
@@ -83,20 +80,20 @@ class ImageSource:
     """The test images of runs. Each set is decoded once and never downloaded."""
 
     def __init__(self, root: str | None) -> None:
-        """`root` is the folder of CIFAR-10, by default the folder in each run's configuration."""
+        """`root` is the folder of the images, by default the folder in each run's configuration."""
         self.root = root
-        self._sets: dict[tuple[str | None, str], tuple[Tensor, Tensor]] = {}
+        self._sets: dict[tuple[str | None, str, int], tuple[Tensor, Tensor]] = {}
 
     def test(self, run: FinishedRun) -> tuple[Tensor, Tensor]:
-        """Images uint8 (N, 3, 32, 32) and labels int64 (N,); UserError if they are missing."""
-        root, source = self.root or run.record.config["data"]["root"], run.record.source
-        if (root, source) not in self._sets:
-            data = CIFAR10DataModule(root=root, source=source, download=False)
-            data.prepare_data()
+        """Images uint8 (N, 3, H, W) and labels int64 (N,); UserError if they are missing."""
+        root = self.root or run.record.config["data"]["root"]
+        key = root, run.record.origin, run.images.image_size
+        if key not in self._sets:
+            data = run.data(root, download=False)
             data.setup("test")
             loader = data.test_dataloader()
-            self._sets[root, source] = loader.images, loader.labels
-        return self._sets[root, source]
+            self._sets[key] = loader.images, loader.labels
+        return self._sets[key]
 
 
 def describe_run(entry: Entry, name: str, images: ImageSource) -> RunDetails:
@@ -137,12 +134,11 @@ class _Parts:
         self.name, self.images = name, images
         self.note = "\n".join([self.record.name, *self.record.command])
         self.place = shlex.quote(str(self.run.folder))
-        synthetic = self.record.source == "synthetic"
-        self.classes = SYNTHETIC_CLASSES if synthetic else CIFAR10_CLASSES
+        self.classes = entry.run.images.classes
 
     @cached_property
     def predictions(self) -> dict[str, Tensor]:
-        """`{split}_labels` int64 (N,) and `{split}_{weights}`, logits float32 (N, 10)."""
+        """`{split}_labels` int64 (N,) and `{split}_{weights}`, logits float32 (N, C)."""
         with np.load(self.run.folder / "predictions.npz") as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
@@ -204,13 +200,13 @@ class _Parts:
 
     def attention(self) -> AttentionPictures:
         network = self.run.network(self.weights)
-        pictures = attention_pictures(network, *self.images.test(self.run), self.classes)
+        pictures = attention_pictures(network, *self.images.test(self.run), self.run.images)
         if pictures is None:
             raise UserError(f"{self.record.arch} has no attention")
         return pictures
 
     def augmented(self) -> Picture:
-        return augmented_images(self.run.folder / "augmented.png")
+        return augmented_images(self.run.folder / "augmented.png", self.run.images.image_size)
 
     def evaluation(self) -> Evaluation:
         found = self.run.evaluation()

@@ -9,6 +9,7 @@ from rich.table import Table
 from datamodules.corruptions import BENCHMARK
 from experiments.inference.shift import mean_score
 from experiments.inference.strategies import FIGURE_1, PLAIN, STRATEGIES
+from experiments.records.images import SOURCES
 from experiments.records.record import (
     Evaluation,
     Shift,
@@ -19,7 +20,6 @@ from experiments.records.record import (
     StrategyScore,
 )
 
-SOURCES = {"cifar10": "CIFAR-10", "synthetic": "the SYNTHETIC stand-in"}
 MEASURES = ("NLL", "Brier", "ECE", "classwise")
 
 
@@ -95,7 +95,9 @@ def show_figure_1(evaluation: Evaluation) -> None:
         assert plain
         ours = ["-", "-"]
         if name in evaluation.strategies:
-            x = evaluation.strategies[name].scores["test"]
+            scores = evaluation.strategies[name].scores
+            x = scores.get("test", scores.get("val"))
+            assert x
             ours = [f"{x.accuracy:.2%}", "" if name == PLAIN else gain(x)]
         claimed = "" if name == PLAIN else f"{100 * (claim - plain):+.2f}"
         table.add_row(name, f"{claim:.2%}", ours[0], claimed, ours[1])

@@ -1,9 +1,7 @@
 """The command line: flags and presets in, a trainer, a network and its data out."""
 
-from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
@@ -25,8 +23,12 @@ from callbacks import (
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError
 from experiments.presets import CONFIGS, EXPERIMENTS
-from experiments.records.integrity import check_archive
-from experiments.training.combinations import changes, refuse_combinations, suit_machine
+from experiments.training.combinations import (
+    changes,
+    refuse_combinations,
+    suit_data_set,
+    suit_machine,
+)
 from experiments.training.devices import check_devices
 from experiments.training.display import Display
 from experiments.training.fit_budget import FittedBudget, fit_to_budget
@@ -35,12 +37,16 @@ from experiments.training.loggers import WandbMode, csv_logger, wandb_logger
 from experiments.training.parser import Parser
 from experiments.training.processes import is_first
 from experiments.training.quiet import quiet
-from experiments.training.teachers import NAMED, Teacher, distillation, open_teacher
-from experiments.training.trainer import Trainer
+from experiments.training.teachers import (
+    Teacher,
+    check_images,
+    distillation,
+    open_teachers,
+    same_folders,
+)
+from experiments.training.trainer import Trainer, read_checkpoint
 from experiments.training.trainer_flags import refuse_monitors, refuse_trainer_flags, try_trainer
-from lightning_modules.classifier import ImageClassifier
 from lightning_modules.distillation import Distillation
-from lightning_modules.optimizers import OPTIMIZER_HPARAMS
 
 #: flag -> callback, and whether it is on by default; Lookahead comes before EMA, which averages
 #: the weights after Lookahead's step
@@ -112,7 +118,9 @@ class ExperimentCLI(LightningCLI):
         self.config = parser.parse_args(args)
         try:
             refuse_trainer_flags(self.config.as_dict())
-            refuse_combinations(self.config, {text.partition("=")[0] for text in args})
+            given = {text.partition("=")[0] for text in args}
+            suit_data_set(self.config, given)
+            refuse_combinations(self.config, given)
             if self.config.fit_budget is not None:
                 self.fitted = fit_to_budget(self.launch.arch, self.config, self.launch.arguments)
             suit_machine(self.config)
@@ -126,7 +134,7 @@ class ExperimentCLI(LightningCLI):
             return
         before = yaml.safe_load((self.launch.folder / "config.yaml").read_text("utf-8"))
         teachers = before.get("teacher") or []
-        if teachers and as_list(self.config.teacher) == [NAMED.sub(r"\1", x) for x in teachers]:
+        if same_folders(self.config.teacher, teachers):
             self.config.teacher = teachers  # the same folders, with their digests
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         if changed := changes(before, now):
@@ -150,7 +158,7 @@ class ExperimentCLI(LightningCLI):
             "--quick",
             action="store_true",
             help="Two minutes or less: a small network, a short schedule, and synthetic images if "
-            "CIFAR-10 is missing.",
+            "the data set is missing.",
         )
         parser.add_argument(
             "--test",
@@ -200,7 +208,7 @@ class ExperimentCLI(LightningCLI):
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
 
     def instantiate_classes(self) -> None:
-        self.teachers = [open_teacher(name) for name in as_list(self.config.teacher)]
+        self.teachers = open_teachers(self.config.teacher)
         if self.teachers:
             # With their digests: a resumed run must have the same teachers.
             self.config.teacher = [str(teacher) for teacher in self.teachers]
@@ -216,9 +224,9 @@ class ExperimentCLI(LightningCLI):
         refuse_monitors(given, self._validated(), self.config.data.val_fraction > 0)
         if is_first():
             self.datamodule.prepare_data()
+            check_images(self.teachers, self.datamodule)
         if self.teachers:
-            settings = self.config.distill.as_dict()
-            self.model.learn_from(distillation(self.teachers, settings, self.datamodule.classes))
+            self.model.learn_from(distillation(self.teachers, self.config.distill.as_dict()))
         keep_steps = 0
         if self.launch.checkpoint is not None:
             checkpoint = read_checkpoint(self.launch.checkpoint, self.model)
@@ -265,34 +273,3 @@ class ExperimentCLI(LightningCLI):
             # After the best ones, because it contains their state.
             LastCheckpoint(str(folder)),
         ]
-
-
-def as_list(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else names or []
-
-
-def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
-    """Read a checkpoint for a network and its optimizer.
-
-    UserError if it cannot be read, or does not fit.
-    """
-    try:
-        check_archive(path)
-        checkpoint = torch.load(path, "cpu", weights_only=True)
-    except UserError as error:
-        raise UserError(f"--ckpt_path {error}") from None
-    except Exception as error:  # its class depends on the file's bytes
-        raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(error).__name__}") from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(checkpoint).__name__}")
-    model.on_load_checkpoint(checkpoint)
-    if "optimizer_states" not in checkpoint:
-        raise UserError(f"--ckpt_path {path} contains only weights: name the last.ckpt of its run")
-    theirs = checkpoint["hyper_parameters"]
-    for name in OPTIMIZER_HPARAMS:
-        # The optimizer's state contains these values, and would ignore the flags.
-        if name in theirs and theirs[name] != (ours := model.hparams[name]):
-            raise UserError(
-                f"--model.{name} must stay {theirs[name]}, as in --ckpt_path {path}, got {ours}"
-            )
-    return checkpoint

@@ -5,6 +5,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from datamodules.datasets import open_data_set
 from experiments.training.length import steps_of_epochs, training_images
 from experiments.training.trainer import (
     resolve_channels_last,
@@ -58,6 +59,38 @@ IRRELEVANT = frozenset(
 DEVICES = frozenset(["trainer.devices", "trainer.num_nodes", "trainer.strategy"])
 
 
+def suit_data_set(config: Namespace, given: Collection[str]) -> None:
+    """Set the settings that follow from the data set: source, classes, flips, and test.
+
+    `given` are the flags of the command line. ValueError or MisconfigurationException for a flag
+    that contradicts the data set.
+    """
+    data, model = config.data, config.model
+    data_set = open_data_set(data.dataset, data.root, data.image_size)
+    if data.source == "cifar10":
+        if "--data.source" in given and data.dataset != "cifar10":
+            raise ValueError(
+                f"--data.source must be {data.dataset}, synthetic or auto if --data.dataset is "
+                f"{data.dataset}, got cifar10"
+            )
+        data.source = data.dataset
+    classes = len(data_set.classes)
+    if "--model.classes" in given and model.classes != classes:
+        raise ValueError(
+            f"--model.classes must be {classes} for --data.dataset {data.dataset}, got "
+            f"{model.classes}: leave it out"
+        )
+    model.classes = classes
+    if not data_set.mirrors and not {"--data.flip", "--data.flip_mode"} & set(given):
+        data.flip, data.flip_mode = 0.0, "random"
+    if not data_set.has_test:
+        if config.test and "--test" in given:
+            raise ValueError(
+                f"--test true needs a test set, got no folder {data_set.root}/test: leave it out"
+            )
+        config.test = False
+
+
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     """Reject flags that contradict each other: ValueError or MisconfigurationException.
 
@@ -95,7 +128,8 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
         )
     fraction, size = config.data.val_fraction, config.data.batch_size
     images = training_images(config.as_dict())
-    if 0 < fraction < 1 and images == 50_000:
+    whole = {"data": config.data.as_dict() | {"val_fraction": 0.0}}
+    if 0 < fraction < 1 and images == training_images(whole):
         raise ValueError(
             f"--data.val_fraction {fraction} leaves no validation image: use 0 for none"
         )

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch.callbacks import Timer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +18,7 @@ from callbacks import DivergedError, Divergence
 from experiments.console import UserError
 from experiments.inference.evaluation import predict, score, share_of_blocks
 from experiments.inference.finished import Weights, load_weights, weights_file
+from experiments.records.images import ImageFacts
 from experiments.records.integrity import seal, weights_digest
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
@@ -32,6 +31,7 @@ from experiments.training.devices import (
     on_one_device,
     step_in_words,
 )
+from experiments.training.display import show_result
 from experiments.training.loggers import ClaimLogger
 from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.training.processes import hand_on
@@ -45,7 +45,7 @@ DIVERGED = 3
 #: names of the training accuracy, without and with mixing
 TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
 
-Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, 10)
+Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, C)
 
 
 def run_experiment(cli: ExperimentCLI) -> Record | None:
@@ -88,7 +88,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
         print(step_in_words(cli.trainer, batch_size, lr))
         if cli.fitted:
             chosen = on_meta(cli.launch.arch, cli.model.hparams)
-            print(cli.fitted.in_words(operations_per_image(chosen)))
+            print(cli.fitted.in_words(operations_per_image(chosen, cli.datamodule.data_set.side)))
     if cli.trainer.world_size > 1:
         hand_on(folder)
     try:
@@ -124,7 +124,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     (folder / PREVIOUS).unlink(missing_ok=True)  # a finished run is never resumed
     answered = labels.get("test"), logits.get("test", {}).get(record.selected or "raw")
     write_pictures(cli, folder, *answered)
-    show(record, folder)
+    show_result(record, folder)
     send_results(cli, folder, record, logits, labels)
     return record
 
@@ -170,7 +170,7 @@ def evaluate(
 
 
 def write_predictions(path: Path, labels: dict[str, Tensor], logits: Logits) -> None:
-    """Write arrays `{split}_labels` (N,) and `{split}_{weights}`, logits (N, 10)."""
+    """Write arrays `{split}_labels` (N,) and `{split}_{weights}`, logits (N, C)."""
     arrays = {f"{split}_labels": x.numpy() for split, x in labels.items()}
     for split, by_weights in logits.items():
         arrays |= {f"{split}_{name}": x.numpy() for name, x in by_weights.items()}
@@ -213,7 +213,7 @@ def make_record(
         precision=str(trainer.precision),
         seed=config["seed"],
         parameters=count_parameters(cli.model.network),
-        operations_per_image=operations_per_image(cli.model),
+        operations_per_image=operations_per_image(cli.model, data.data_set.side),
         epochs=epochs_trained(trainer),
         steps=trainer.global_step,
         train_images=int(trainer.num_training_batches) * config["data"]["batch_size"],
@@ -228,6 +228,7 @@ def make_record(
         val_curve=[round(x, 6) for x in curve("val/acc", folder / "metrics.csv").values()],
         weights_digest=weights_digest(weights_file(folder, selected or "raw")),
         blocks_used=share_of_blocks(*evaluator),
+        images=ImageFacts.of(data),
     )
 
 
@@ -250,12 +251,12 @@ def curve(key: str, metrics: Path) -> dict[int, float]:
     return dict(sorted(values.items()))
 
 
-def operations_per_image(module: ImageClassifier) -> int:
+def operations_per_image(module: ImageClassifier, side: int = 32) -> int:
     """Operations of one image's forward pass through all blocks; a multiply-add counts as two."""
     module.eval()
     weight = next(module.parameters())
     # Two images, because gates let a single image skip blocks.
-    images = torch.zeros(2, 3, 32, 32, device=weight.device, dtype=weight.dtype)
+    images = torch.zeros(2, 3, side, side, device=weight.device, dtype=weight.dtype)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
         module(images)
@@ -288,31 +289,3 @@ def send_results(
             grid = folder / "augmented.png"
             answers = logits["test"], labels["test"]
             logger.send(log_results, record, *answers, images, classes, grid)
-
-
-def show(record: Record, folder: Path) -> None:
-    """Print the record's scores and the run's folder."""
-    source = "CIFAR-10" if record.source == "cifar10" else "SYNTHETIC images, not CIFAR-10"
-    epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
-    table = Table(
-        title=f"{record.arch}: {record.parameters:,} parameters, {epochs} on {source}"
-        f"{' (--quick)' if record.quick else ''}, {record.training_seconds:.0f} s"
-    )
-    for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "epoch"):
-        table.add_column(column, justify="left" if column in ("split", "weights") else "right")
-    for split, by_weights in record.scores.items():
-        for name, x in by_weights.items():
-            table.add_row(
-                split,
-                name + (" (selected)" if name == record.selected else ""),
-                f"{x.accuracy:.2%}",
-                f"{x.nll:.4f}",
-                f"{x.ece:.4f}",
-                f"{x.images:,}",
-                str(x.epoch),
-            )
-    console = Console()
-    console.print(table)
-    if record.blocks_used is not None:
-        console.print(f"An image uses {record.blocks_used:.1%} of the gated blocks on average")
-    console.print(f"Everything of this run: {folder}")

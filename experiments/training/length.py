@@ -2,10 +2,17 @@
 
 from typing import Any
 
+from datamodules.datasets import open_data_set
+
 
 def training_images(config: dict[str, Any]) -> int:
     """Number of training images without the validation images."""
-    return 50_000 - 10 * round(5_000 * config["data"]["val_fraction"])
+    data = config["data"]  # of an older record perhaps, without a data set
+    name, size = data.get("dataset", "cifar10"), data.get("image_size", 32)
+    counts = open_data_set(name, data["root"], size).counts
+    if data["source"] == "synthetic":
+        counts = (50_000 // len(counts),) * len(counts)
+    return sum(count - round(count * data["val_fraction"]) for count in counts)
 
 
 def batches_per_epoch(config: dict[str, Any]) -> int:

@@ -28,8 +28,8 @@ class Parser(LightningArgumentParser):
         if switch := re.match(r'Parser key "(\w+)": .* import path string: (.+?) Given', message):
             return f"--{switch[1]} must be true or false, got {switch[2]}"
         if re.match(r"Not a valid subclass of (ParameterBudget|Lookahead|EMA|SWA) ", message):
-            given = re.search(r"--(budget|lookahead|ema|swa)[ =](\S+)", " ".join(self.given))
-            return f"--{given[1]} must be true or false, got {given[2]}" if given else message
+            switch = re.search(r"--(budget|lookahead|ema|swa)[ =](\S+)", " ".join(self.given))
+            return f"--{switch[1]} must be true or false, got {switch[2]}" if switch else message
         if choice := re.match(
             r'Parser key "([\w.]+)": .* Expected a typing\.Literal\[(.+)\] '
             r"Given value type: .* Given value: (.+)",

@@ -35,7 +35,8 @@ FLAGS: dict[str, list[tuple[str, Any, str]]] = {
         ("model.base_width", 64, "channels of the first stage"),
     ],
     "Data": [
-        ("data.root", None, "folder of CIFAR-10; null searches $CIFAR10_ROOT and data"),
+        ("data.dataset", "cifar10", "cifar10, cifar100, svhn or folder"),
+        ("data.root", None, "folder of the data set; null searches $CIFAR10_ROOT and data"),
         ("data.batch_size", 128, "images in a batch"),
         ("data.val_fraction", 0.1, "share of the training images for validation"),
         ("data.policy", "none", "trivial_augment, rand_augment, auto_augment or augmix"),

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from datamodules import CIFAR10DataModule
 from experiments.console import UserError
 from experiments.inference.finished import TrainedNetwork, open_network
+from experiments.records.images import ImageFacts
 from experiments.records.integrity import weights_digest
 from lightning_modules.distillation import Distillation
 
@@ -53,18 +57,42 @@ def open_teacher(name: str) -> Teacher:
     return Teacher(folder, digest, trained)
 
 
-def distillation(
-    teachers: Sequence[Teacher], settings: dict[str, Any], classes: tuple[str, ...]
-) -> Distillation:
-    """Make the distillation; UserError for a bad setting or a teacher of other classes."""
+def open_teachers(names: str | list[str] | None) -> list[Teacher]:
+    """Open the teachers of `--teacher`."""
+    return [open_teacher(name) for name in _as_list(names)]
+
+
+def same_folders(names: str | list[str] | None, before: Sequence[str]) -> bool:
+    """Whether `--teacher` names the folders of an earlier configuration, without digests."""
+    return bool(before) and _as_list(names) == [NAMED.sub(r"\1", name) for name in before]
+
+
+def _as_list(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
+
+
+def check_images(teachers: Sequence[Teacher], data: CIFAR10DataModule) -> None:
+    """Raise UserError for a teacher of other images; `data` has found its files."""
+    ours = ImageFacts.of(data)
     for teacher in teachers:
-        theirs = teacher.trained.classes
-        if theirs != classes:
+        theirs = teacher.trained.images
+        if theirs.classes != ours.classes:
             raise UserError(
                 f"--teacher {teacher.folder} has other classes than the training images: "
-                f"{', '.join(theirs[:3])}, ... ({len(theirs)}) instead of "
-                f"{', '.join(classes[:3])}, ... ({len(classes)})"
+                f"{', '.join(theirs.classes[:3])}, ... ({len(theirs.classes)}) instead of "
+                f"{', '.join(ours.classes[:3])}, ... ({len(ours.classes)})"
             )
+        pairs = zip((ours.mean, ours.std), (theirs.mean, theirs.std), strict=True)
+        alike = all(np.allclose(x, y, rtol=0, atol=1e-6) for x, y in pairs)
+        if not alike or ours.image_size != theirs.image_size:
+            raise UserError(
+                f"--teacher {teacher.folder} was trained on other images: their size or their "
+                "normalisation differs"
+            )
+
+
+def distillation(teachers: Sequence[Teacher], settings: dict[str, Any]) -> Distillation:
+    """Make the distillation; UserError for a bad setting."""
     try:
         return Distillation([teacher.trained.network for teacher in teachers], **settings)
     except ValueError as error:

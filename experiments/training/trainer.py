@@ -18,6 +18,8 @@ from callbacks.snapshot import snapshot
 from experiments.console import UserError
 from experiments.records.integrity import check_archive, seal_archive
 from experiments.training.run_folder import LAST, keep_previous
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.optimizers import OPTIMIZER_HPARAMS
 
 # Without bf16-true and 16-true, because Lightning then keeps metrics and averages in 16 bits too: a
 # count of images stops at 2 ** 15, and EMA does not change.
@@ -176,3 +178,30 @@ class Trainer(LightningTrainer):
         # within the epoch: a resumed run would count and log that epoch twice, and skip the next.
         # Only this method decides it, in two places, and both are wrong for runs of whole epochs.
         self.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+
+def read_checkpoint(path: Path, model: ImageClassifier) -> dict[str, Any]:
+    """Read a checkpoint for a network and its optimizer.
+
+    UserError if it cannot be read, or does not fit.
+    """
+    try:
+        check_archive(path)
+        checkpoint = torch.load(path, "cpu", weights_only=True)
+    except UserError as error:
+        raise UserError(f"--ckpt_path {error}") from None
+    except Exception as error:  # its class depends on the file's bytes
+        raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(error).__name__}") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"--ckpt_path {path} is not a checkpoint: {type(checkpoint).__name__}")
+    model.on_load_checkpoint(checkpoint)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(f"--ckpt_path {path} contains only weights: name the last.ckpt of its run")
+    theirs = checkpoint["hyper_parameters"]
+    for name in OPTIMIZER_HPARAMS:
+        # The optimizer's state contains these values, and would ignore the flags.
+        if name in theirs and theirs[name] != (ours := model.hparams[name]):
+            raise UserError(
+                f"--model.{name} must stay {theirs[name]}, as in --ckpt_path {path}, got {ours}"
+            )
+    return checkpoint

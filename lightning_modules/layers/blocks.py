@@ -104,7 +104,7 @@ def make_stages(
 
 
 class Stages(nn.Module):
-    """Stem, stages and head: images (N, 3, 32, 32) to logits (N, 10).
+    """Stem, stages and head: images (N, 3, H, W) to logits (N, classes).
 
     `blocks` contains the number of blocks of each stage. The widths are 1, 2, 4, ... times
     `base_width`, and the strides 1, 2, 2, ... `block` makes a block from its input channels, output
@@ -120,9 +120,10 @@ class Stages(nn.Module):
         activation: Activation = "relu",
         after_stem: nn.Module | None = None,
         dropout: float = 0.0,
+        classes: int = 10,
     ) -> None:
         super().__init__()
-        check_positive(base_width=base_width)
+        check_positive(base_width=base_width, classes=classes)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
@@ -138,7 +139,7 @@ class Stages(nn.Module):
         self.stem = nn.Sequential(*stem, *([after_stem] if after_stem else []))
         self.stages = make_stages(with_dropout, base_width, widths, strides, blocks)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(widths[-1], 10)
+        self.head = nn.Linear(widths[-1], classes)
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ Attention = Literal["dual", "coordinate"]
 class EnhancedEfficientResNet(nn.Module):
     """Four stages of two ReLU basic blocks with dual attention before the sum.
 
-    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 2, 4, 8 and 8 times
+    Maps normalised images (N, 3, H, W) to logits (N, classes). The widths are 2, 4, 8 and 8 times
     `base_width`, the strides 1, 2, 2, 1. Dropout, in [0, 1), acts before the linear layer.
 
     The paper claims 4,913,705 parameters and does not describe its extra convolution. "separable"
@@ -50,6 +50,7 @@ class EnhancedEfficientResNet(nn.Module):
         dropout: float = 0.3,
         attention: Attention = "dual",
         routing: Routing = "none",
+        classes: int = 10,
     ) -> None:
         super().__init__()
         if attention not in get_args(Attention):
@@ -88,7 +89,7 @@ class EnhancedEfficientResNet(nn.Module):
         )
         self.extra_conv = _make_extra_conv(extra_conv, widths[-1], channel_attention)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(widths[-1], 10)
+        self.head = nn.Linear(widths[-1], classes)
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from lightning_modules.networks.sam_resnet import SAMResNet
 class ResNet(SAMResNet):
     """Three stages of plain basic blocks: SAMResNet without `se`.
 
-    Maps normalised images (N, 3, 32, 32) to logits (N, 10), with 4,697,162 parameters.
+    Maps normalised images (N, 3, H, W) to logits (N, classes), with 4,697,162 parameters.
     """
 
     def __init__(
@@ -17,5 +17,6 @@ class ResNet(SAMResNet):
         base_width: int = 64,
         blocks: Sequence[int] = (4, 4, 3),
         activation: Activation = "silu",
+        classes: int = 10,
     ) -> None:
-        super().__init__(base_width, blocks, se=False, activation=activation)
+        super().__init__(base_width, blocks, se=False, activation=activation, classes=classes)

@@ -14,7 +14,7 @@ Attention = Literal["se", "cbam", "coordinate"]
 class SAMResNet(Stages):
     """Stages of basic blocks with attention between the two convolutions.
 
-    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The widths are 1, 2 and 4 times
+    Maps normalised images (N, 3, H, W) to logits (N, classes). The widths are 1, 2 and 4 times
     `base_width`, the strides 1, 2, 2; a fourth stage would continue them. SAMResNet has 4,733,610
     parameters, and 4,697,162 without SE. The paper's numbers, 5.02M and 4.96M, follow from no
     reading of its text. The paper's future work replaces SE: CBAM has 4,733,056 parameters, and
@@ -33,6 +33,7 @@ class SAMResNet(Stages):
         attention: Attention = "se",
         stem_se: bool = False,
         dropout: float = 0.0,
+        classes: int = 10,
     ) -> None:
         check_positive(se_reduction=se_reduction)
         if attention not in get_args(Attention):
@@ -53,4 +54,4 @@ class SAMResNet(Stages):
             return BasicBlock(in_channels, channels, stride, activation, after_act1=layer)
 
         stem = SqueezeExcitation(base_width, se_reduction, activation) if stem_se else None
-        super().__init__(make_block, base_width, blocks, activation, stem, dropout)
+        super().__init__(make_block, base_width, blocks, activation, stem, dropout, classes)

@@ -69,7 +69,7 @@ class ConvGroup(nn.Module):
 class SpeedResNet(nn.Module):
     """A whitening layer and three groups of convolutions.
 
-    Maps normalised images (N, 3, 32, 32) to logits (N, 10). Each group has `base_width` times
+    Maps normalised images (N, 3, H, W) to logits (N, classes). Each group has `base_width` times
     `widths` channels and `convs` convolutions, and halves the resolution. The default, with
     1,971,352 trainable parameters, is the network of "94% on CIFAR-10 in 3.29 Seconds". Its network
     for 96% has three convolutions per group, `residual`, and more than 5,000,000 parameters; with
@@ -85,9 +85,10 @@ class SpeedResNet(nn.Module):
         whitening: bool = True,
         dirac: bool = True,
         bn_momentum: float = 0.4,
+        classes: int = 10,
     ) -> None:
         super().__init__()
-        check_positive(base_width=base_width, convs=convs)
+        check_positive(base_width=base_width, convs=convs, classes=classes)
         if len(widths) != 3 or min(widths) < 1:
             raise ValueError(f"widths must be 3 positive multiples, got {list(widths)}")
         if residual and convs < 2:
@@ -99,7 +100,7 @@ class SpeedResNet(nn.Module):
         self.groups = nn.Sequential(
             *(ConvGroup(i, o, convs, residual, dirac, bn_momentum) for i, o in pairwise(channels))
         )
-        self.head = nn.Linear(channels[-1], 10, bias=False)
+        self.head = nn.Linear(channels[-1], classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.groups(F.gelu(self.stem(images)))

@@ -78,7 +78,7 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-widen_factor: three stages of (depth - 4) / 6 pre-activation blocks.
 
-    Maps normalised images (N, 3, 32, 32) to logits (N, 10). The stem has 16 channels, the stages
+    Maps normalised images (N, 3, H, W) to logits (N, classes). The stem has 16 channels, the stages
     `widen_factor` times 16, 32 and 64, rounded, and the strides 1, 2, 2. `dropout` in [0, 1) acts
     between the convolutions of a block. `stochastic_depth` in [0, 1) is the probability of skipping
     the last block for an image, and falls linearly to earlier blocks. With `routing` "gates" each
@@ -92,6 +92,7 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         routing: Routing = "none",
+        classes: int = 10,
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -115,7 +116,7 @@ class WideResNet(nn.Module):
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.stages = make_stages(make_block, 16, widths, strides=(1, 2, 2), blocks=blocks)
         self.bn = nn.BatchNorm2d(widths[-1])
-        self.head = nn.Linear(widths[-1], 10)
+        self.head = nn.Linear(widths[-1], classes)
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -22,13 +22,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from datamodules import cifar10
 from datamodules.augmentation import Augmentation
 from datamodules.cifar10 import (
-    CIFAR10_CLASSES,
-    MEAN,
-    STD,
     CIFAR10DataModule,
     stratified_split,
 )
-from datamodules.cifar10_files import find_cifar10, load_cifar10
+from datamodules.datasets import PublicDataSet, open_data_set
+from datamodules.facts import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
 from datamodules.mixing import Mixing
 from datamodules.normalisation import normalise
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
@@ -74,6 +72,14 @@ def same(seen, expected):
         for step, expected_step in zip(seen, expected, strict=True)
         for a, b in zip(step, expected_step, strict=True)
     )
+
+
+def find_cifar10(root, download):
+    open_data_set("cifar10", root, 32).find(download)
+
+
+def load_cifar10(root, train):
+    return open_data_set("cifar10", root, 32).load("train" if train else "test")
 
 
 def images_of(loader):
@@ -216,7 +222,7 @@ def test_loaded_images_are_those_of_torchvision(cifar10_root, train, count):
 @real_data
 def test_mean_and_std_are_those_of_the_training_images(real_train):
     values = torch.arange(256, dtype=torch.float64) / 255
-    for channel, mean, std in zip(real_train[0].unbind(1), MEAN, STD, strict=True):
+    for channel, mean, std in zip(real_train[0].unbind(1), CIFAR10_MEAN, CIFAR10_STD, strict=True):
         share = channel.flatten().bincount(minlength=256) / channel.numel()
         measured = (share * values).sum()
         variance = (share * (values - measured) ** 2).sum()
@@ -507,15 +513,17 @@ def test_root_wins_over_the_variable_and_the_variable_over_the_default(
 def test_the_test_set_is_not_decoded_before_fitting_has_ended(request, monkeypatch, fit, source):
     decoded = []
 
-    def load(root, train):
-        decoded.append("train" if train else "test")
-        return load_cifar10(root, train)
+    whole = PublicDataSet.load
+
+    def load(data_set, split):
+        decoded.append(split)
+        return whole(data_set, split)
 
     def synthesise(split):
         decoded.append(split)
         return synthetic_cifar10(split, per_class=20)
 
-    monkeypatch.setattr(cifar10, "load_cifar10", load)
+    monkeypatch.setattr(PublicDataSet, "load", load)
     monkeypatch.setattr(cifar10, "synthetic_cifar10", synthesise)
     root = str(request.getfixturevalue("cifar10_root")) if source == "cifar10" else None
     data = CIFAR10DataModule(root=root, source=source, batch_size=30)
@@ -545,9 +553,9 @@ def test_every_flag_of_augmentation_and_mixing_arrives(stand_in):
         loader.labels,
         batch_size=30,
         seed=5,
-        mean=torch.tensor(MEAN),
-        std=torch.tensor(STD),
-        augmentation=Augmentation(**augmentation, cutout_fill=MEAN),
+        mean=torch.tensor(CIFAR10_MEAN),
+        std=torch.tensor(CIFAR10_STD),
+        augmentation=Augmentation(**augmentation, cutout_fill=CIFAR10_MEAN),
         mixing=Mixing(**mixing, ramp=True),
         epochs=1,
     )

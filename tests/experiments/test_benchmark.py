@@ -10,7 +10,8 @@ from torchvision.transforms import v2
 
 import datamodules.cifar10
 from datamodules.augmentation import cutout
-from datamodules.normalisation import MEAN, STD, normalise
+from datamodules.facts import CIFAR10_MEAN, CIFAR10_STD
+from datamodules.normalisation import normalise
 from experiments import benchmark
 from experiments.benchmarks import (
     data,
@@ -217,7 +218,7 @@ def test_the_stock_way_has_each_strength_of_a_preset(preset):
 
 def test_the_stock_ways_hole_lies_where_ours_does(monkeypatch):
     image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
-    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    mean, std = torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)
     normalised = normalise(image[None], mean, std)
     for y, x in [(0, 31), (16, 16), (8, 24), (31, 0)]:
         draws = iter([torch.tensor(y), torch.tensor(x)])

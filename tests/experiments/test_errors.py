@@ -56,7 +56,7 @@ def test_an_unknown_flag_is_no_abbreviation_and_its_neighbours_are_named(refusal
         ("--model.se", "perhaps", "bool"),
         ("--model.schedule", "linear", "'cosine', 'onecycle', 'warmup_onecycle', 'step'"),
         ("--data.batch_size", "64.5", "int"),
-        ("--data.source", "imagenet", "'cifar10', 'synthetic', 'auto'"),
+        ("--data.source", "imagenet", "'svhn', 'folder', 'synthetic', 'auto'"),
         ("--data.crop_mode", "mirror", "'zero', 'reflect'"),
         ("--trainer.max_epochs", "many", "int"),
         ("--trainer.precision", "8", "'auto', '32-true', 'bf16-mixed'"),

@@ -20,7 +20,8 @@ import datamodules.cifar10
 import datamodules.corruptions
 from datamodules import CIFAR10DataModule
 from datamodules.corruptions import CORRUPTIONS, corrupt
-from datamodules.normalisation import MEAN, STD
+from datamodules.facts import CIFAR10_MEAN as MEAN
+from datamodules.facts import CIFAR10_STD as STD
 from datamodules.synthetic import synthetic_cifar10
 from experiments.console import UserError
 from experiments.evaluate import main
@@ -226,6 +227,7 @@ def test_published_arrays_are_scored_instead_and_cifar10_1_beside_them(
     record = read_record(copy / "result.json")
     write_record(replace(record, source="cifar10"), copy / "result.json")
     data = CIFAR10DataModule(**record.config["data"])
+    data.prepare_data()
     monkeypatch.setattr(FinishedRun, "data", lambda *_: data)
     printed = evaluate(copy, "--shift", *folders, severities=[2])
     shift = read_shift(copy / "shift_published.json")

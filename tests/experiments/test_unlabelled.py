@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from datamodules.pictures import PictureError, read_picture
 from experiments.console import UserError
 from experiments.inference.array_pickles import unpickle_arrays
-from experiments.inference.pictures import read_picture
 from experiments.inference.unlabelled import (
     probabilities_csv,
     read_test_set,
@@ -271,7 +271,7 @@ def test_greys_of_an_unknown_range_are_refused(
     tmp_path: Path, pixels: np.ndarray, message: str
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / "deep.tiff")
-    with pytest.raises(UserError, match=rf"deep\.tiff has .*{message}"):
+    with pytest.raises(PictureError, match=rf"deep\.tiff has .*{message}"):
         read_picture(tmp_path / "deep.tiff")
 
 
@@ -332,7 +332,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import torch
-from experiments.inference.pictures import read_picture
+from datamodules.pictures import read_picture
 torch.zeros(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(read_picture(Path(sys.argv[1]))[0].unique().tolist())
@@ -377,7 +377,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     chunk += struct.pack(">I4s", 10, b"IDAT")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
-    with pytest.raises(UserError, match=r"bomb\.png has more than 178,956,970 pixels$"):
+    with pytest.raises(PictureError, match=r"bomb\.png has more than 178,956,970 pixels$"):
         read_picture(tmp_path / "bomb.png")
 
 
@@ -392,13 +392,13 @@ def test_a_webp_has_a_lower_limit(tmp_path: Path) -> None:
     header = bytes(6) + (31).to_bytes(3, "little") * 2 + bytes(4)
     chunks += b"ANMF" + struct.pack("<I", len(header + frame)) + header + frame
     (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
-    with pytest.raises(UserError, match=r"a\.webp has more than 50,000,000 pixels$"):
+    with pytest.raises(PictureError, match=r"a\.webp has more than 50,000,000 pixels$"):
         read_picture(tmp_path / "a.webp")
 
 
 def test_a_picture_of_a_format_that_runs_programs_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png", format="EPS")
-    with pytest.raises(UserError, match=r"a\.png is EPS, not JPEG, "):
+    with pytest.raises(PictureError, match=r"a\.png is EPS, not JPEG, "):
         read_picture(tmp_path / "a.png")
 
 

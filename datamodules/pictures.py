@@ -1,4 +1,4 @@
-"""Read pictures of any size and depth as 32 x 32 pixels."""
+"""Read pictures of any size and depth as small squares."""
 
 import warnings
 from pathlib import Path
@@ -9,9 +9,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from torch import Tensor
 
-from experiments.console import UserError
-
-SIDE = 32
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
@@ -25,8 +22,12 @@ LARGE = 2**20
 COARSE = 256
 
 
-def read_picture(path: Path) -> tuple[Tensor, bool]:
-    """Read a picture as uint8 (3, 32, 32); also return whether it had another size.
+class PictureError(ValueError):
+    """A picture cannot be read."""
+
+
+def read_picture(path: Path, side: int = 32) -> tuple[Tensor, bool]:
+    """Read a picture as uint8 (3, side, side); also return whether it had another size.
 
     Transparent pixels become white, and the EXIF rotation is applied. Pillow's Lanczos filter
     resamples the largest square in the middle. An animation gives its first frame.
@@ -34,7 +35,7 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
     Greys of 16 and 32 bits are divided by 257. For float greys, white is 1, 255 or 65535: the
     smallest of them that no pixel exceeds.
 
-    Raises UserError for an unreadable picture. A picture of more than 178,956,970 pixels (WebP:
+    Raises PictureError for an unreadable picture. A picture of more than 178,956,970 pixels (WebP:
     50,000,000) is rejected before it is decoded.
     """
     try:
@@ -43,24 +44,24 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
             warnings.simplefilter("ignore")
             with Image.open(path) as opened:
                 if opened.format not in FORMATS:
-                    raise UserError(f"is {opened.format}, not {', '.join(FORMATS)}")
+                    raise PictureError(f"is {opened.format}, not {', '.join(FORMATS)}")
                 if opened.format == "WEBP" and opened.width * opened.height > WEBP_PIXELS:
-                    raise UserError(f"has more than {WEBP_PIXELS:,} pixels")
-                resized = opened.size != (SIDE, SIDE)
+                    raise PictureError(f"has more than {WEBP_PIXELS:,} pixels")
+                resized = opened.size != (side, side)
                 image = _decode(opened)
-    except UserError as error:
-        raise UserError(f"{path} {error}") from None
+    except PictureError as error:
+        raise PictureError(f"{path} {error}") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(f"{path} has more than {limit:,} pixels") from None
+        raise PictureError(f"{path} has more than {limit:,} pixels") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture ({', '.join(FORMATS)})") from None
+        raise PictureError(f"{path} is not a picture ({', '.join(FORMATS)})") from None
     except Exception as error:  # its class depends on the format and on the bytes
         system = isinstance(error, OSError) and error.strerror
         reason = system or " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is not a whole picture: {reason}") from None
+        raise PictureError(f"{path} is not a whole picture: {reason}") from None
     if resized:
-        image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), resized
 
 
@@ -96,7 +97,7 @@ def _white(image: Image.Image) -> float:
     for white in (1, 255, 65535) if image.mode == "F" else (65535,):
         if 0 <= low <= high <= white:
             return white
-    raise UserError(f"has greys from {low:g} to {high:g}, outside 0 to 65535")
+    raise PictureError(f"has greys from {low:g} to {high:g}, outside 0 to 65535")
 
 
 def _to_rgb(image: Image.Image, white: float) -> Image.Image:
@@ -105,7 +106,7 @@ def _to_rgb(image: Image.Image, white: float) -> Image.Image:
     if image.mode[0] in "IF":
         greys = np.asarray(image)
         if image.mode == "F" and not np.isfinite(greys).all():
-            raise UserError("has greys that are not finite")
+            raise PictureError("has greys that are not finite")
         pixels = (greys * (255 / white) + 0.5).astype(np.uint8)
         if isinstance(transparent, int):
             pixels[greys == transparent] = 255
