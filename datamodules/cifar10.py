@@ -212,10 +212,7 @@ class CIFAR10DataModule(LightningDataModule):
         return self._splits[split]
 
     def training_images(self, count: int) -> Tensor:
-        """Return the first `count` training images, float32 (count, 3, H, W).
-
-        They are normalised and not augmented. Call `setup("fit")` before.
-        """
+        """Return the first `count` training images normalised, float32; `setup("fit")` first."""
         images, _ = self._on_device("train")
         return normalise(images[:count], self.mean.to(images.device), self.std.to(images.device))
 

@@ -166,7 +166,7 @@ def import_weights(files: Mapping[str, Path], folder: Path, root: str | None = N
     for name, state in states.items():
         _write_checkpoint(folder / f"best{'' if name == 'raw' else f'_{name}'}.ckpt", state)
     networks, device, _ = open_networks({name: (run, name) for name in states}, "32-true")
-    views = dict.fromkeys(networks, ["identity"])
+    views = {key: ["identity"] for key in networks}
     seen = look(networks, views, loader, device, "test batches")
     scores = {}
     for name, by_view in seen.items():

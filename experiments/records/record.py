@@ -76,17 +76,12 @@ class Record:
     train_accuracy: float | None = None
     # the last raw weights on training images without augmentation, as many as validation images
     clean_train_accuracy: float | None = None
-    # of the raw weights at each validation, in order
-    val_curve: list[float] | None = None
-    # effective batch size over all devices and accumulated batches, which
-    # `config["model"]["lr"]` refers to
-    images_per_step: int | None = None
+    val_curve: list[float] | None = None  # of the raw weights at each validation, in order
+    images_per_step: int | None = None  # effective batch size: all devices, accumulated batches
     rollbacks: int = 0  # of --on_nan rollback
     host: str | None = None  # the processor and its threads, also if a GPU trained
-    # digest of the file with the selected weights, by which a student names its teacher
-    weights_digest: str | None = None
-    # share of the gated blocks that images use, on validation or else on test; None without gates
-    blocks_used: float | None = None
+    weights_digest: str | None = None  # of the selected weights; a student names its teacher by it
+    blocks_used: float | None = None  # share of gated blocks that images use, if there are gates
     images: ImageFacts | None = None  # None in older records: those of CIFAR-10
     # SHA-256 of all other fields as written: edited records are rejected
     digest: str | None = field(default=None, compare=False)
