@@ -72,6 +72,21 @@ def test_the_champion_for_cpus_is_that_of_its_records() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["small_300k", "tiny_100k"])
+def test_the_small_networks_are_those_of_their_records(name: str) -> None:
+    record = read_record(RESULTS / f"{name}.json")
+    evaluation = read_evaluation(RESULTS / "evaluations" / f"{name}.json")
+    one = f"{record.scores['test']['raw'].accuracy:.2%}"
+    six = f"{evaluation.strategies['six-view'].scores['test'].accuracy:.2%}"
+    minutes, size = f"{record.training_seconds / 60:.0f} min", f"{record.parameters:,}"
+    assert f"| `{name}`, 45,000 images | {size} | {one} | {six} | 1 | {minutes} |" in README
+    (line,) = lines_with(f"(../{RESULTS.relative_to(ROOT)}/{name}.json)")
+    assert f"| 45,000 | {record.epochs} |" in line
+    assert f"| {minutes} |" in line
+    assert f"| {six} with six views: " in PAGES
+    assert f"{one} with one view" in PAGES
+
+
 def spread(values: list[float]) -> str:
     return f"{mean(values):.2f}% (sd {stdev(values):.2f})"
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import datamodules.cifar10
-from datamodules.normalisation import MEAN, STD, normalise
+from datamodules.datasets import CIFAR10
+from datamodules.normalisation import normalise
 from datamodules.synthetic import synthetic_cifar10
 from experiments import evaluate
 from experiments.exports.importing import THEIR_MEAN, THEIR_STD, import_weights, rename, size_of
@@ -111,7 +112,9 @@ def test_an_imported_run_answers_as_their_networks_and_can_be_evaluated(
     run = open_run(folder)
     for seed, name in enumerate(files):
         with torch.no_grad():
-            ours = run.network(name)(normalise(images, torch.tensor(MEAN), torch.tensor(STD)))
+            ours = run.network(name)(
+                normalise(images, torch.tensor(CIFAR10.mean), torch.tensor(CIFAR10.std))
+            )
             pixels = normalise(images, torch.tensor(THEIR_MEAN), torch.tensor(THEIR_STD))
             theirs = reference(seed=seed)(pixels)
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -167,6 +167,7 @@ def empty() -> list[str]:
         "swa",
         "strategy",
         "top",
+        "top-classes",
         "output",
         "no",
     ],

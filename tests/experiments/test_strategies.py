@@ -13,7 +13,7 @@ from experiments.inference.strategies import (
     strategies_for,
 )
 from lightning_modules.prediction import log_probabilities, see
-from lightning_modules.views import FLIP, IDENTITY, SAM_VIEWS, SIX_VIEWS
+from lightning_modules.views import FLIP, IDENTITY, SAM_LADDER, SAM_VIEWS, SIX_VIEWS
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.25, 0.2, 0.3])
 JOINT = joint_strategies(["a:raw", "b:ema", "c:swa"])
@@ -88,8 +88,10 @@ def test_a_strategy_is_what_its_name_says() -> None:
     of_a_run = ["flip", "tta", "six-view", "adaptive", "ensemble"]
     names = [PLAIN, *of_a_run, "tta+ensemble", "six-view+ensemble", "ema", "swa", "ema+tta"]
     names += ["ema+flip", "ema+six-view", "ema+adaptive", "swa+flip", "swa+six-view"]
+    names += ["tta-4", "tta-8", "tta-12"]
     assert sorted(STRATEGIES) == sorted(names)
     views = {"flip": FLIP, "tta": SAM_VIEWS, "six-view": SIX_VIEWS, "adaptive": SIX_VIEWS}
+    views |= {f"tta-{n}": dict(list(SAM_LADDER.items())[:n]) for n in (4, 8, 12)}
     networks = {"ema": {"ema": 1}, "swa": {"swa": 1}, "ensemble": {"raw": 0.4, "ema": 0.6}}
     for name, strategy in STRATEGIES.items():
         words = name.split("+")
@@ -97,7 +99,7 @@ def test_a_strategy_is_what_its_name_says() -> None:
             networks=next((networks[x] for x in words if x in networks), {"raw": 1}),
             views=next((views[x] for x in words if x in views), IDENTITY),
             average="probabilities" if name == "six-view+ensemble" else "logits",
-            temperature=1.2 if "tta" in words else 1,
+            temperature=1.2 if "tta" in name else 1,
             threshold=0.85 if "adaptive" in words else None,
             claim=strategy.claim,
         )
