@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import datamodules.cifar10
-from datamodules.datasets import CIFAR10
+from datamodules.datasets import CIFAR10, PublicDataSet
 from datamodules.normalisation import normalise
 from datamodules.synthetic import synthetic_cifar10
 from experiments import evaluate
@@ -76,10 +75,8 @@ def reference(width: int = 16, blocks: tuple[int, ...] = (2, 1, 1), seed: int = 
 def test_images(monkeypatch):
     """The data module reads 30 images of each class instead of CIFAR-10's files."""
     few = {split: synthetic_cifar10(split, per_class=30) for split in ("train", "test")}
-    monkeypatch.setattr(datamodules.cifar10, "find_cifar10", lambda *_: None)
-    monkeypatch.setattr(
-        datamodules.cifar10, "load_cifar10", lambda _, train: few["train" if train else "test"]
-    )
+    monkeypatch.setattr(PublicDataSet, "find", lambda *_, **__: None)
+    monkeypatch.setattr(PublicDataSet, "load", lambda _, split: few[split])
     return few["test"]
 
 
