@@ -1,11 +1,13 @@
 """Open a finished run: its record, its networks and its data."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import datamodules
 from datamodules.facts import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
@@ -39,6 +41,20 @@ class Weights:
     state: dict[str, Any]
     checkpoint: str
     epoch: int
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that identify the tensors of a network's state dict.
+
+    They are the beginning of a SHA-256 of names and values. A checkpoint's own SHA-256 would differ
+    between a resumed and an undisturbed training with the same weights.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def weights_file(folder: Path, name: str) -> Path:

@@ -58,12 +58,6 @@ def _is_sound(file: BinaryIO) -> bool:
     return comment == COMMENT % crc
 
 
-def weights_digest(path: Path) -> str:
-    """Return the beginning of the SHA-256 of a file with weights: 16 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def seal(text: str) -> str:
     """The text of a settings file with its checksum as the last line."""
     return f"{text}{SEAL}{_sha256(text.encode())}\n"

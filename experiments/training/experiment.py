@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from callbacks import DivergedError, Divergence
 from experiments.console import UserError
 from experiments.inference.evaluation import predict, score, share_of_blocks
-from experiments.inference.finished import Weights, load_weights, weights_file
+from experiments.inference.finished import Weights, load_weights, weights_digest
 from experiments.records.images import ImageFacts
-from experiments.records.integrity import seal, weights_digest
+from experiments.records.integrity import seal
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores
@@ -226,7 +226,7 @@ def make_record(
         train_accuracy=last_train_accuracy(folder / "metrics.csv"),
         clean_train_accuracy=clean_train_accuracy,
         val_curve=[round(x, 6) for x in curve("val/acc", folder / "metrics.csv").values()],
-        weights_digest=weights_digest(weights_file(folder, selected or "raw")),
+        weights_digest=weights_digest(weights.state),
         blocks_used=share_of_blocks(*evaluator),
         images=ImageFacts.of(data),
     )

@@ -10,9 +10,8 @@ import numpy as np
 
 from datamodules import CIFAR10DataModule
 from experiments.console import UserError
-from experiments.inference.finished import TrainedNetwork, open_network
+from experiments.inference.finished import TrainedNetwork, open_network, weights_digest
 from experiments.records.images import ImageFacts
-from experiments.records.integrity import weights_digest
 from lightning_modules.distillation import Distillation
 
 #: a teacher as the configuration names it: FOLDER@DIGEST
@@ -48,11 +47,11 @@ def open_teacher(name: str) -> Teacher:
         trained = open_network(Path(folder))
     except UserError as error:
         raise UserError(f"--teacher {folder}: {error}") from None
-    digest = weights_digest(trained.file)
+    digest = weights_digest(trained.network.state_dict())
     if expected and digest != expected:
         raise UserError(
-            f"--teacher {folder}: {trained.file.name} has changed since this training began "
-            f"(SHA-256 {digest}..., expected {expected}...)"
+            f"--teacher {folder}: the weights of {trained.file.name} have changed since this "
+            f"training began (digest {digest}, expected {expected})"
         )
     return Teacher(folder, digest, trained)
 

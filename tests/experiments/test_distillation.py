@@ -84,10 +84,10 @@ def test_a_teacher_that_changed_is_rejected(experiment, refusal, teacher, tmp_pa
     run = experiment(f"--teacher={copy}")
     name = run.record.config["teacher"][0]
     state = torch.load(copy / "best.ckpt", weights_only=True)
-    state["epoch"] += 1
+    state["state_dict"]["network.head.weight"][0, 0] += 1e-3
     torch.save(state, copy / "best.ckpt")
     line = refusal(f"--teacher={name}")
-    assert line.startswith(f"--teacher {copy}: best.ckpt has changed since this training began")
+    assert line.startswith(f"--teacher {copy}: the weights of best.ckpt have changed since")
 
 
 def test_mistakes_are_one_line(refusal, teacher, exported, tmp_path):
