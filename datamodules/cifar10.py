@@ -200,10 +200,8 @@ class CIFAR10DataModule(LightningDataModule):
     def _load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         if self.source != "synthetic":
             return self.data_set.load(split)
-        classes, side = len(self.data_set.classes), self.data_set.side
-        if (classes, side) == (10, 32):
-            return synthetic_cifar10(split)
-        return synthetic_cifar10(split, classes=classes, side=side)
+        classes = len(self.data_set.classes)
+        return synthetic_cifar10(split, classes=classes, side=self.data_set.side)
 
     def _on_device(self, split: str) -> tuple[Tensor, Tensor]:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

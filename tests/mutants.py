@@ -49,7 +49,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     positions, finder = wrapper.resolve(PositionProvider), Finder()
     wrapper.module.visit(finder)
     for old, new in finder.found:
-        source = wrapper.module.deep_replace(old, new).code  # type: ignore[attr-defined]
+        source = wrapper.module.deep_replace(old, new).code  # type: ignore[attr-defined]  # libcst annotates a node
         a, b = path.read_text().splitlines(), source.splitlines()
         while a and b and a[0] == b[0]:
             a, b = a[1:], b[1:]

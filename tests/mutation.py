@@ -183,7 +183,8 @@ def in_module(path: Path, mutant: Mutant, tests: list[str]) -> None:
             return compile(mutant.source, path, "exec")
         return get_code(loader, name)
 
-    SourceFileLoader.get_code = mutated  # type: ignore[method-assign,assignment]
+    # Only in this forked process.
+    setattr(SourceFileLoader, "get_code", mutated)  # noqa: B010 (mypy rejects the assignment)
     assert pytest.main(["-x", *QUIET, tests[0]]) == 0
 
 
@@ -199,7 +200,10 @@ def run(name: str, known: list[dict[str, Any]] | None) -> tuple[int, list[tuple[
         keys = {(x["before"], x["after"]) for x in known}
         mutants = [x for x in mutants if (x.before, x.after) in keys]
     plugin = Mutate(path, mutants)
-    work = lambda: (pytest.main([*QUIET, *tests], plugins=[plugin]), plugin.endings)  # noqa: E731
+
+    def work() -> tuple[int, list[str | None]]:
+        return int(pytest.main([*QUIET, *tests], plugins=[plugin])), plugin.endings
+
     _, (code, endings) = in_child(work, 7200, quiet=False)
     assert len(endings) == len(mutants), f"pytest ended with {code}"
     for i, mutant in enumerate(mutants):

@@ -72,8 +72,7 @@ class Record:
     selected: str | None  # the weights with the best validation accuracy; None without validation
     # split ("val", and "test" unless it was not read) -> weights ("raw", "ema", "swa") -> score
     scores: dict[str, dict[str, Score]]
-    # on the augmented batches of the last epoch; with mixing, against the soft targets
-    train_accuracy: float | None = None
+    train_accuracy: float | None = None  # augmented batches of the last epoch, mixed targets
     # the last raw weights on training images without augmentation, as many as validation images
     clean_train_accuracy: float | None = None
     val_curve: list[float] | None = None  # of the raw weights at each validation, in order

@@ -138,7 +138,10 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
             f"--data.batch_size must be at most the {images:,} training images, got {size}"
         )
     if fraction == 0 and not config.test:
-        raise ValueError("--test false leaves nothing to evaluate if --data.val_fraction is 0")
+        raise ValueError(
+            "--data.val_fraction 0 leaves nothing to evaluate if the test set is not read or does "
+            "not exist: use a fraction such as 0.1"
+        )
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

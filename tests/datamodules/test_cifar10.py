@@ -519,9 +519,9 @@ def test_the_test_set_is_not_decoded_before_fitting_has_ended(request, monkeypat
         decoded.append(split)
         return whole(data_set, split)
 
-    def synthesise(split):
+    def synthesise(split, **size):
         decoded.append(split)
-        return synthetic_cifar10(split, per_class=20)
+        return synthetic_cifar10(split, per_class=20, **size)
 
     monkeypatch.setattr(PublicDataSet, "load", load)
     monkeypatch.setattr(cifar10, "synthetic_cifar10", synthesise)

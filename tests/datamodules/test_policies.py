@@ -4,6 +4,7 @@ Bilinear resampling is compared as in test_operations.py: some bytes may be one 
 """
 
 from collections import defaultdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -285,7 +286,7 @@ def test_a_policy_gets_colours_and_resampling_rounded_to_bytes(images):
 def loader(monkeypatch):
     """The training batches of the stand-in with these flags."""
     monkeypatch.setattr(
-        "datamodules.cifar10.synthetic_cifar10", lambda split: synthetic_cifar10(split, 0, 10)
+        "datamodules.cifar10.synthetic_cifar10", partial(synthetic_cifar10, per_class=10)
     )
 
     def loader(**flags):

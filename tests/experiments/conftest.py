@@ -60,7 +60,7 @@ def one_parser_an_architecture() -> Iterator[None]:
 
 
 @cache
-def _few_images(split: str) -> tuple[Tensor, Tensor]:
+def _few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
     """The synthetic set with 1,800 images to train on, 200 to validate and 300 to test."""
     return synthetic_cifar10(split, per_class=200 if split == "train" else 30)  # type: ignore[arg-type]
 
@@ -75,7 +75,7 @@ class Run:
     output: str
 
 
-Images = Callable[[str], tuple[Tensor, Tensor]]
+Images = Callable[..., tuple[Tensor, Tensor]]
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from experiments.training.launch import read_launch
 synthetic = cache(synthetic_cifar10)
 
 
-def few_images(split: str) -> tuple[Tensor, Tensor]:
+def few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
     """1,999 images to train on and validate with, and 300 to test."""
     images, labels = synthetic(split, per_class=200 if split == "train" else 30)  # type: ignore[arg-type]
     return (images[1:], labels[1:]) if split == "train" else (images, labels)

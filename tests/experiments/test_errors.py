@@ -217,7 +217,10 @@ def test_ema_with_swa_is_refused_with_a_reason(refusal, experiment):
 
 def test_a_run_without_validation_and_test_images_is_refused(refusal):
     line = refusal("--data.val_fraction=0", "--test=false")
-    assert line == "--test false leaves nothing to evaluate if --data.val_fraction is 0"
+    assert line == (
+        "--data.val_fraction 0 leaves nothing to evaluate if the test set is not read or does not "
+        "exist: use a fraction such as 0.1"
+    )
 
 
 def test_an_empty_validation_set_with_a_monitor_on_it_is_refused(refusal):

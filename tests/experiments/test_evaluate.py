@@ -37,12 +37,12 @@ LEARNING = (
 
 
 @cache
-def few_images(split: str) -> tuple[Tensor, Tensor]:
+def few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
     """The images of the runs that the fixture `experiment` makes."""
     return synthetic_cifar10(split, per_class=200 if split == "train" else 30)  # type: ignore[arg-type]
 
 
-def with_other_test_labels(split: str) -> tuple[Tensor, Tensor]:
+def with_other_test_labels(split: str, **_: int) -> tuple[Tensor, Tensor]:
     images, labels = few_images(split)
     return images, labels.roll(1) if split == "test" else labels
 

@@ -38,6 +38,10 @@ RECIPES = {
     "Muon and whitening": MUON,
     "SAM": ("--model.sharpness=sam",),
     "distillation": ("--teacher={teacher}",),
+    "gates, SAM and accumulation": (
+        *("--arch=wide_resnet", "--model.depth=10", "--model.widen_factor=0.5", "--swa=false"),
+        *("--model.routing=gates", "--model.sharpness=sam", "--trainer.accumulate_grad_batches=2"),
+    ),
     "two processes": ("--trainer.devices=2",),
 }
 Launch = Callable[..., list[int]]

@@ -47,7 +47,7 @@ SEVERITIES = [2, 5]
 
 
 @cache
-def few_images(split: str) -> tuple[Tensor, Tensor]:
+def few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
     return synthetic_cifar10(split, per_class=200 if split == "train" else IMAGES // 10)  # type: ignore[arg-type]
 
 
