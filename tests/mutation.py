@@ -49,7 +49,8 @@ MODULES = """
     lightning_modules/losses.py lightning_modules/distillation.py lightning_modules/classifier.py
     lightning_modules/metrics.py lightning_modules/optimizers.py lightning_modules/prediction.py
     lightning_modules/sharpness.py lightning_modules/muon.py datamodules/mixing.py
-    datamodules/cifar10.py:stratified_split callbacks/ema.py callbacks/swa.py callbacks/lookahead.py
+    datamodules/tensor_loader.py:stratified_split
+    callbacks/ema.py callbacks/swa.py callbacks/lookahead.py
     experiments/claims/seed_statistics.py experiments/claims/verdicts.py
     experiments/claims/claimed.py experiments/claims/measures.py experiments/claims/estimates.py
     experiments/inference/analysis.py experiments/inference/strategies.py
@@ -60,7 +61,8 @@ TESTS = {
     "classifier": "classifier captured_step distillation sharpness",
     "metrics": "classifier",
     "optimizers": "optimizers muon classifier speed_resnet",
-    "verdicts": "seed_statistics",
+    "tensor_loader": "cifar10",
+    "verdicts": "claims seed_statistics",
     "claimed": "suites claims",
     "measures": "suites claims",
     "estimates": "claims",

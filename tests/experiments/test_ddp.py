@@ -43,7 +43,7 @@ PROGRAM = """
 import datamodules.cifar10
 from datamodules.synthetic import synthetic_cifar10
 
-datamodules.cifar10.synthetic_cifar10 = lambda split: synthetic_cifar10(
+datamodules.cifar10.synthetic_cifar10 = lambda split, **_: synthetic_cifar10(
     split, per_class=200 if split == "train" else 30
 )
 from experiments.run import main

@@ -274,7 +274,7 @@ def test_what_is_lost_or_damaged_is_named_and_the_rest_is_there(
 def test_images_of_another_test_set_are_not_shown_as_the_runs(
     report: Report, run: Path, few_images: Any
 ) -> None:
-    def relabelled(split: str) -> Any:
+    def relabelled(split: str, **_) -> Any:
         images, labels = few_images(split)
         return images, labels.roll(1)
 

@@ -35,7 +35,7 @@ PROGRAM = """
 import datamodules.cifar10
 from datamodules.synthetic import synthetic_cifar10
 
-datamodules.cifar10.synthetic_cifar10 = lambda split: synthetic_cifar10(
+datamodules.cifar10.synthetic_cifar10 = lambda split, **_: synthetic_cifar10(
     split, per_class=200 if split == "train" else 30
 )
 from experiments.run import main
@@ -305,7 +305,7 @@ def test_a_run_that_was_interrupted_while_it_was_evaluated_goes_on_there(
 ):
     expected = undisturbed(flags).folder
 
-    def images(split):
+    def images(split, **_):
         if split == "test":
             raise InterruptedError
         return few_images(split)

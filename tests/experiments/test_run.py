@@ -350,7 +350,7 @@ def test_the_test_images_are_not_read_before_training_has_ended(experiment, few_
         def on_train_end(self, trainer, pl_module):
             events.append("end of training")
 
-    def images(split):
+    def images(split, **_):
         events.append(split)
         return few_images(split)
 
@@ -361,7 +361,7 @@ def test_the_test_images_are_not_read_before_training_has_ended(experiment, few_
 def test_a_run_may_leave_the_test_set_unread_and_is_no_entry_of_a_report(experiment, few_images):
     read = []
 
-    def images(split):
+    def images(split, **_):
         read.append(split)
         return few_images(split)
 
@@ -400,7 +400,7 @@ def test_the_synthetic_set_is_learned(experiment):
 
 
 def test_shuffled_labels_are_not(experiment, few_images):
-    def shuffled(split):
+    def shuffled(split, **_):
         images, labels = few_images(split)
         if split == "train":
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

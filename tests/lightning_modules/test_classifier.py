@@ -149,6 +149,10 @@ def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
     assert accuracy == (logits[:, 0].argmax(1) == labels).float().mean()
     alone = ImageClassifier(nn.Flatten(2)).loss(logits, labels)  # without a weight of the others
     torch.testing.assert_close(alone, F.cross_entropy(logits[:, 0], labels))
+    answers = F.one_hot(torch.stack([labels, labels + 1, labels + 1], dim=1), 10).float()
+    module = ImageClassifier(nn.Flatten())
+    module.training_step((answers[..., None, None], labels), 0)
+    assert module.train_metric.compute()[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -387,6 +391,18 @@ def test_a_batch_of_a_wrong_dtype_or_label_is_named(images, labels, message) -> 
     for loop in (short_trainer().fit, short_trainer().validate):
         with pytest.raises(ValueError, match=message):
             loop(small("resnet"), DataLoader([(images, labels)], batch_size=None))
+
+
+@pytest.mark.parametrize(
+    ("module", "last"), [(small("resnet", classes=7), 6), (ImageClassifier(nn.Flatten()), 9)]
+)
+def test_labels_are_checked_against_the_number_of_classes(module, last) -> None:
+    images = torch.zeros(1, 3, 32, 32)
+    module.training_step((images, torch.tensor([last])), 0)
+    with pytest.raises(ValueError, match=f"^labels must .* 0 to {last}, got {last + 1}"):
+        short_trainer().fit(
+            module, DataLoader([(images, torch.tensor([last + 1]))], batch_size=None)
+        )
 
 
 @pytest.mark.parametrize("limit", [None, 1e-3])
