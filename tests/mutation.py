@@ -64,7 +64,7 @@ TESTS = {
     "tensor_loader": "cifar10",
     "verdicts": "claims seed_statistics",
     "claimed": "suites claims",
-    "measures": "suites claims",
+    "measures": "claims suites",
     "estimates": "claims",
 }
 

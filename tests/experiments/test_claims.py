@@ -44,6 +44,8 @@ claims:
   - {id: epoch, text: t, source: s, metric: best epoch, measure: base, claimed: 497}
   - {id: hot, text: t, source: s, metric: fitted temperature, measure: "full[tta]", claimed: "> 1"}
   - {id: break, text: t, source: s, metric: first break, measure: full, claimed: 20, tolerance: 5}
+  - {id: break2, text: t, source: s, metric: second break, measure: full, claimed: 80,
+     tolerance: 5}
   - {id: gap, text: t, source: s, metric: generalisation gap, measure: full, claimed: "< 2"}
   - {id: calm, text: t, source: s, metric: late fluctuation, measure: base - full, claimed: "> 0"}
   - {id: seconds, text: t, source: s, metric: training seconds,
@@ -274,6 +276,9 @@ def test_phases_are_judged_by_the_breaks_of_the_curve(assess, runs, scale):
     three = three_lines(0.2, 0.8)
     assert verdict(three, three) == ("reproduced", "20.00 ± 0.00")
     assert verdict(*[three_lines(0.4, 0.8)] * 2) == ("contradicted", "40.00 ± 0.00")
+    found = [replace(x, val_curve=three) for x in runs("full", [0.9] * 2, scale=scale)]
+    row = assess("break2", found, scale=scale)
+    assert (row.verdict, row.measured) == ("reproduced", "80.00 ± 0.00")
     # A curve without three phases, or with too few epochs.
     assert verdict(three, [0.9] * 40) == ("undecided", "not defined")
     assert verdict(three, three[::5]) == ("undecided", "not defined")
@@ -290,19 +295,20 @@ def test_a_record_without_a_curve_is_not_a_measurement(assess, runs):
 
 
 @pytest.mark.parametrize(
-    ("clean", "verdict"),
+    ("clean", "verdict", "measured"),
     [
-        ((0.955, 0.956), "reproduced"),
-        ((0.999, 0.999), "contradicted"),
-        ((0.950, 0.975), "undecided"),
+        ((0.955, 0.956), "reproduced", "0.55 ± 0.64"),
+        ((0.999, 0.999), "contradicted", "4.90 ± 0.00"),
+        ((0.950, 0.975), "undecided", "1.25 ± 15.88"),
     ],
 )
-def test_the_gap_is_between_the_last_epochs_accuracies(assess, runs, clean, verdict):
+def test_the_gap_is_between_the_last_epochs_accuracies(assess, runs, clean, verdict, measured):
     records = [
-        replace(x, clean_train_accuracy=y, val_curve=[0.97, 0.95])
+        replace(x, clean_train_accuracy=y, val_curve=[0.97, 0.90, 0.95])
         for x, y in zip(runs("full", [0.97, 0.97]), clean, strict=True)
     ]
-    assert assess("gap", records).verdict == verdict
+    row = assess("gap", records)
+    assert (row.verdict, row.measured) == (verdict, measured)
 
 
 def test_the_late_fluctuation_of_two_schedules_is_compared(assess, runs):
@@ -315,11 +321,22 @@ def test_the_late_fluctuation_of_two_schedules_is_compared(assess, runs):
             for row, heights in (("base", ours), ("full", theirs))
             for x, y in zip(runs(row, [0.9] * 2), heights, strict=True)
         ]
-        return assess("calm", records).verdict
+        row = assess("calm", records)
+        return row.verdict, row.measured.split()[0]
 
-    assert verdict((0.010, 0.011), (0.001, 0.002)) == "reproduced"
-    assert verdict((0.001, 0.002), (0.010, 0.011)) == "contradicted"
-    assert verdict((0.001, 0.011), (0.002, 0.010)) == "undecided"
+    # The standard deviation around the line of a bumpy curve is sqrt(2) times its height.
+    assert verdict((0.010, 0.011), (0.001, 0.002)) == ("reproduced", "1.27")
+    assert verdict((0.001, 0.002), (0.010, 0.011)) == ("contradicted", "-1.27")
+    assert verdict((0.001, 0.011), (0.002, 0.010))[0] == "undecided"
+
+
+def test_an_accuracy_is_that_of_its_split(assess, runs):
+    score = scored(0.9)["val"]
+    records = [replace(x, scores={"test": scored(0.8)["test"]}) for x in runs("base", [0.9] * 2)]
+    assert assess("base", records).measured == "80.00 ± 0.00"
+    assert assess("spread", records + runs("full", [0.9] * 2)).verdict == "not yet measured"
+    records = [replace(x, scores=x.scores | {"val": score}) for x in records]
+    assert assess("base", records).measured == "80.00 ± 0.00"
 
 
 def test_seconds_are_compared_on_one_device(assess, runs):

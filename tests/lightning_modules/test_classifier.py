@@ -394,11 +394,13 @@ def test_a_batch_of_a_wrong_dtype_or_label_is_named(images, labels, message) -> 
 
 
 @pytest.mark.parametrize(
-    ("module", "last"), [(small("resnet", classes=7), 6), (ImageClassifier(nn.Flatten()), 9)]
+    ("make", "last"),
+    [(lambda: small("resnet", classes=7), 6), (lambda: ImageClassifier(nn.Flatten()), 9)],
 )
-def test_labels_are_checked_against_the_number_of_classes(module, last) -> None:
-    images = torch.zeros(1, 3, 32, 32)
-    module.training_step((images, torch.tensor([last])), 0)
+def test_labels_are_checked_against_the_number_of_classes(make, last) -> None:
+    module, images = make(), torch.zeros(1, 3, 32, 32)
+    batch = images, torch.tensor([last])
+    assert module.on_before_batch_transfer(batch, 0) is batch
     with pytest.raises(ValueError, match=f"^labels must .* 0 to {last}, got {last + 1}"):
         short_trainer().fit(
             module, DataLoader([(images, torch.tensor([last + 1]))], batch_size=None)
