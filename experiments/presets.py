@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).with_name("configs")
 #: preset -> its architecture, if the names differ
 PRESETS = {
+    "base_1m": "speed_resnet",
     "champion": "wide_resnet",
     "champion_1m": "wide_resnet",
     "champion_cpu": "speed_resnet",
