@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,8 @@ class Resources(Callback):
 @pytest.mark.trust
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_and_open_files_of_a_long_run_stay_flat(experiment):
-    resources = Resources(500, 2000)
+    """A leak grows in each 500 steps; the allocator of a busy process may grow in some of them."""
+    resources = Resources(500, 1000, 1500, 2000)
     flags = ("--trainer.max_steps=2000", "--trainer.max_epochs=-1", "--test=false")
     flags = (
         *flags,
@@ -98,7 +100,7 @@ def test_memory_and_open_files_of_a_long_run_stay_flat(experiment):
         "--trainer.limit_val_batches=1",
     )
     experiment(*flags, callbacks=[resources])
-    (before, after), (files, files_after) = resources.memory, resources.files
-    print(f"memory: {before:,} bytes after 500 steps, {after:,} after 2000; {files_after} files")
-    assert after < 1.01 * before
-    assert files_after == files
+    memory, files = resources.memory, resources.files
+    print(f"memory in bytes after {resources.steps} steps: {memory}; open files: {files}")
+    assert min(after / before for before, after in pairwise(memory)) < 1.003
+    assert files[0] == files[-1]

@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from experiments.inference.strategies import (
     FIGURE_1,
+    LADDER,
     PLAIN,
     STRATEGIES,
     Strategy,
+    first_views,
     joint_strategies,
     strategies_for,
 )
@@ -103,6 +105,13 @@ def test_a_strategy_is_what_its_name_says() -> None:
             threshold=0.85 if "adaptive" in words else None,
             claim=strategy.claim,
         )
+
+
+def test_the_ladder_has_strategies_with_so_many_views() -> None:
+    assert list(LADDER) == [1, 2, 4, 6, 8, 12]
+    for count, name in LADDER.items():
+        assert len(STRATEGIES[name].views) == count
+    assert all(STRATEGIES[LADDER[count]] == first_views(count) for count in (4, 8, 12))
 
 
 def test_joint_strategies_are_what_their_names_say() -> None:
