@@ -6,6 +6,7 @@ import pytest
 from experiments.claims.claims import claim_rows, operations_of
 from experiments.claims.claims_page import PAGE, render, write_claims
 from experiments.claims.matching import Results, load_results
+from experiments.claims.measures import Measure
 from experiments.claims.suites import load_suite, load_suites
 from experiments.inference.strategies import LADDER
 from experiments.records.record import (
@@ -516,3 +517,23 @@ def test_counting_decides_what_is_arithmetic(claim, claimed, measured, verdict):
 
 def test_the_claims_page_is_what_its_records_say():
     assert PAGE.read_text() == render(load_results()), "python experiments/reproduce.py --table"
+
+
+@pytest.mark.parametrize(
+    ("metric", "measure", "evaluated", "short"),
+    [
+        ("test accuracy", "base", False, False),
+        ("test accuracy", "base[swa]", False, False),
+        ("test accuracy", "base[tta]", True, False),
+        ("best epoch", "base[ema]", False, False),
+        ("first break", "base", False, True),
+        ("fitted temperature", "base", True, False),
+        ("best number of views", "base", True, True),
+    ],
+)
+def test_a_claim_knows_if_an_evaluation_or_short_scale_can_answer_it(
+    suite, metric, measure, evaluated, short
+):
+    claim = replace(suite.claims[0], metric=metric, measure=Measure(measure))
+    assert claim.needs_evaluation("base") is evaluated
+    assert claim.judged_at("short") is short
