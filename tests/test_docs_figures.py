@@ -262,3 +262,14 @@ def test_what_shift_does_is_that_of_the_record() -> None:
     for other in strategies.values():
         assert abs(other["mean_15"]["mce"] - raw["mean_15"]["mce"]) <= 0.002
         assert abs(other["clean"]["accuracy"] - raw["clean"]["accuracy"]) <= 0.002
+
+
+def test_the_share_of_noticed_mutants_is_that_of_its_record() -> None:
+    record = json.loads((RESULTS / "trust" / "mutation.json").read_text())
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    assert f"{record['noticed']:,} of {record['mutants']:,}" in page
+    assert f"{record['equivalent']} do not change behaviour" in page
+    assert f"the tests notice {record['score']:.1%} of" in page
+    survivors = [x for entry in record["modules"].values() for x in entry["survivors"]]
+    assert len(survivors) == record["mutants"] - record["noticed"]
+    assert all(survivor["reason"] for survivor in survivors)
