@@ -2,6 +2,7 @@
 
 python experiments/export.py runs/NAME --verify
 python experiments/export.py runs/NAME --weights ema --dtype float16 --output exported
+python experiments/export.py runs/NAME --dtype bfloat16 --only-safetensors --output weights/NAME
 python experiments/export.py runs/NAME --push user/name
 """
 
@@ -19,7 +20,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake or a missing package."""
     parser = ArgumentParser(
         "Export a finished run's network: model.safetensors with config.json, model.pt2 "
-        "(torch.export), model.onnx, and a model card."
+        "(torch.export), model.onnx, the run's record, and a model card."
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
@@ -33,6 +34,9 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         choices=("float32", "bfloat16", "float16"),
         default="float32",
         help="of the weights and of computations; ONNX computes in 32 bits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only-safetensors", action="store_true", help="write no model.pt2 and no model.onnx"
     )
     parser.add_argument(
         "--verify",
@@ -60,7 +64,14 @@ def main() -> None:
     from experiments.exports.exporting import export
 
     export(
-        flags.run, flags.output, flags.weights, flags.dtype, flags.verify, flags.root, flags.push
+        flags.run,
+        flags.output,
+        flags.weights,
+        flags.dtype,
+        flags.only_safetensors,
+        flags.verify,
+        flags.root,
+        flags.push,
     )
 
 

@@ -16,7 +16,8 @@ class PretrainedClassifier(nn.Module, PyTorchModelHubMixin, library_name="sub5m"
     """Maps pixels float (N, 3, H, W) in [0, 1] to logits float32 (N, C).
 
     The arguments are the fields of `config.json`: architecture, hyper-parameters, normalisation,
-    names of the classes, dtype of weights and computations, and side of the images.
+    names of the classes, dtype of weights and computations (BatchNorm's weights keep 32 bits), and
+    side of the images.
     `from_pretrained(FOLDER, strict=True)` loads the files of `save_pretrained(FOLDER)` without a
     connection.
     """
@@ -40,6 +41,10 @@ class PretrainedClassifier(nn.Module, PyTorchModelHubMixin, library_name="sub5m"
         self.classes = tuple(classes)
         self.image_size = image_size
         self.to(getattr(torch, dtype))
+        # As in mixed precision, whose results an export in its type then repeats.
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()
         # Not saved, because config.json contains them. In 32 bits for weights of any dtype.
         for name, values in (("mean", mean), ("std", std)):
             value = torch.tensor(values)[:, None, None]

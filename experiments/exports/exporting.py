@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime  # type: ignore[import-untyped]
@@ -21,6 +21,7 @@ from experiments.exports.model_card import model_card
 from experiments.inference.evaluation import open_images
 from experiments.inference.finished import FinishedRun, open_run
 from experiments.records.integrity import write_checksums
+from experiments.records.record import Record, write_record
 from lightning_modules.pretrained import Dtype, PretrainedClassifier
 
 Network = Callable[[Tensor], Tensor]
@@ -36,6 +37,7 @@ def export(
     output: Path,
     weights: str | None,
     dtype: Dtype,
+    only_safetensors: bool,
     verified: bool,
     root: str | None,
     repository: str | None,
@@ -51,7 +53,11 @@ def export(
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export", dir=output.parent) as beside:
             draft = Path(beside) / output.name
-            write(model, draft, model_card(run.record, name, model))
+            record = of_weights(run.record, name)
+            write(model, draft, model_card(record, name, model))
+            write_record(record, draft / "result.json")
+            if not only_safetensors:
+                write_programs(model, draft)
             if images is not None:
                 show(compare(draft, model, images, run.network(name)), len(images))
             write_checksums(draft)
@@ -61,6 +67,14 @@ def export(
     print(f"Written: {output}")
     if repository:
         push(output, repository)
+
+
+def of_weights(record: Record, name: str) -> Record:
+    """Return a run's record with the scores of one set of weights."""
+    scores = {split: {name: found[name]} for split, found in record.scores.items()}
+    same = name == (record.selected or "raw")
+    digest = record.weights_digest if same else None
+    return replace(record, scores=scores, selected=record.selected and name, weights_digest=digest)
 
 
 def pretrained(run: FinishedRun, weights: str, dtype: Dtype) -> PretrainedClassifier:
@@ -87,11 +101,15 @@ def test_images(run: FinishedRun, root: str | None) -> Tensor:
 
 
 def write(model: PretrainedClassifier, folder: Path, card: str) -> None:
-    """Write model.safetensors, config.json, model.pt2, model.onnx and README.md."""
+    """Write model.safetensors, config.json and README.md."""
     folder.mkdir()
     # First, or the library would write a card of its own.
     (folder / "README.md").write_text(card, "utf-8")
     model.save_pretrained(folder)
+
+
+def write_programs(model: PretrainedClassifier, folder: Path) -> None:
+    """Write model.pt2 and model.onnx."""
     # Two images, because torch.export would treat a batch of one as a constant.
     example = (torch.rand(2, 3, model.image_size, model.image_size),)
     batch = ({0: torch.export.Dim("batch", min=1)},)
@@ -133,17 +151,18 @@ def compare(
 
     Ends the process if a logit differs by more than `TOLERANCE`.
     """
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", providers=["CPUExecutionProvider"]
-    )
     loaded: dict[str, tuple[Network, Network]] = {
-        "model.safetensors": (PretrainedClassifier.from_pretrained(folder, strict=True), model),
-        "model.pt2": (torch.export.load(folder / "model.pt2").module(), model),
-        "model.onnx": (
+        "model.safetensors": (PretrainedClassifier.from_pretrained(folder, strict=True), model)
+    }
+    if (folder / "model.pt2").exists():
+        loaded["model.pt2"] = torch.export.load(folder / "model.pt2").module(), model
+        session = onnxruntime.InferenceSession(
+            folder / "model.onnx", providers=["CPUExecutionProvider"]
+        )
+        loaded["model.onnx"] = (
             lambda pixels: torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0]),
             in_32_bits(model),
-        ),
-    }
+        )
     comparisons = []
     with torch.inference_mode():
         normalised = normalise(images, model.mean.flatten(), model.std.flatten())

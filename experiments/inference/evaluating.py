@@ -106,15 +106,16 @@ def evaluate_run(
     if chosen and run.record.config["data"]["val_fraction"]:
         raise UserError(f"--chosen {chosen}: {run.folder} has validation images, which choose")
     weights = run.record.weights
+    baseline = PLAIN if "raw" in weights else weights[0]  # an export has one set of weights
     strategies = strategies_for(weights)
     if asked := [chosen] if chosen else only:
         for name in asked:
             if missing := [w for w in STRATEGIES[name].networks if w not in weights]:
                 flag = "chosen" if chosen else "only"
                 raise UserError(f"--{flag} {name}: {run.folder} has no {missing[0]} weights")
-        strategies = {n: s for n, s in strategies.items() if n in (PLAIN, *asked)}
+        strategies = {n: s for n, s in strategies.items() if n in (baseline, *asked)}
     wanted = {w: (run, w) for w in weights if any(w in s.networks for s in strategies.values())}
-    found = evaluate([run], wanted, strategies, PLAIN, root, precision)
+    found = evaluate([run], wanted, strategies, baseline, root, precision)
     return replace(found, chosen=chosen) if chosen else found
 
 

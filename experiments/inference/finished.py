@@ -90,7 +90,7 @@ def load_weights(folder: Path, name: str) -> Weights | None:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The folder of a run and its record."""
+    """The folder of a run, or of its export, and its record."""
 
     folder: Path
     record: Record
@@ -103,8 +103,12 @@ class FinishedRun:
     def network(self, weights: str = "raw") -> nn.Module:
         """Build the network in evaluation mode with the run's weights of a kind.
 
-        Raises UserError if the run has no such weights.
+        Raises UserError if the run, or its export, has no such weights.
         """
+        if is_export(self.folder):
+            if weights not in self.record.weights:
+                raise UserError(f"{self.folder} has no {weights} weights")
+            return open_network(self.folder).network
         try:
             found = load_weights(self.folder, weights)
         except UserError:
@@ -170,7 +174,7 @@ class FinishedRun:
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """Open the folder of a finished run; raise UserError for another folder."""
+    """Open the folder of a finished run, or an export; raise UserError for another folder."""
     path = folder / "result.json"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder of a run")

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from experiments.console import UserError
+from experiments.evaluate import main as evaluate
 from experiments.export import main
 from experiments.exports import exporting
 from experiments.exports.exporting import compare, in_32_bits, pretrained
 from experiments.exports.model_card import model_card
 from experiments.inference.finished import FinishedRun, open_network, open_run
+from experiments.inference.strategies import STRATEGIES
+from experiments.records.record import read_evaluation
 from lightning_modules.pretrained import PretrainedClassifier
 
 Export = Callable[..., None]
@@ -86,14 +89,48 @@ def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
 ) -> None:
     half, full = exported(str(dtype).removeprefix("torch.")), exported("float32")
     halved = PretrainedClassifier.from_pretrained(half, strict=True)
-    for name, weight in run.network("ema").state_dict().items():
+    network = run.network("ema")
+    norms = {name for name, x in network.named_modules() if isinstance(x, torch.nn.BatchNorm2d)}
+    for name, weight in network.state_dict().items():
         found = halved.network.state_dict()[name]
-        assert torch.equal(found, weight.to(dtype) if weight.is_floating_point() else weight)
+        assert torch.equal(found, weight if name.rpartition(".")[0] in norms else weight.to(dtype))
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, half)]
-    assert sizes[0] - sizes[1] >= 2 * run.record.parameters
+    halves = sum(x.numel() for x in network.parameters()) - sum(
+        x.numel() for name in norms for x in network.get_submodule(name).parameters()
+    )
+    assert sizes[0] - sizes[1] >= 2 * halves
     assert halved(pixels[:2]).dtype == torch.float32
     onnx_logits = load(half, "model.onnx")(pixels)
     torch.testing.assert_close(onnx_logits, in_32_bits(halved)(pixels), atol=1e-4, rtol=0)
+
+
+def test_an_export_has_the_record_of_its_weights_and_their_accuracy(
+    experiment: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the type of mixed precision too: BatchNorm keeps its 32 bits there as well."""
+    made = experiment("--model.blocks=[1, 1, 1]", "--trainer.precision=bf16-mixed")
+    run = open_run(made.folder)  # type: ignore[attr-defined]
+    folder = tmp_path / "export"
+    flags = ["--weights=ema", "--dtype=bfloat16", "--only-safetensors", "--verify"]
+    monkeypatch.setattr(sys, "argv", ["export.py", str(run.folder), *flags, f"--output={folder}"])
+    main()
+    files = ["README.md", "SHA256SUMS", "config.json", "model.safetensors", "result.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    record = open_run(folder).record
+    assert record.weights == ["ema"]
+    assert record.selected == "ema"
+    assert record.scores["test"]["ema"] == run.record.scores["test"]["ema"]
+    for path in (run.folder, folder):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", str(path)])
+        evaluate()
+    of_run, of_export = (
+        read_evaluation(path / "evaluation.json").strategies for path in (run.folder, folder)
+    )
+    assert set(of_export) == {name for name in STRATEGIES if name.startswith("ema")}
+    for name, found in of_export.items():
+        for split, score in found.scores.items():
+            assert score.accuracy == of_run[name].scores[split].accuracy
+            assert score.as_it_is == of_run[name].scores[split].as_it_is
 
 
 def test_what_is_loaded_is_ready_to_predict_and_knows_its_classes(
