@@ -1,9 +1,12 @@
 """Fixtures and hooks of all tests."""
 
+import json
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,39 @@ import pytest
 # One thread for each of pytest-xdist's processes: two that share two cores with two threads each
 # slow each other several-fold. Before torch is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+#: settings of the long variants of tests marked trust
+LONG = ("KILLS", "ROWS")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, help="write each test's outcome and its origin here")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write the record of `--record`: the docs link to such records of long variants."""
+    if path := terminalreporter.config.getoption("record"):
+        import torch  # noqa: PLC0415  after OMP_NUM_THREADS
+
+        from experiments.records import provenance  # noqa: PLC0415
+
+        commit, dirty = provenance.git_state()
+        settings = [f"{name}={os.environ[name]}" for name in LONG if name in os.environ]
+        record = {
+            "command": " ".join([*settings, "python -m pytest", *sys.argv[1:]]),
+            "commit": commit,
+            "dirty": dirty,
+            "versions": provenance.versions(),
+            "device": provenance.describe_device(torch.device("cpu")),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tests": {
+                report.nodeid: {"outcome": outcome, "seconds": round(report.duration, 1)}
+                for outcome in ("passed", "failed", "skipped", "error")
+                for report in terminalreporter.getreports(outcome)
+            },
+        }
+        path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,7 @@
-"""Many runs at once, and a long run; takes minutes, `-m trust`."""
+"""Many runs at once, and a long run; takes minutes, `-m trust`.
+
+`ROWS=200 python -m pytest -m trust -k two_ray_workers` trains 200 rows; the default is 8.
+"""
 
 import os
 import subprocess
@@ -16,8 +19,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "tiny_scripts"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 #: rows of the suite; a row takes 10 to 20 seconds on one core, and most of it is imports
-
-ROWS = int(os.environ.get("SUB5M_ROWS", "8"))
+ROWS = int(os.environ.get("ROWS", "8"))
 
 
 @pytest.mark.trust
