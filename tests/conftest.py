@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -34,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         commit, dirty = provenance.git_state()
         settings = [f"{name}={os.environ[name]}" for name in LONG if name in os.environ]
         record = {
-            "command": " ".join([*settings, "python -m pytest", *sys.argv[1:]]),
+            "command": " ".join([*settings, "python -m pytest", shlex.join(sys.argv[1:])]),
             "commit": commit,
             "dirty": dirty,
             "versions": provenance.versions(),
