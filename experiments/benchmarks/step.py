@@ -88,8 +88,6 @@ class Step:
         device: torch.device,
     ) -> None:
         torch.manual_seed(0)
-        images = torch.randn(batch_size, 3, 32, 32)
-        self.batch = images.to(device), torch.randint(10, (batch_size,)).to(device)
         layout = {"channels_last": variant.memory_format == "channels_last"}
         torchs = variant.compiled in TORCH_MODES
         compiled = False if torchs else variant.compiled
@@ -97,6 +95,8 @@ class Step:
         if torchs:
             module.network.compile(mode=str(variant.compiled).removeprefix("torch-"))
         self.module = module.to(device).train()
+        labels = torch.randint(module.classes, (batch_size,))
+        self.batch = torch.randn(batch_size, 3, 32, 32).to(device), labels.to(device)
         self.module.setup("fit")  # captures the step, if the variant has a graph
         self.optimizer = make_optimizer(self.module.network, self.module.hparams)
         self.mixed = None
