@@ -87,6 +87,16 @@ def test_the_small_networks_are_those_of_their_records(name: str) -> None:
     assert f"{one} with one view" in PAGES
 
 
+def test_the_folder_of_pictures_is_that_of_its_record() -> None:
+    record = read_record(RESULTS / "pictures" / "seven_classes.json")
+    assert record.images is not None
+    assert len(record.images.classes) == 7
+    assert record.train_images == 4_500
+    score, page = record.scores["test"]["raw"], (ROOT / "docs" / "data.md").read_text()
+    quoted = f"{score.accuracy:.2%} on {score.images:,} test pictures in"
+    assert f"{quoted} {record.training_seconds:.0f} seconds" in page
+
+
 def spread(values: list[float]) -> str:
     return f"{mean(values):.2f}% (sd {stdev(values):.2f})"
 

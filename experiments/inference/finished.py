@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +216,8 @@ def _open_export(folder: Path) -> TrainedNetwork:
 
     check_checksums(folder, ("config.json", "model.safetensors"))
     try:
-        model = PretrainedClassifier.from_pretrained(folder, strict=True)
+        with redirect_stdout(StringIO()):  # the library announces what it loads
+            model = PretrainedClassifier.from_pretrained(folder, strict=True)
     except Exception as error:  # its class depends on the file's bytes
         raise UserError(
             f"the exported network in {folder} cannot be read ({type(error).__name__})"
