@@ -54,7 +54,7 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export", dir=output.parent) as beside:
             draft = Path(beside) / output.name
             record = of_weights(run.record, name)
-            write(model, draft, model_card(record, name, model))
+            write(model, draft, model_card(record, name, model, not only_safetensors))
             write_record(record, draft / "result.json")
             if not only_safetensors:
                 write_programs(model, draft)

@@ -22,10 +22,7 @@ out. Every file takes any number of images.
 
 - `model.safetensors` and `config.json`: `PretrainedClassifier.from_pretrained(FOLDER, strict=True)`
   of this project's `lightning_modules.pretrained`
-- `model.pt2`: `torch.export.load("model.pt2").module()`, with PyTorch alone
-- `model.onnx`: `onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})`, always
-  in 32 bits
-
+{programs}
 ## Figures
 
 Of the run, on {source}, from one view of each image.
@@ -44,6 +41,11 @@ Of the run, on {source}, from one view of each image.
 {command}
 ```
 """
+PROGRAMS = """\
+- `model.pt2`: `torch.export.load("model.pt2").module()`, with PyTorch alone
+- `model.onnx`: `onnxruntime.InferenceSession("model.onnx").run(None, {"images": pixels})`, always
+  in 32 bits
+"""
 SPLITS = {
     "val": "`val` was held out of the training images and chose the checkpoint.",
     "test": "`test` was read once, after training.",
@@ -56,8 +58,13 @@ QUICK = """
 """
 
 
-def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str:
-    """A model card for the Hub: its metadata, then Markdown."""
+def model_card(
+    record: Record, weights: str, model: PretrainedClassifier, programs: bool = True
+) -> str:
+    """A model card for the Hub: its metadata, then Markdown.
+
+    Without `programs` there is neither model.pt2 nor model.onnx.
+    """
     tested = "test" in record.scores
     score = record.scores["test" if tested else "val"][weights]
     synthetic = record.source == "synthetic"
@@ -99,6 +106,7 @@ def model_card(record: Record, weights: str, model: PretrainedClassifier) -> str
         dtype=str(model.dtype).removeprefix("torch."),
         warning=synthetic * SYNTHETIC.format(source=SOURCES[data_set]) + record.quick * QUICK,
         source="the synthetic stand-in" if synthetic else SOURCES[data_set],
+        programs=PROGRAMS * programs,
         size=model.image_size,
         count=len(model.classes),
         splits="\n".join(SPLITS[split] for split in record.scores),
