@@ -234,7 +234,7 @@ def test_a_record_of_an_architecture_that_is_unknown_is_refused_in_one_line(fold
     path = folder / "other.json"
     write_record(record, path)
     path.write_text(path.read_text().replace(f'"arch": "{record.arch}"', '"arch": "a_net"'))
-    reason = "other.json is not a valid record: arch must be one of champion, .*, got 'a_net'$"
+    reason = "other.json is not a valid record: arch must be one of base_1m, .*, got 'a_net'$"
     with pytest.raises(UserError, match=reason):
         load_results(folder)
 
