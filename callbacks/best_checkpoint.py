@@ -45,7 +45,7 @@ class BestCheckpoint(Checkpoint):
         return self.best
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # The file may be missing, or newer than the checkpoint from which a killed run resumes.
+        # A killed run resumes from a checkpoint. The file may be newer than it, or missing.
         # Then this keeps no best score, so the next validation replaces the file.
         if self.path.exists():
             file = torch.load(self.path, "cpu", weights_only=True, mmap=True)

@@ -138,8 +138,8 @@ class EMA(Average):
         self.updates += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Each process averages the BatchNorm statistics of its own batches. All of them validate
-        # and save those of rank 0, as DistributedDataParallel does for the network.
+        # Each process averages the BatchNorm statistics of its own batches. All processes validate
+        # and save the statistics of rank 0, as DistributedDataParallel does for the network.
         if self._average is None or trainer.world_size == 1:
             return
         buffers = list(self._average.buffers())

@@ -16,7 +16,7 @@ SUFFIXES = (
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 #: maximum pixels of a WebP, whose decoder needs 15 bytes per pixel; others need up to 4
 WEBP_PIXELS = 50_000_000
-#: number of pixels from which a picture is reduced band by band
+#: pictures with more pixels are reduced band by band
 LARGE = 2**20
 #: shortest side to which a large picture is reduced before the last resampling
 COARSE = 256

@@ -11,7 +11,7 @@ from lightning_modules.layers.whitening import PatchWhitening
 from lightning_modules.networks.speed_resnet import SpeedResNet
 from lightning_modules.optimizers import optimizer_steps
 
-#: training images from which the whitening layer is computed
+#: number of training images that the whitening layer is computed from
 WHITENED_IMAGES = 5_000
 
 

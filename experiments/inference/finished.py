@@ -216,7 +216,7 @@ def _open_export(folder: Path) -> TrainedNetwork:
 
     check_checksums(folder, ("config.json", "model.safetensors"))
     try:
-        with redirect_stdout(StringIO()):  # the library announces what it loads
+        with redirect_stdout(StringIO()):  # the library prints that it loads weights
             model = PretrainedClassifier.from_pretrained(folder, strict=True)
     except Exception as error:  # its class depends on the file's bytes
         raise UserError(

@@ -55,7 +55,7 @@ class Record:
     command: list[str]  # every command that worked on the run: a resumed run has several
     config: dict[str, Any]  # every flag, resolved
     quick: bool  # whether it was a --quick run, which says nothing about the network
-    source: Source  # the data set's images or the procedural stand-in
+    source: Source  # the data set's own images, or synthetic images instead
     commit: str  # of the code; "unknown" outside a git checkout
     dirty: bool  # whether the checkout differed from that commit
     versions: dict[str, str]  # of Python and of the packages that decide the result
@@ -81,7 +81,7 @@ class Record:
     host: str | None = None  # the processor and its threads, also if a GPU trained
     weights_digest: str | None = None  # of the selected weights; a student names its teacher by it
     blocks_used: float | None = None  # share of gated blocks that images use, if there are gates
-    images: ImageFacts | None = None  # None in older records: those of CIFAR-10
+    images: ImageFacts | None = None  # None in older records, which are all of CIFAR-10
     # SHA-256 of all other fields as written: edited records are rejected
     digest: str | None = field(default=None, compare=False)
 
