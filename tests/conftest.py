@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# One thread for each of pytest-xdist's processes: two that share two cores with two threads each
-# slow each other several-fold. Before torch is imported, and for the processes that tests start.
+# One thread per process of pytest-xdist: on two cores, two processes with two threads each are
+# several times slower. torch reads this at its import, and child processes of tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -53,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that need a GPU if there is none; else run them last.
 
-    Last, because a checkpoint contains the GPU's random state once a test has used the GPU.
+    They run last, because checkpoints contain the GPU's random state after a test used the GPU.
     """
     import torch  # noqa: PLC0415  after OMP_NUM_THREADS
 
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @contextmanager
 def hidden_gpu() -> Iterator[None]:
-    """No GPU for this process and for the processes that it starts."""
+    """Hide the GPU from this process and from the processes that it starts."""
     import torch  # noqa: PLC0415  after OMP_NUM_THREADS
 
     with pytest.MonkeyPatch.context() as patch:
@@ -83,8 +83,8 @@ def hidden_gpu() -> Iterator[None]:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Hide the GPU from every test without the marker gpu, and let Ctrl-C have its usual effect.
 
-    Lightning ignores SIGINT from a KeyboardInterrupt on, and a shell's background job ignores it
-    from the start.
+    Lightning ignores SIGINT after a KeyboardInterrupt. A background job of a shell always ignores
+    it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with nullcontext() if item.get_closest_marker("gpu") else hidden_gpu():

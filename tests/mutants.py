@@ -35,7 +35,7 @@ class Finder(cst.CSTVisitor):
                 return False
             case cst.Call(func=cst.Name(name)) if name in MESSAGES:
                 return False
-            case cst.Call(func=cst.Name("cast")):  # without an effect
+            case cst.Call(func=cst.Name("cast")):  # has no effect at run time
                 return True
         for kind, operator in mutation_operators:
             if isinstance(node, kind):

@@ -36,10 +36,10 @@ import torch
 from mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 20  # for one mutant, and the time of its tests without a mutation
+SECONDS = 20  # limit for a mutant, plus the time of its tests without a mutation
 #: imported once, before the modules are mutated
 PACKAGES = "lightning.pytorch torchmetrics torchvision scipy.stats pydantic jsonargparse"
-#: arguments of pytest; two tests of many seconds are left out
+#: arguments of pytest, without two slow tests
 QUIET = (
     *("-q", "-p", "no:cacheprovider", "-m", "not trust and not gpu"),
     *("-k", "not compiled_again and not overflow_of_sams"),
@@ -55,8 +55,8 @@ MODULES = """
     experiments/claims/claimed.py experiments/claims/measures.py experiments/claims/estimates.py
     experiments/inference/analysis.py experiments/inference/strategies.py
 """
-#: names of a module's tests that run it within their own process, if not the module's name; only
-#: the first file is run for a mutant outside of functions, because it needs a new import
+#: module -> names of its tests, if they differ from the module's name. These tests run the module
+#: in their own process. A mutant outside of functions needs a new import: only the first file runs.
 TESTS = {
     "classifier": "classifier captured_step distillation sharpness",
     "metrics": "classifier",
@@ -142,14 +142,14 @@ class Mutate:
 
 
 def run_tests(items: list[pytest.Item]) -> None:
-    """Run tests until the first failure, which is an AssertionError."""
+    """Run tests; raise AssertionError at the first failure."""
     for item, following in zip(items, [*items[1:], None], strict=True):
         item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
         assert not item.session.testsfailed
 
 
 def function_at(tree: ast.AST, line: int) -> str:
-    """Return the qualified name of the function of a module or class that has the line."""
+    """Return the qualified name of the function with this line, or "" outside of functions."""
     for x in getattr(tree, "body", []):
         if isinstance(x, ast.ClassDef) and x.lineno <= line <= (x.end_lineno or 0):
             return f"{x.name}.{function_at(x, line)}"
@@ -270,7 +270,7 @@ def facts() -> dict[str, Any]:
 
 
 def summary(modules: dict[str, Any]) -> dict[str, Any]:
-    """Return the totals, and the share of noticed mutants among those that change behaviour."""
+    """Return the totals, and the noticed share of the mutants that are not equivalent."""
     names = ("mutants", "noticed", "equivalent", "unnoticed")
     totals = {x: sum(entry[x] for entry in modules.values()) for x in names}
     score = totals["noticed"] / (totals["mutants"] - totals["equivalent"])

@@ -1,4 +1,4 @@
-"""The README and the pages: their commands are accepted, their links lead somewhere."""
+"""The README and the pages: all commands are accepted, and all links work."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def test_the_table_of_presets_is_all_of_them_with_their_counts() -> None:
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_a_printed_command_is_accepted(command: str, monkeypatch, tmp_path) -> None:
-    # Only the parsing; other tests train.
+    # This test only parses the flags; other tests train.
     monkeypatch.setattr(ExperimentCLI, "instantiate_classes", lambda self: None)
     arguments = shlex.split(command)
     if {"--help", "--print_config"} & set(arguments):

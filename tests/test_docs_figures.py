@@ -1,4 +1,4 @@
-"""The figures of the README and the pages equal those of the records."""
+"""The numbers in the README and the pages equal the numbers in the records."""
 
 import json
 import re
@@ -207,7 +207,7 @@ def test_six_views_of_unsure_images_are_those_of_the_record() -> None:
 
 
 def steps() -> dict[tuple, dict]:
-    """What was measured of each architecture and configuration, in the record that comes first."""
+    """Return the row of each architecture and configuration, from the first record with it."""
     found: dict[tuple, dict] = {}
     for name in STEPS:
         for row in rows_of(name):
@@ -244,7 +244,7 @@ def test_the_papers_recipe_takes_as_long_on_a_cpu_as_its_steps() -> None:
 def test_bf16_in_channels_last_is_as_much_faster_as_the_records_say() -> None:
     (line,) = lines_with("| bf16-mixed and channels-last over 32-bit contiguous")
     for arch, _, _, _ in steps():
-        if arch != "enhanced_efficient_resnet":  # which is quoted compiled, from its own record
+        if arch != "enhanced_efficient_resnet":  # its number is compiled, from its own record
             speedup = steps()[arch, False, "bf16-mixed", "channels_last"]["speedup"]["median"]
             assert f"{speedup:.2f}x `{arch}`" in line
     (compiled,) = (

@@ -127,14 +127,14 @@ def too_slow(*_: Any) -> NoReturn:
 
 
 def fuzz(inputs: int, seed: int, folder: Path) -> dict[str, Counter[str]]:
-    """Give mutated files to all readers in turns; return the number of endings of each reader.
+    """Give mutated files to the readers in turn; count how often each reader ended in each way.
 
-    Raises AssertionError for the first input that a reader does not handle, which stays in the
-    folder.
+    Raises AssertionError for the first input that a reader does not handle. The folder keeps this
+    input.
     """
     chance, all_ = random.Random(seed), readers()
     endings = {name: Counter[str]() for name in all_}
-    signal.signal(signal.SIGALRM, too_slow)  # nobody else uses it
+    signal.signal(signal.SIGALRM, too_slow)  # no other code uses SIGALRM
     for number in range(inputs):
         name = list(all_)[number % len(all_)]
         read, suffix, corpus = all_[name]

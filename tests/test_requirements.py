@@ -34,13 +34,13 @@ def locked(name: str) -> list[Requirement]:
 
 
 def applies(need: Requirement, extras: set[str]) -> bool:
-    """Whether a requirement of a package with these extras is one here."""
+    """Whether a package with these extras has this requirement on this system."""
     marker = need.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
 
 
 def lacking(lock: list[Requirement]) -> set[str]:
-    """The extras that an installed package of the lock requires, but the lock does not name."""
+    """The extras that the lock's installed packages require, but the lock does not name."""
     pins = [pin for pin in lock if applies(pin, set())]
     extras = {canonicalize_name(pin.name): pin.extras for pin in pins}
     missing = set()
@@ -60,7 +60,7 @@ def lacking(lock: list[Requirement]) -> set[str]:
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_a_lock_names_every_extra_that_one_of_its_packages_requires(lock: Path) -> None:
-    # Otherwise an old pip looks for the extra's package on the index, where a new version is.
+    # Otherwise an old pip takes a newer version of the extra's package from the index.
     assert lacking(locked(lock.name)) == set()
 
 
@@ -79,7 +79,7 @@ def test_a_lock_has_a_hash_for_every_package_and_no_address(lock: Path) -> None:
 
 
 def test_the_development_lock_adds_packages_to_the_other_and_changes_none() -> None:
-    # Without markers: a package for Windows alone may be one for all systems there.
+    # Markers are ignored: a package can be for Windows in one lock, for all systems in the other.
     run_time, development = (
         {(x.name, str(x.specifier)) for x in locked(f"requirements{suffix}.txt")}
         for suffix in ("", "-dev")

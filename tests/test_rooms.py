@@ -1,4 +1,4 @@
-"""The arrows between the rooms, and what importing them may ask of a machine."""
+"""The packages do not import each other, and can be imported without optional modules."""
 
 import ast
 import subprocess

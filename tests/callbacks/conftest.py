@@ -35,7 +35,7 @@ class Loader:
 
 
 class Tiny(LightningModule):
-    """Small network, trained by SGD with momentum, that records values for the tests."""
+    """Small network that is trained by SGD with momentum, and records values for the tests."""
 
     def __init__(self, seed: int = 0, dropout: float = 0.0, overflow_at: int | None = None) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def resume_is_exact(tmp_path: Path, fit: Callable[..., Trainer]) -> Callable[...
         callbacks = [make() for make in make_callbacks]
         undisturbed = end(fit(module, *callbacks, every_epoch, max_epochs=4), module)
         for epoch in range(3):
-            # Other weights and another random state, so that everything comes from the checkpoint.
+            # New weights and a new random state: the right ones must come from the checkpoint.
             module = Tiny(seed=100 + epoch, **module_options)
             callbacks = [make() for make in make_callbacks]
             checkpoint = tmp_path / f"epoch={epoch}.ckpt"

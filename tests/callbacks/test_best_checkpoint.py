@@ -101,7 +101,7 @@ def test_a_resumed_run_remembers_the_best_so_far(fit, graded, tmp_path):
 
 @pytest.mark.parametrize("later", ["better", "missing"])
 def test_a_file_that_is_not_of_the_restored_state_is_replaced(fit, graded, tmp_path, later):
-    """A killed run leaves a newer file than its state; a new folder has no file."""
+    """After a kill the file is newer than the restored state; a new folder has no file."""
 
     class Worse(graded):
         grades = (0.5, 0.4, 0.3, 0.4)
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_of_the_restored_state_is_replaced(fit, graded, tmp_p
         assert saved(path)["epoch"] == 1
     else:
         path.unlink()
-    # The later epochs have other results than before, as on a GPU.
+    # The repeated epochs have other results than before, as on a GPU.
     best = BestCheckpoint(str(tmp_path))
     fit(Worse(), best, max_epochs=4, ckpt_path=tmp_path / "first.ckpt")
     assert saved(path)["epoch"] == 1

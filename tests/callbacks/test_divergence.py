@@ -1,4 +1,4 @@
-"""What counts as divergence: loss, averages, and fp16's overflows."""
+"""A run diverges by its loss, by its averages, or by overflows in fp16."""
 
 import pytest
 import torch

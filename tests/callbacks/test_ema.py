@@ -28,7 +28,7 @@ def test_an_update_keeps_the_share_decay_of_the_average():
 def test_equals_torchs_average_of_a_plain_loop_bit_for_bit(fit, tiny, train_plainly, accumulate):
     network = tiny().network
     expected = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    expected.update_parameters(network)  # its first call copies: the average starts at the start
+    expected.update_parameters(network)  # its first call copies the initial weights
     train_plainly(network, lambda: expected.update_parameters(network), accumulate=accumulate)
     module, ema = tiny(), EMA(decay=0.9, warmup=False)
     trainer = fit(module, ema, accumulate_grad_batches=accumulate)
@@ -73,7 +73,7 @@ def test_the_average_is_validated_beside_the_raw_weights(fit, tiny, val_batches)
 
 
 def test_weights_that_were_never_updated_are_not_validated(fit, tiny):
-    # The first validation falls before the first optimizer step.
+    # The first validation comes before the first optimizer step.
     module, ema = tiny(), EMA()
     fit(module, ema, max_epochs=1, accumulate_grad_batches=4, val_check_interval=3)
     assert ["val/acc_ema" in metrics for metrics in module.validations] == [False, True]

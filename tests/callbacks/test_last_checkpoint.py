@@ -44,10 +44,10 @@ ALWAYS = timedelta(0)
     ("every", "options", "steps", "end"),
     [
         (timedelta(hours=1), {}, [7], 14),
-        # After the seventh batch, the last of an epoch, it is saved only at the epoch's end.
+        # Step 7 ends an epoch. It is not saved after the batch, but at the end of the epoch.
         (ALWAYS, {}, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], 14),
         (ALWAYS, {"max_steps": 4}, [1, 2, 3], 4),
-        # The seventh batch is a step alone.
+        # The epoch ends after seven batches, so batch 7 alone is a step.
         (ALWAYS, {"accumulate_grad_batches": 3}, [1, 2, 3, 4, 5], 6),
     ],
 )
@@ -74,9 +74,9 @@ class Clock(Callback):
 @pytest.mark.parametrize(
     ("seconds", "steps"),
     [
-        # An epoch has seven seconds. The first one is saved because there is no file yet.
+        # An epoch takes seven seconds. The first is saved because there is no file yet.
         (30, [7, 37, 67]),
-        (14, [7, 21, 35, 49, 63, 77]),  # ends of epochs
+        (14, [7, 21, 35, 49, 63, 77]),  # at ends of epochs
         (5, [*range(5, 84, 5)]),  # also within epochs
         (1_000, [7]),
     ],
@@ -101,7 +101,7 @@ def test_a_resumed_run_waits_for_the_time_to_write(fit, tiny, tmp_path):
 def test_the_end_by_time_is_written(fit, tiny, tmp_path):
     timer = Timer({"seconds": 0}, interval="epoch")
     fit(tiny(), timer, LastCheckpoint(str(tmp_path)), max_epochs=1)
-    assert not (tmp_path / "last.ckpt").exists()  # it ends before the first step
+    assert not (tmp_path / "last.ckpt").exists()  # training ends before the first step
 
     class Late(Callback):
         def on_train_epoch_start(self, trainer, pl_module):

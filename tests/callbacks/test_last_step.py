@@ -10,7 +10,7 @@ from callbacks import LastStep
 def test_every_epoch_is_validated_where_max_steps_ends_one_too(
     fit, tiny, max_steps, accumulate, epochs
 ):
-    # An epoch has 7 batches; of two batches a step it has 4 steps.
+    # An epoch has 7 batches; with two batches per step it has 4 steps.
     module = tiny()
     options = {"max_epochs": 3, "num_sanity_val_steps": 0, "accumulate_grad_batches": accumulate}
     trainer = fit(module, LastStep(), max_steps=max_steps, **options)

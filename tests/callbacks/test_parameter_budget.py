@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import ParameterBudget
 
-# Tiny's convolution 112, BatchNorm 8, linear layer 195.
+# Parameters of Tiny: convolution 112, BatchNorm 8, linear layer 195.
 COUNT = 315
 
 

@@ -19,7 +19,7 @@ def draw():
 
 
 def test_every_generator_continues_where_its_state_was_taken(tmp_path):
-    draw()  # leaves half of a pair of normal numbers in Python's and NumPy's generators
+    draw()  # Python and NumPy draw normal numbers in pairs, and now hold a second one
     torch.save(get_random_state(), tmp_path / "state.pt")
     expected = draw()
     draw()

@@ -9,7 +9,7 @@ from callbacks.swa import cyclic_rate
 
 
 class WeightsAtEpochEnds(Callback):
-    """The network's parameters as each epoch left them."""
+    """Copies the network's parameters at the end of each epoch."""
 
     def __init__(self):
         self.weights = []
@@ -97,7 +97,7 @@ def test_batch_norm_holds_the_statistics_of_the_averaged_weights_on_training_bat
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
         inputs = [images.to(conv.weight.dtype) for images, _ in train_batches.batches[:seen]]
         maps = [conv(images).to(conv.weight.dtype) for images in inputs]
-    # The equal average over batches of each batch's mean and unbiased variance.
+    # Mean and unbiased variance of each batch, averaged over the batches with equal weights.
     means = torch.stack([x.mean(dim=(0, 2, 3)) for x in maps])
     variances = torch.stack([x.var(dim=(0, 2, 3)) for x in maps])
     torch.testing.assert_close(norm.running_mean, means.mean(dim=0))
@@ -166,7 +166,7 @@ def test_outside_fit_only_the_raw_weights_are_validated(fit, tiny, val_batches):
 
 @pytest.mark.parametrize("options", [{}, {"limit_val_batches": 0}])
 def test_beyond_the_rate_training_is_the_same_without_it(fit, tiny, options):
-    # Dropout would show a random number that recomputing BatchNorm had drawn.
+    # If recomputing BatchNorm drew random numbers, dropout would change.
     averaged, plain = tiny(dropout=0.5), tiny(dropout=0.5)
     torch.manual_seed(3)
     trainer = fit(averaged, SWA(start=0.25), max_epochs=4, **options)
