@@ -58,7 +58,7 @@ def bytes_of(count, height=32, width=32):
 
 
 def floats_of(count, height=32, width=32):
-    """Random images, among them black, white and grey ones and one of pure colours."""
+    """Random images. The first four are black, white, grey, and one of pure colours."""
     images = torch.rand(count, 3, height, width, generator=seeded())
     images[0], images[1], images[2], images[3] = 0, 1, 0.5, images[3].round()
     return images
@@ -80,7 +80,7 @@ def test_crop_and_flip_is_torchvisions_on_each_image(images, padding, mode, torc
     top = torch.randint(2 * padding + 1, (len(images),), generator=seeded(1))
     left = torch.randint(2 * padding + 1, (len(images),), generator=seeded(2))
     flip = torch.rand(len(images), generator=seeded(3)) < 0.5
-    # The corners of the range, whatever was drawn.
+    # The corners of the range are always tested.
     top[:2], left[:2] = torch.tensor([0, 2 * padding]), torch.tensor([2 * padding, 0])
 
     got = crop_and_flip(images, top, left, flip, padding, mode)
@@ -127,8 +127,8 @@ def test_perspective_is_torchvisions_on_each_image(size, scale):
 
 
 def test_composed_matrices_warp_like_one_after_the_other():
-    # A blob that fades out within the image: smooth, so that interpolating once or twice is much
-    # the same (to 0.02 of 1), and without a border that would be cut twice.
+    # The blob is smooth: interpolating once or twice differs by at most 0.02 of 1. It fades out
+    # before the border, which would otherwise be cut twice.
     grid = torch.linspace(-2.2, 2.2, 32)
     blob = torch.exp(-(grid**2)[:, None] * 1.5 - (grid - 0.3) ** 2).expand(16, 3, 32, 32)
     degrees = uniform(-30, 30, 16)
@@ -238,7 +238,7 @@ def test_a_hole_of_the_mean_colour_is_zero_once_normalised(also, tolerance):
     assert normalise(hole, torch.tensor(MEAN), torch.tensor(STD)).abs().max() <= tolerance
 
 
-# What the class draws
+# Random draws of the class
 
 
 def test_with_everything_off_images_come_back_untouched_and_nothing_is_drawn():
@@ -289,7 +289,7 @@ def test_autocast_changes_no_augmented_pixel():
 
 
 def test_crop_offsets_are_uniform_and_flips_have_their_probability():
-    # Every pixel says where it came from; the middle ones never come from the padding.
+    # Each pixel's value is its own position. The middle pixels never come from the padding.
     places = torch.stack(torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij"))
     image = torch.cat([places, places[:1]]).to(torch.uint8)
     batch = Augmentation(crop_padding=4, crop_mode="reflect", flip=0.3)(
@@ -306,7 +306,7 @@ def test_crop_offsets_are_uniform_and_flips_have_their_probability():
 
 
 def test_angles_are_uniform_to_both_sides():
-    # Linear ramps, which bilinear sampling keeps exact: their slope is the angle.
+    # Bilinear sampling is exact on linear ramps; the slope of the ramps is the angle.
     places = torch.stack(torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij"))
     image = torch.cat([places, places[:1]]).to(torch.uint8).expand(5_000, -1, -1, -1)
     batch = Augmentation(rotation=15)(image, seeded())
@@ -340,7 +340,7 @@ def test_a_strength_beyond_one_never_makes_a_factor_negative():
 
 def test_hue_shifts_are_uniform_to_both_sides():
     red = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(5_000, 3, 1, 1)
-    # Within a sextant of red, green or blue rises by six times the shift.
+    # Near red, green or blue rises by six times the shift.
     batch = Augmentation(hue=0.1)(red, seeded()).flatten(1)
     shift = (batch[:, 1] - batch[:, 2]) / 6
     assert shift.abs().max() <= 0.1 + 1e-5
@@ -349,7 +349,7 @@ def test_hue_shifts_are_uniform_to_both_sides():
 
 
 def spy(monkeypatch, name, argument):
-    """Record what `augmentation` passes to a function of its own."""
+    """Record an argument that `augmentation` passes to one of its functions."""
     seen, real = [], getattr(augmentation, name)
 
     def recording(*args):
@@ -405,12 +405,14 @@ def test_holes_are_centred_anywhere_in_the_image():
     assert (counts - 20_000 / 64).abs().max() < 90
 
 
-# What it costs
+# Synchronisation and compilation
 
 
 class NothingThatWaits(TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU: reading a value, sizes that depend on values
-    (boolean indexing hides in index), and constants made on the host.
+    """Refuses operations that make the host wait for a GPU.
+
+    They read a value, return a size that depends on values (such as `index` with booleans), or copy
+    a constant from the host.
     """
 
     refused = (

@@ -33,7 +33,7 @@ from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from datamodules.tensor_loader import EvalLoader, TrainLoader
 
 real_data = pytest.mark.real_data
-# Nobody listens on port 9: connecting fails at once, with or without a network.
+# No server uses port 9: connecting fails at once, with or without a network.
 UNREACHABLE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 STRONG_AUGMENTATION = {
     "crop_mode": "reflect", "rotation": 15.0, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
@@ -42,7 +42,7 @@ STRONG_AUGMENTATION = {
 
 
 class Recorder(LightningModule):
-    """Trains a linear layer, and remembers which batches it saw."""
+    """Trains a linear layer, and remembers its batches."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class Recorder(LightningModule):
         self.network(batch[0].flatten(1))
 
     def configure_optimizers(self):
-        # As OneCycleLR does, which makes the loader before training starts.
+        # OneCycleLR needs this number too: the loader is created before training starts.
         assert self.trainer.estimated_stepping_batches > 0
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
@@ -83,7 +83,7 @@ def load_cifar10(root, train):
 
 
 def images_of(loader):
-    """The bytes of each image that a loader holds."""
+    """The bytes of each image of a loader."""
     return {image.tobytes() for image in loader.images.numpy()}
 
 
@@ -114,7 +114,7 @@ def fit(tmp_path):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Make data modules of the stand-in at 20 images a class: 180 to train on, 20 to validate."""
+    """Create data modules with 20 synthetic images per class: 180 to train on, 20 to validate."""
     monkeypatch.setattr(cifar10, "synthetic_cifar10", partial(synthetic_cifar10, per_class=20))
 
     def stand_in(**options):
@@ -128,7 +128,7 @@ def stand_in(monkeypatch):
 
 @pytest.fixture
 def announced(caplog):
-    """What Lightning prints."""
+    """Captures the messages that Lightning prints."""
     logger = logging.getLogger("lightning.pytorch")
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.INFO, logger.name):
@@ -143,7 +143,7 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def write_files(monkeypatch):
-    """Write files in CIFAR-10's format, ten images each, and make their md5 sums the right ones."""
+    """Write files of ten images in CIFAR-10's format, and make the code expect their md5 sums."""
 
     def write_files(root, dtype="uint8", labels=range(10)):
         folder = root / CIFAR10.base_folder
@@ -171,7 +171,7 @@ def write_files(monkeypatch):
 
 @pytest.fixture
 def miniature(tmp_path, monkeypatch, no_proxy, write_files):
-    """An empty root, while a server offers an archive of small files."""
+    """An empty root; a local server offers an archive of small files."""
     public = tmp_path / "public"
     folder = write_files(public)
     archive = public / CIFAR10.filename
@@ -263,7 +263,7 @@ def test_the_real_data_module_hands_out_cifar10_split_90_to_10(real, real_train,
 
 @pytest.fixture(scope="module")
 def labels():
-    """As many labels as CIFAR-10 has, in some order."""
+    """As many labels as CIFAR-10 has, in random order."""
     generator = torch.Generator().manual_seed(0)
     return torch.arange(10).repeat(5_000)[torch.randperm(50_000, generator=generator)]
 
@@ -282,14 +282,14 @@ def test_the_split_is_fixed_by_its_seed(labels):
     (train, val), (again, val_again) = (stratified_split(labels, 0.1, seed=3) for _ in range(2))
     assert torch.equal(train, again)
     assert torch.equal(val, val_again)
-    # Another seed shares no more than chance has it: 500 of 5,000 images.
+    # Two seeds share only as many images as by chance: 500 of 5,000.
     _, other = stratified_split(labels, 0.1, seed=4)
     assert torch.isin(val, other).sum() < 700
 
 
 @real_data
 def test_the_default_split_is_the_same_on_every_machine(real_train):
-    # Records are comparable on one split only: were this to change, all of them would be void.
+    # If the split changed, all existing records would lose their meaning.
     _, val = stratified_split(real_train[1], 0.1, seed=0)
     assert hashlib.sha256(val.numpy().tobytes()).hexdigest()[:16] == "78a0abff90c839ab"
 
@@ -594,7 +594,7 @@ def test_a_bf16_run_sees_the_batches_of_a_32_bit_run(stand_in, fit):
     assert len(full.seen) == 12
     assert full.seen[0][2].dtype == torch.float32
     assert same(full.seen, half.seen)
-    # They really were two kinds of run.
+    # The two runs really differ.
     assert not torch.equal(full.network.weight, half.network.weight)
 
 

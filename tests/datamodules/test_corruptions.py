@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.corruptions import BENCHMARK, CORRUPTIONS, SEVERITIES, corrupt
 from datamodules.synthetic import synthetic_cifar10
 
-CALM = {  # the same whatever the seed
+CALM = {  # the same for all seeds
     "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression",
     "gaussian_blur", "saturate",
 }  # fmt: skip
@@ -43,7 +43,7 @@ def test_a_corruption_is_a_pure_function_of_images_severity_and_seed(
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(corrupt(images, name, 3), severities[2])
     assert torch.equal(corrupt(images, name, 3, seed=1), severities[2]) == (name in CALM)
-    # Images of one batch get draws of their own.
+    # Each image of a batch has its own random draws.
     twins = corrupt(images[:1].expand(2, -1, -1, -1), name, 3)
     assert torch.equal(twins[0], twins[1]) == (name in CALM)
 
@@ -79,11 +79,11 @@ def test_impulse_noise_turns_channels_black_or_white_as_often_as_published() -> 
 
 
 def test_glass_moves_pixels_by_one_and_leaves_two_rows_and_columns() -> None:
-    moved = corrupt(NOISE, "glass_blur", 1)  # whose blur is too narrow to be seen
+    moved = corrupt(NOISE, "glass_blur", 1)  # its blur is too narrow to change a byte
     assert torch.equal(moved[..., :2, :], NOISE[..., :2, :])
     assert torch.equal(moved[..., :, :2], NOISE[..., :, :2])
     sources = [NOISE.roll((down, right), (2, 3)) for down in (0, 1) for right in (0, 1)]
-    # Whole pixels: all three channels from one place.
+    # A pixel moves with all three channels.
     same = torch.stack([(moved == source).all(1) for source in sources])[..., 2:, 2:]
     assert same.any(0).all()
     assert same.float().mean((1, 2, 3)).tolist() == pytest.approx([0.25] * 4, abs=0.02)

@@ -1,4 +1,4 @@
-"""CIFAR-100, SVHN and folders of pictures: reading, checks, cache and stand-ins."""
+"""CIFAR-100, SVHN and folders of pictures: reading, checks, cache and synthetic images."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def noise(*shape, seed=0):
 
 
 def fill(root, split="train", classes=SEVEN, count=4):
-    """Write pictures of several sizes, modes and formats, each class with its own grey."""
+    """Write pictures of several sizes, modes and formats; each class has its own grey."""
     for label, name in enumerate(classes):
         folder = root / split / name
         folder.mkdir(parents=True)
@@ -222,7 +222,7 @@ def test_unreadable_pictures_are_skipped_and_listed(root):
     (root / "train" / "bee" / "0.png").write_bytes(b"no picture")
     (root / "train" / "bee" / "._0.png").write_bytes(b"hidden")
     (root / "train" / ".thumbnails").mkdir()
-    for _ in range(2):  # decoded, and from the cache
+    for _ in range(2):  # first decoded, then from the cache
         data = module(root)
         data.setup("fit")
         (skipped,) = data.data_set.skipped
@@ -252,7 +252,7 @@ def test_mistakes_in_the_structure_of_a_folder_are_named(root):
         CIFAR10DataModule(dataset="folder", source="folder")
 
 
-# Stand-ins
+# Synthetic images
 
 
 @pytest.mark.parametrize(("classes", "side"), [(7, 32), (100, 32), (12, 64)])
@@ -267,7 +267,7 @@ def test_the_stand_in_has_the_classes_and_the_size_of_the_data_set(classes, side
 
 def test_hues_tell_apart_classes_of_the_same_shape():
     images, labels = synthetic_cifar10("train", per_class=40, classes=30)
-    # The colour of a shape's middle, without the grey: the background's share.
+    # The mean colour in the middle of each shape.
     colour = images[:, :, 12:20, 12:20].double().mean((2, 3))
     hue = torch.stack([colour[labels == label].mean(0) for label in (0, 10, 20)])
     assert hue.argmax(1).tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Loaders of several processes: together they hand out what one process would."""
+"""Several processes together get the same batches as one process alone."""
 
 from functools import partial
 
@@ -26,13 +26,13 @@ def train_loader(images, labels, augmentation=Augmentation(), mixing=Mixing(), s
 
 
 def numbered(count):
-    """Images (count, 3, 4, 4), each filled with its own index, which is its label as well."""
+    """Images (count, 3, 4, 4) and labels; an image's pixels and label are its index."""
     index = torch.arange(count)
     return index.to(torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4), index
 
 
 def joined(loaders):
-    """The batches of several processes, put together step by step."""
+    """The batches of several processes, joined step by step."""
     return [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*loaders, strict=True)]
 
 
@@ -46,19 +46,19 @@ def equal(batches, others):
 
 @pytest.fixture(scope="module")
 def same_image():
-    """Thirty copies of one image: all that differs between batches comes from augmentation."""
+    """Thirty copies of one image: batches differ only by augmentation."""
     image, label = synthetic_cifar10("train", per_class=1)
     return image[:1].repeat(30, 1, 1, 1), label[:1].repeat(30)
 
 
 @pytest.fixture
 def data(monkeypatch):
-    """The data module of one of several processes, as its Trainer has it: 180 and 20 images."""
+    """Set up the data module of one of several processes: 180 and 20 images."""
     monkeypatch.setattr(cifar10, "synthetic_cifar10", partial(synthetic_cifar10, per_class=20))
 
     def data(rank, processes, **options):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setattr(rank_zero_only, "rank", rank)  # as the Trainer will: here to be undone
+        monkeypatch.setattr(rank_zero_only, "rank", rank)  # the Trainer sets it too; this undoes it
         module = CIFAR10DataModule(source="synthetic", eval_batch_size=4, **options)
         module.trainer = Trainer(
             accelerator="cpu", devices=processes, strategy="ddp", logger=False, max_epochs=1

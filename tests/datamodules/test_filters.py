@@ -54,7 +54,7 @@ def test_a_plasma_is_a_fractal_from_0_to_1_and_rougher_where_it_decays_more_slow
     assert maps.shape == (3, 1, 32, 32)
     assert maps.amin((1, 2, 3)).tolist() == [0] * 3
     assert maps.amax((1, 2, 3)).tolist() == [1] * 3
-    # Near pixels are alike, and less so where the fractal decays more slowly.
+    # Neighbours are similar; they are less similar if the fractal decays more slowly.
     rough = plasma(3, 1.2, torch.Generator().manual_seed(0))
     assert maps.diff(dim=3).abs().mean() < 0.5 * rough.diff(dim=3).abs().mean()
 

@@ -15,13 +15,13 @@ def batch_of(count, side=32):
 
 
 def black_and_white(count=2, side=32):
-    """Alternating black and white images: what is mixed in shows."""
+    """Alternating black and white images: a pixel shows which image it comes from."""
     images = torch.arange(count).remainder(2).float()[:, None, None, None]
     return images.expand(-1, 3, side, side).contiguous(), torch.arange(count) % 2
 
 
 def own_shares(mixing, batches, progress=0.0):
-    """Of each batch: the first image's share of its own label, and whether it is a cut."""
+    """For each batch: the first image's share of its own label, and if it has pixels of both."""
     images, labels = black_and_white()
     shares, cuts = [], []
     for seed in range(batches):
@@ -96,7 +96,7 @@ def test_targets_say_what_the_pixels_hold():
     for mixing in (Mixing(mixup_alpha=1.0), Mixing(cutmix_alpha=1.0)):
         for seed in range(20):
             mixed, targets = mixing(images, labels, np.random.default_rng(seed), 0.0)
-            # The share of white pixels is the share of the label of white images.
+            # The share of white pixels is the target of the white class.
             torch.testing.assert_close(mixed.mean((1, 2, 3)), targets[:, 1], atol=1e-5, rtol=0)
             torch.testing.assert_close(targets.sum(1), torch.ones(2))
 
@@ -122,7 +122,7 @@ def test_a_batch_is_mixed_one_way_or_not_at_all_with_the_given_probabilities():
     mixing = Mixing(mixup_alpha=1.0, mixup_p=0.2, cutmix_alpha=1.0, cutmix_p=0.5)
     shares, cuts = own_shares(mixing, 2_000)
     whole = shares == 1
-    # A box can come out empty: less than 1% of them.
+    # Less than 1% of the boxes are empty.
     assert abs(cuts.mean() - 0.5) < 0.05
     assert abs(whole.mean() - 0.3) < 0.05
     assert abs((~cuts & ~whole).mean() - 0.2) < 0.04
@@ -140,7 +140,7 @@ def test_a_batch_is_mixed_one_way_or_not_at_all_with_the_given_probabilities():
 def test_mixups_share_follows_beta(mixing, progress, alpha):
     shares, _ = own_shares(mixing, 3_000, progress)
     assert abs(shares.mean() - 0.5) < 0.04
-    # Of Beta(a, a): E[x (1 - x)] = 1/4 - 1 / (4 (2 a + 1)).
+    # Beta(a, a) has E[x (1 - x)] = 1/4 - 1 / (4 (2 a + 1)).
     assert abs((shares * (1 - shares)).mean() - alpha / (4 * alpha + 2)) < 0.008
 
 

@@ -18,8 +18,8 @@ from datamodules.synthetic import synthetic_cifar10
 TORCHVISION = v2.TrivialAugmentWide()
 AFFINE = ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"]
 BLENDS = ["Brightness", "Color", "Contrast", "Sharpness"]
-#: the bytes, one in this many, that bilinear resampling may give one level off; the largest share
-#: that was measured is one in 939 (at all magnitudes of a shear, with any order of summation)
+#: Bilinear resampling may change one byte in this many by one level. The largest measured share is
+#: one in 939 (all magnitudes of a shear, any order of summation).
 APART = 500
 
 
@@ -31,7 +31,7 @@ def oracle(images, name, magnitude, interpolation="nearest"):
 
 
 def magnitudes(policy, name):
-    """Every magnitude that a policy of torchvision's can give, to both sides where it is signed."""
+    """All magnitudes of an operation in a policy of torchvision, with both signs if signed."""
     function, signed = policy._AUGMENTATION_SPACE[name]
     values = function(31, 32, 32).tolist()
     return values + [-x for x in values] if signed else values
@@ -39,7 +39,7 @@ def magnitudes(policy, name):
 
 @pytest.fixture(scope="module")
 def images():
-    """Shapes, noise, few levels, no light, no contrast."""
+    """Four shapes, noise, few levels, low contrast, and constant colours."""
     shapes, _ = synthetic_cifar10("test", per_class=1)
     noise = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     noise[1] = noise[1] // 40 * 40
@@ -49,7 +49,7 @@ def images():
 
 
 def same_on_every_image(images, numbers, function, expected):
-    """At all magnitudes in one batch, so that what images do to each other would show."""
+    """Compare all magnitudes in one batch: images of a batch must not change each other."""
     batch = images.repeat(len(numbers), 1, 1, 1)
     got = function(batch, torch.tensor(numbers).repeat_interleave(len(images)))
     assert got.dtype == torch.uint8
@@ -64,9 +64,9 @@ def assert_resampled_alike(got, expected, interpolation):
 
 
 def fused_products(a, b):
-    """Products of matrices (B, N, 3) and (B, 3, 2) as a processor with fused operations sums."""
+    """Multiply (B, N, 3) by (B, 3, 2) with the rounding of fused multiply-add instructions."""
     total = a[..., :1] * b[:, :1]
-    for i in (1, 2):  # in 64 bits each product is exact, and one rounding follows
+    for i in (1, 2):  # a product is exact in 64 bits; then one rounding
         term = a[..., i : i + 1].double() * b[:, i : i + 1].double()
         total = (total.double() + term).float()
     return total
@@ -74,7 +74,7 @@ def fused_products(a, b):
 
 @pytest.fixture(params=["this processor", "fused"])
 def processor(request, monkeypatch):
-    """The matrix product of this processor, and of one that rounds otherwise."""
+    """Test with the matrix product of this processor, and with fused rounding."""
     if request.param == "fused":
         monkeypatch.setattr(torch.Tensor, "bmm", fused_products)
     return request.param

@@ -33,7 +33,7 @@ from datamodules.synthetic import synthetic_cifar10
 POLICIES = [TrivialAugmentWide(), RandAugment(), AugMix()]
 THEIRS = dict(zip(OPERATIONS, v2.TrivialAugmentWide._AUGMENTATION_SPACE, strict=True))
 TORCHVISION = v2.TrivialAugmentWide()
-#: the bytes, one in this many, that bilinear resampling may give one level off
+#: bilinear resampling may change one byte in this many by one level
 APART = 500
 
 
@@ -55,7 +55,7 @@ class Applied(NamedTuple):
 
 def by_torchvision(image, number, magnitude, interpolation):
     name = THEIRS[OPERATIONS[number]]
-    # Torchvision has the threshold as a share of 255.
+    # torchvision's threshold is a share of 255.
     magnitude = float(magnitude) / 255 if name == "Solarize" else float(magnitude)
     no_fill = defaultdict(lambda: None)
     return TORCHVISION._apply_image_or_video_transform(
@@ -64,7 +64,7 @@ def by_torchvision(image, number, magnitude, interpolation):
 
 
 def recorded(monkeypatch):
-    """Every choice that a policy applies, with the images before and after."""
+    """Record each choice that a policy applies, with the images before and after it."""
     seen, real = [], policies.apply
 
     def recording(images, choice, interpolation):
@@ -76,7 +76,7 @@ def recorded(monkeypatch):
     return seen
 
 
-# What is applied
+# Applied operations
 
 
 @pytest.mark.parametrize("policy", POLICIES[:2], ids=["TrivialAugmentWide", "RandAugment"])
@@ -153,7 +153,7 @@ def test_the_numbers_drawn_decide_and_autocast_does_not(images, policy):
     assert torch.equal(images, before)
 
 
-# What is drawn
+# Random draws
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_augmix_draws_its_nine_operations_uniformly_and_their_levels_as_its_auth
     for shear in ("shear_x", "shear_y"):
         uniform = (levels(shear) / 0.3 * 10 - 0.1) / 2.9
         assert kstest(uniform, "uniform").pvalue > 1e-3
-    # int(level * maximum / 10), of levels in [0.1, 3].
+    # The magnitude is int(level * maximum / 10), with levels in [0.1, 3].
     assert set(levels("rotate")) == set(range(9))
     assert set(levels("translate_x")) == set(levels("translate_y")) == {0, 1, 2, 3}
     assert set(levels("posterize")) == {3, 4}
@@ -231,7 +231,7 @@ def test_augmix_chains_have_one_to_three_operations_equally_often(monkeypatch):
     seen = recorded(monkeypatch)
     AugMix()(torch.zeros(2_000, 3, 2, 2, dtype=torch.uint8), seeded())
     going = np.stack([x.choice.operations != 0 for x in seen])
-    assert (going[:-1] >= going[1:]).all()  # a chain that has ended does not go on
+    assert (going[:-1] >= going[1:]).all()  # a chain does not continue after its end
     lengths = np.bincount(going.sum(0), minlength=4)
     assert lengths.sum() == 12_000
     assert lengths[0] == 0
@@ -244,11 +244,11 @@ def test_augmix_shares_are_of_beta_and_dirichlet():
     assert kstest(shares[:, 0], "beta", args=(1, 1)).pvalue > 1e-3
     for chain in range(1, 4):
         of_mixture = shares[:, chain] / (1 - shares[:, 0])
-        of_mixture = of_mixture[shares[:, 0] < 0.99]  # 32 bits leave little of smaller ones
+        of_mixture = of_mixture[shares[:, 0] < 0.99]  # smaller ones lose their precision in float32
         assert kstest(of_mixture, "beta", args=(1, 2)).pvalue > 1e-3
 
 
-# In the way of a batch
+# A policy as a part of the augmentation
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda x: type(x).__name__)
@@ -284,7 +284,7 @@ def test_a_policy_gets_colours_and_resampling_rounded_to_bytes(images):
 
 @pytest.fixture
 def loader(monkeypatch):
-    """The training batches of the stand-in with these flags."""
+    """The loader of synthetic training images with these flags."""
     monkeypatch.setattr(
         "datamodules.cifar10.synthetic_cifar10", partial(synthetic_cifar10, per_class=10)
     )

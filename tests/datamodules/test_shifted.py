@@ -1,4 +1,4 @@
-"""Arrays in the form of the published ones, and what can be wrong with them."""
+"""Arrays in the published format are read, and errors in them are reported."""
 
 from collections.abc import Callable
 from pathlib import Path

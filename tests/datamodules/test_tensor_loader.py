@@ -52,13 +52,13 @@ def train_loader(
 
 
 def numbered(count):
-    """Images (count, 3, 4, 4), each filled with its own index, which is its label as well."""
+    """Images (count, 3, 4, 4) and labels; an image's pixels and label are its index."""
     index = torch.arange(count)
     return index.to(torch.uint8)[:, None, None, None].repeat(1, 3, 4, 4), index
 
 
 def indices(batches):
-    """Which of the numbered images are in these batches, in their order."""
+    """The indices of the numbered images in these batches, in order."""
     return torch.cat([images[:, 0, 0, 0] for images, _ in batches]).round().int().tolist()
 
 
@@ -77,7 +77,7 @@ def stand_in():
 
 @pytest.fixture(scope="module")
 def same_image():
-    """Thirty copies of one image: all that differs between batches comes from augmentation."""
+    """Thirty copies of one image: batches differ only by augmentation."""
     image, label = synthetic_cifar10("train", per_class=1)
     return image[:1].repeat(30, 1, 1, 1), label[:1].repeat(30)
 
@@ -141,7 +141,7 @@ def test_an_epoch_has_every_image_at_most_once_and_leaves_an_incomplete_batch_ou
         assert [len(labels) for _, labels in batches] == [5] * len(loader) == [5] * 4
         assert len(set(indices(batches))) == 20
         seen.update(indices(batches))
-    # Which three are left out is drawn anew in each epoch.
+    # Each epoch omits three other random images.
     assert seen == set(range(23))
 
 
@@ -236,7 +236,7 @@ def test_evaluation_of_nothing_is_no_batch():
 
 @pytest.mark.parametrize("evaluate", [True, False])
 def test_batches_are_normalised_by_channel(evaluate):
-    # One black and one white image, worked out by hand: (0 - mean) / std and (1 - mean) / std.
+    # By hand for a black and a white image: (0 - mean) / std and (1 - mean) / std.
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2)
     labels = torch.tensor([0, 1])
     mean, std = torch.tensor([0.5, 0.25, 0.75]), torch.tensor([0.5, 0.25, 0.125])
@@ -258,7 +258,7 @@ def test_a_derived_seed_depends_on_every_part_and_on_their_order():
 
 
 def mirrored(epoch, seed=0, ranks=1, augmentation=NO_AUGMENTATION):
-    """Which of 400 images an epoch mirrors, by image; each says where its left is."""
+    """Whether each of 400 images is mirrored in an epoch; their pixels rise from left to right."""
     images = torch.arange(16, dtype=torch.uint8).expand(400, 3, 16, 16)
     index = torch.arange(400)
     result = torch.zeros(400, dtype=torch.bool)
@@ -275,7 +275,7 @@ def test_alternating_flips_show_each_image_once_either_way_in_two_epochs():
     first, second, third = (mirrored(epoch) for epoch in range(3))
     assert torch.equal(second, ~first)
     assert torch.equal(third, first)
-    # By chance: within four standard deviations of half of them.
+    # A random half, within four standard deviations.
     assert abs(first.sum() - 200) <= 40
 
 
