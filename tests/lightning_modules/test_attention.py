@@ -78,7 +78,7 @@ def test_coordinate_attention_weighs_a_position_by_its_row_and_its_column() -> N
     x = feature_maps(16)
 
     def weights(mean: Tensor, last: nn.Conv2d) -> Tensor:
-        """Of one row or column, by its mean (N, C)."""
+        """Attention of one row or column, from its mean (N, C)."""
         hidden = mean @ convolution.weight.flatten(1).T + convolution.bias
         hidden = (hidden - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
         hidden = hidden * (hidden + 3).clamp(0, 6) / 6
@@ -96,12 +96,12 @@ def test_coordinate_attention_weighs_a_position_by_its_row_and_its_column() -> N
     ("layer", "parameters"),
     [
         (partial(ChannelAttention, 248), 2 * 248 * 15),
-        (partial(ChannelAttention, 62), 2 * 62 * 4),  # 62 // 16 = 3, but never fewer than 4
+        (partial(ChannelAttention, 62), 2 * 62 * 4),  # 62 // 16 = 3, but the minimum is 4
         (partial(ChannelAttention, 64, reduction=8), 2 * 64 * 8),
         (SpatialAttention, 2 * 7 * 7),
         (partial(CBAM, 64), 2 * 64 * 4 + 2 * 7 * 7),
         (partial(SqueezeExcitation, 64), 2 * 64 * 4 + 4 + 64),
-        (partial(SqueezeExcitation, 8), 2 * 8 * 1 + 1 + 8),  # 8 // 16 = 0, but never fewer than 1
+        (partial(SqueezeExcitation, 8), 2 * 8 * 1 + 1 + 8),  # 8 // 16 = 0, but the minimum is 1
     ],
 )
 def test_parameter_counts(layer: type[nn.Module], parameters: int) -> None:

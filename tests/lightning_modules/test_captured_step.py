@@ -1,4 +1,4 @@
-"""Captured steps on a CPU; tests/experiments/test_gpu_training.py has those on a GPU."""
+"""Captured steps on a CPU. tests/experiments/test_gpu_training.py tests them on a GPU."""
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ from lightning_modules.distillation import Distillation
 
 
 class RecordedStep(CapturedStep):
-    """A CUDA graph's contract in Python: recording has no effect, and tensors stay where they are.
+    """Behaves as a CUDA graph: recording changes no value, and tensors keep their addresses.
 
-    What runs at each replay is the recorded function. A replay writes to the gradients that the
-    recording allocated, or adds to those that there were.
+    Each replay calls the recorded function. It overwrites the gradients that the recording
+    allocated. If gradients existed before the recording, it adds to them.
     """
 
     def _warm_up(self, work):
@@ -52,7 +52,7 @@ class RecordedStep(CapturedStep):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Let a CPU take captured steps; returns those that were made."""
+    """Let a CPU use captured steps; return the list of all created steps."""
     made = []
     setup = ImageClassifier.setup
 
@@ -98,7 +98,7 @@ def fit(module, batches, callbacks=(), ckpt_path=None, **options):
 
 
 def assert_equal_runs(module, trainer, other, expected):
-    """Weights, buffers, momenta and metrics are equal bit for bit."""
+    """Assert that weights, buffers, momenta and metrics are equal bit for bit."""
     torch.testing.assert_close(module.state_dict(), other.state_dict(), rtol=0, atol=0)
     assert trainer.callback_metrics == expected.callback_metrics
     states = [t.optimizers[0].state_dict()["state"] for t in (trainer, expected)]
@@ -111,7 +111,7 @@ def assert_equal_runs(module, trainer, other, expected):
         ({}, {}, 1),
         ({"label_smoothing": 0.1, "nesterov": True}, {"gradient_clip_val": 0.1}, 1),
         ({"fused": True}, {"precision": "bf16-mixed", "gradient_clip_val": 0.1}, 1),
-        # The 7 batches of an epoch are steps of 3, 3 and 1.
+        # The 7 batches of an epoch form steps of 3, 3 and 1 batches.
         ({}, {"accumulate_grad_batches": 3}, 2),
         ({"sharpness": "sam"}, {"precision": "bf16-mixed"}, 1),
         ({"sharpness": "asam", "rho": 0.5}, {"accumulate_grad_batches": 2}, 2),
@@ -192,7 +192,7 @@ class SaveWithin(Callback):
 
 
 def test_a_run_that_resumes_within_an_optimizer_step_does_as_one_without(steps, tmp_path):
-    # Lightning does not save gradients: such a step has those of its last batches alone.
+    # Lightning does not save gradients: the resumed step has only those after the checkpoint.
     options = {"accumulate_grad_batches": 3}
     module = ImageClassifier(make_network())
     fit(module, make_batches(), [SaveWithin(tmp_path / "within.ckpt")], **options)

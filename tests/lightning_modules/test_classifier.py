@@ -139,7 +139,7 @@ def test_the_validation_loss_has_no_label_smoothing(suffix: str) -> None:
 def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
     module = small("sam_resnet", label_smoothing=0.1, jsd_weight=12.0)
     views, labels = torch.randn(4, 3, 3, 32, 32), torch.tensor([1, 2, 3, 4])
-    # In one batch, whose statistics all of them share.
+    # All views are one batch and share its BatchNorm statistics.
     logits = module.network(views.flatten(0, 1)).unflatten(0, (4, 3))
     clean = F.cross_entropy(logits[:, 0], labels, label_smoothing=0.1)
     expected = clean + 12 * jensen_shannon(logits[:, 0], logits[:, 1], logits[:, 2])
@@ -147,7 +147,7 @@ def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
     loss, accuracy = module.train_metric.compute()
     torch.testing.assert_close(loss, expected.detach())
     assert accuracy == (logits[:, 0].argmax(1) == labels).float().mean()
-    alone = ImageClassifier(nn.Flatten(2)).loss(logits, labels)  # without a weight of the others
+    alone = ImageClassifier(nn.Flatten(2)).loss(logits, labels)  # without jsd_weight
     torch.testing.assert_close(alone, F.cross_entropy(logits[:, 0], labels))
     answers = F.one_hot(torch.stack([labels, labels + 1, labels + 1], dim=1), 10).float()
     module = ImageClassifier(nn.Flatten())
@@ -248,7 +248,7 @@ def test_milestones_are_rising_shares(milestones: tuple[float, ...]) -> None:
 def test_after_the_first_epoch_nothing_is_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Training, and validation of raw weights and their average, whose last batch is partial."""
+    """Train, and validate raw and averaged weights; the last batch is smaller."""
     compile_with = nn.Module.compile
 
     def compile_quickly(network: nn.Module, **options: Any) -> None:
@@ -307,7 +307,7 @@ def test_an_average_is_evaluated_and_the_network_left_as_it_was() -> None:
         module.evaluate(average, (images, labels), "_ema")
     torch.testing.assert_close(module.eval_metrics["_ema"].compute()[0], expected)
     with pytest.raises(RuntimeError):
-        module.evaluate(average, (images[:, :2], labels), "_ema")  # two channels
+        module.evaluate(average, (images[:, :2], labels), "_ema")  # wrong: two channels
     for network, state in zip((module.network, average), states, strict=True):
         torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
 
@@ -352,7 +352,7 @@ def test_a_checkpoint_has_the_sums_of_a_begun_epoch() -> None:
     resumed.on_load_checkpoint(checkpoint)
     resumed.train_metric.update(torch.tensor(1.0), torch.ones(4))
     assert [x.item() for x in resumed.train_metric.compute()] == [2.0, 0.625]
-    del checkpoint["train_metric"]  # an older one
+    del checkpoint["train_metric"]  # as in an older checkpoint
     resumed.on_load_checkpoint(checkpoint)
     resumed.on_load_checkpoint(checkpoint | {"train_metric": {}})
 

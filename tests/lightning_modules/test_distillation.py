@@ -31,7 +31,7 @@ def test_it_is_the_definition_of_pytorchs_tutorial_and_so_is_its_gradient():
 
 
 def test_it_is_what_it_is_by_hand():
-    # At temperature 2 the teacher's odds of 16 to 1 are 4 to 1, the student's of 9 to 1 are 3 to 1.
+    # Temperature 2 turns the odds of 16 to 1 and 9 to 1 into 4 to 1 and 3 to 1.
     teacher, student = torch.tensor([[log(16), 0]]), torch.tensor([[log(9), 0]])
     expected = 4 * (0.8 * log(0.8 / 0.75) + 0.2 * log(0.2 / 0.25))
     targets = soft_targets([teacher], 2.0)
@@ -102,7 +102,7 @@ def test_with_sam_the_loss_at_the_perturbed_weights_has_a_teacher_too():
         ({}, 4.0, 0.9, 1),
         ({"temperature": 0.5, "weight": 1.0}, 0.5, 1.0, 1),
         ({"weight": 0.0}, 4.0, 0.0, 1),
-        ({"reduction": "mean"}, 4.0, 0.9, 10),  # classes
+        ({"reduction": "mean"}, 4.0, 0.9, 10),  # divided by the number of classes
     ],
 )
 def test_the_settings_are_those_of_the_loss(settings, temperature, weight, divisor):

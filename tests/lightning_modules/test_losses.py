@@ -25,7 +25,7 @@ def test_it_is_the_papers_formula_and_so_is_its_gradient():
 
 
 def test_it_is_what_it_is_by_hand():
-    # (1/2, 1/2), (1/2, 1/2) and (4/5, 1/5), whose mean is (3/5, 2/5).
+    # The mean of (1/2, 1/2), (1/2, 1/2) and (4/5, 1/5) is (3/5, 2/5).
     half, sure = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.8, 0.2]]).log()
     even = 0.5 * log(0.5 / 0.6) + 0.5 * log(0.5 / 0.4)
     expected = (2 * even + 0.8 * log(0.8 / 0.6) + 0.2 * log(0.2 / 0.4)) / 3

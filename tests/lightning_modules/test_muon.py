@@ -28,7 +28,7 @@ def test_singular_vectors_stay_and_singular_values_come_near_one(shape: tuple[in
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.65
     assert values.max() < 1.25
-    # In the singular vectors of the argument the result is diagonal: only these values differ.
+    # The result has the singular vectors of the argument: in their bases it is diagonal.
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     within = u.mT @ result @ vh.mT
     assert (within - torch.diag_embed(within.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-3
@@ -116,7 +116,7 @@ def test_the_layout_of_a_filters_memory_does_not_matter(shape: tuple[int, ...]) 
         p.grad = (normal(*shape) ** 3).to(memory_format=layout)
         MuonSGD([{"params": [p], "orthogonal": True}], lr=0.5).step()
         results.append(p.detach())
-    assert (results[0] - results[1]).norm() < 0.01 * results[0].norm()  # in bf16
+    assert (results[0] - results[1]).norm() < 0.01 * results[0].norm()  # the precision of bf16
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])
@@ -127,7 +127,7 @@ def test_a_filter_moves_by_an_orthogonal_matrix_from_its_norm(size: float) -> No
     MuonSGD([{"params": [p], "orthogonal": True}], lr=0.5, momentum=0.6, nesterov=True).step()
     moved = (start - p.detach()).flatten(1) / 0.5
     expected = orthogonalise(p.grad.flatten(1))
-    # It was computed in bf16.
+    # The optimizer computes in bf16.
     assert (moved - expected).norm() < 0.05 * expected.norm()
 
 
@@ -144,7 +144,7 @@ def test_a_tall_filter_takes_longer_steps() -> None:
     start = p.detach() / p.detach().norm() * 6
     MuonSGD([{"params": [p], "orthogonal": True}], lr=0.5, momentum=0.0).step()
     values = torch.linalg.svdvals((start - p.detach()).flatten(1))
-    assert values.min() > 0.65 * 0.5 * 3  # sqrt(36 / 4)
+    assert values.min() > 0.65 * 0.5 * 3  # 3 = sqrt(36 / 4)
     assert values.max() < 1.25 * 0.5 * 3
 
 

@@ -1,4 +1,4 @@
-"""The networks: exact sizes, what their flags do, and what every one of them must hold."""
+"""The networks: exact sizes, the effects of their flags, and properties of all networks."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +27,7 @@ from lightning_modules.networks.sam_resnet import SAMResNet
 from lightning_modules.networks.se_resnet import SEResNet
 from lightning_modules.networks.wide_resnet import PreActivationBlock, StochasticDepth, WideResNet
 
-# Every network at a size that one core trains in milliseconds, in each of its variants.
+# All variants of all networks, so small that one core trains them in milliseconds.
 SMALL = {
     "enhanced": partial(EnhancedEfficientResNet, base_width=4, dropout=0.0),
     "enhanced, pointwise, no last relu": partial(
@@ -39,7 +39,7 @@ SMALL = {
     "sam": partial(SAMResNet, base_width=8, blocks=[2, 1, 1]),
     "sam, cbam": partial(SAMResNet, 8, (1, 1, 1), attention="cbam"),
     "sam, coordinate": partial(SAMResNet, 8, (1, 1, 1), attention="coordinate"),
-    # With a positive input a ReLU unit of SE is dead or alive for all images: have more than one.
+    # SE's input is positive, so a ReLU unit is dead or alive for all images: use several units.
     "sam, relu": partial(SAMResNet, 8, (1, 1, 1), activation="relu", se_reduction=1),
     "resnet": partial(ResNet, base_width=8, blocks=(1, 2, 1)),
     "se": partial(SEResNet, base_width=8, blocks=(1, 1, 2)),
@@ -90,7 +90,7 @@ def conv_bn_parameters(channels: int, out: int, kernel_size: int) -> int:
 
 
 def basic_blocks_parameters(channels: int, widths: list[int], strides: list[int]) -> int:
-    """Basic blocks counted by hand; a block's input has the width of the block before it."""
+    """Count the parameters of basic blocks by hand; each block's input has the previous width."""
     total = 0
     for width, stride in zip(widths, strides, strict=True):
         total += conv_bn_parameters(channels, width, 3) + conv_bn_parameters(width, width, 3)
@@ -114,10 +114,10 @@ def test_enhanced_efficient_resnet_at_other_widths(base_width: int, parameters: 
     assert parameters_of(EnhancedEfficientResNet, base_width=base_width) == by_hand == parameters
 
 
-# Of the eight blocks, by stage: channels times hidden channels, and one 7x7 filter each.
+# Eight blocks, two per stage: channels times hidden channels, and a 7x7 filter for two maps.
 CHANNEL_ATTENTION = 2 * 2 * (62 * 4 + 124 * 7 + 248 * 15 + 248 * 15)
 SPATIAL_ATTENTION = 8 * 2 * 7 * 7
-# A convolution to eight channels with bias and BatchNorm, and two back with bias.
+# Per block: a convolution to 8 channels with bias and BatchNorm, and two back with bias.
 COORDINATE = 2 * sum(8 * width + 8 + 16 + 2 * (8 * width + width) for width in (62, 124, 248, 248))
 SEPARABLE = 248 * 9 + 248 * 248 + 2 * 248
 POINTWISE = 248 * 248 + 2 * 248
@@ -333,7 +333,7 @@ def test_gradient_reaches_every_parameter(make: Callable[[], nn.Module]) -> None
 @each_network
 def test_in_eval_mode_an_image_does_not_see_its_batch_mates(make: Callable[[], nn.Module]) -> None:
     network = make()
-    network(images(8))  # statistics other than BatchNorm's initial ones
+    network(images(8))  # changes BatchNorm's initial statistics
     network.eval()
     together = network(images())
     alone = torch.cat([network(image[None]) for image in images()])
@@ -436,7 +436,7 @@ def test_a_block_that_is_left_out_hands_its_input_on_and_evaluation_leaves_none_
 def test_fractional_widen_factors_round_the_widths() -> None:
     network = WideResNet(depth=10, widen_factor=3.5)
     assert [stage[0].conv2.out_channels for stage in network.stages] == [56, 112, 224]
-    assert WideResNet(10, 0.3).head.in_features == 19  # 19.2
+    assert WideResNet(10, 0.3).head.in_features == 19  # 19.2 rounded down
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))

@@ -72,14 +72,14 @@ def test_onecycle_is_torchs() -> None:
 
 
 def test_the_triangle_is_two_lines() -> None:
-    # It peaks at 0.4 of 200 steps.
+    # The maximum is at 0.4 of 200 steps.
     corners = [0.2 * 0.1, 0.1, 0.07 * 0.1]
     assert ours("triangular") == pytest.approx(np.interp(range(STEPS), [0, 80, 200], corners))
 
 
 def test_samresnets_warmup_lies_over_a_cycle_that_runs_from_the_first_step() -> None:
     with_warmup, cycle = ours("warmup_onecycle", warmup=0.05), ours("onecycle")
-    # 10 of 200 steps from 0.001 to 0.1 in a line, then the cycle as if there had been no warm-up.
+    # 10 of 200 steps are linear from 0.001 to 0.1. Then the rate equals the cycle alone.
     assert with_warmup[:10] == pytest.approx([0.001 + 0.099 * i / 10 for i in range(10)])
     assert with_warmup[10:] == cycle[10:]
     assert max(range(STEPS), key=with_warmup.__getitem__) == 79
@@ -98,7 +98,7 @@ def test_cosine_after_a_warmup_spans_the_remaining_steps() -> None:
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_a_schedule_of_a_few_steps_has_finite_rates(schedule: str, total: int) -> None:
     factor = factor_of(schedule, total, warmup=0.05)
-    # LambdaLR asks for the step behind the last one too.
+    # LambdaLR also asks for the step after the last one.
     assert all(0 <= factor(step) <= 1 for step in range(total + 1))
 
 

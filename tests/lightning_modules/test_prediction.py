@@ -1,4 +1,4 @@
-"""Views, averages and temperatures, each against a computation by hand or by torchvision."""
+"""Views, averages and temperatures, compared with results by hand or by torchvision."""
 
 import math
 import re
@@ -29,7 +29,7 @@ BOTH_AVERAGES = pytest.mark.parametrize("average", ["logits", "probabilities"])
 
 
 def pixels(n: int = 6) -> Tensor:
-    """Images in [0, 1], black and white among their values."""
+    """Images in [0, 1]; some values are exactly 0 or 1."""
     values = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return (values * 1.4 - 0.2).clamp(0, 1)
 
@@ -39,7 +39,7 @@ def images(n: int = 6) -> Tensor:
 
 
 def network(seed: int, scale: float = 3.0) -> nn.Module:
-    """Logits that depend on where a pixel is."""
+    """A network whose logits depend on the position of each pixel."""
     torch.manual_seed(seed)
     linear = nn.Linear(3 * 8 * 8, 10)
     linear.weight.data *= scale
@@ -47,7 +47,7 @@ def network(seed: int, scale: float = 3.0) -> nn.Module:
 
 
 class Counting(nn.Module):
-    """A network that remembers how many images it was shown."""
+    """A network that counts its images."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def test_brightness_is_changed_in_pixel_space(view: str, factor: float) -> None:
     ours = see(images(), view, MEAN, STD)
     torch.testing.assert_close(ours, by_hand, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours, by_torchvision, rtol=0, atol=1e-5)
-    # What SAMResNet's code does: half of the values, those below the mean, become the mean.
+    # SAMResNet's code clamps normalised values: all values below the mean become the mean.
     assert ((images() * factor).clamp(0, 1) - by_hand).abs().max() > 1
 
 
@@ -100,7 +100,7 @@ def test_a_view_that_is_none_is_refused(view: str) -> None:
 @pytest.mark.parametrize("view", SHIFTS)
 def test_a_shift_repeats_the_edge_and_never_wraps_around(view: str) -> None:
     direction, size = view[:-1], int(view[-1])
-    # Room on the side that the picture comes from, filled with its edge; then the first 8 pixels.
+    # Repeat the edge on the side from which pixels enter, then crop 8 pixels.
     before = {"down": (size, 0), "right": (0, size)}.get(direction, (0, 0))
     after = {"up": (size, 0), "left": (0, size)}.get(direction, (0, 0))
     padding = [(0, 0), (0, 0), (before[0], after[0]), (before[1], after[1])]
@@ -272,7 +272,7 @@ def test_a_threshold_leaves_sure_answers_alone_and_looks_no_further() -> None:
 
 def test_temperature_divides_logits_and_changes_no_class() -> None:
     logits = network(0)(images())
-    answer = TemperatureScaled(network(0))(images())  # SAMResNet's 1.2
+    answer = TemperatureScaled(network(0))(images())  # by default SAMResNet's 1.2
     np.testing.assert_allclose(answer.exp().numpy(), softmax(logits / 1.2), atol=1e-6)
     assert torch.equal(answer.argmax(1), logits.argmax(1))
 
@@ -293,7 +293,7 @@ def test_the_fitted_temperature_is_the_best_of_a_fine_grid(true_temperature: flo
         return float((log_sum - scaled[np.arange(500), their_labels.numpy()]).mean())
 
     fitted = fit_temperature(few, their_labels)
-    grid = np.geomspace(0.2, 5, 401)  # 0.8% apart
+    grid = np.geomspace(0.2, 5, 401)  # in steps of 0.8%
     best = grid[np.argmin([nll(t) for t in grid])]
     assert fitted == pytest.approx(best, rel=0.01)
     assert nll(fitted) <= nll(best)

@@ -1,4 +1,4 @@
-"""Gates by which images skip residual blocks."""
+"""Gates that let images skip residual blocks."""
 
 import copy
 
@@ -35,7 +35,7 @@ def routed(name):
     """A network in evaluation mode; images differ in the gates that they open."""
     torch.manual_seed(0)
     network = NETWORKS[name]("gates")
-    network(images(16))  # BatchNorm's statistics
+    network(images(16))  # updates BatchNorm's statistics
     network.eval()
     for gate in gates_of(network):
         seen = []
@@ -44,7 +44,7 @@ def routed(name):
         hook.remove()
         nn.init.normal_(gate.fc2.weight)
         logits = gate.fc2(gate.fc1(seen[0].mean((2, 3))).relu())
-        # Between two images, so that no logit is almost zero.
+        # The threshold is between two images, so no logit is almost zero.
         gate.fc2.bias.data -= logits.flatten().sort().values[7:9].mean()
     return network.requires_grad_(False)
 
@@ -173,7 +173,7 @@ def test_the_loss_pulls_the_gates_to_their_target(classifier):
     loss.backward()
     for gate in gates_of(module.network):
         assert gate.fc2.bias.grad.any()
-    copy.deepcopy(module.network)  # as averages do after a step
+    copy.deepcopy(module.network)  # averages copy the network after a step
 
 
 def test_without_gates_the_loss_is_the_cross_entropy():

@@ -27,7 +27,7 @@ from lightning_modules.sharpness import (
     sam_perturbation,
 )
 
-# A neighbourhood large enough that the gradient there is another one.
+# Large radii, so that the gradient clearly changes.
 RHO = {"sam": 0.5, "asam": 2.0}
 FORMATS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -54,7 +54,7 @@ def make_batches(count=6):
 
 
 def fit(network, batches, sharpness, **trainer):
-    """Two epochs as the code base trains, with a constant learning rate."""
+    """Train two epochs by ImageClassifier with a constant learning rate."""
     module = ImageClassifier(
         network,
         schedule="step",
@@ -72,7 +72,7 @@ def fit(network, batches, sharpness, **trainer):
 
 
 def perturbation(kind, network, gradients):
-    """Of all parameters as one vector, by the papers' formulae."""
+    """Return each parameter's perturbation by the papers' formulas, over one flat vector."""
     names = [name for name, _ in network.named_parameters()]
     w = torch.cat([p.detach().flatten() for p in network.parameters()]).double()
     g = torch.cat([x.flatten() for x in gradients]).double()
@@ -85,7 +85,7 @@ def perturbation(kind, network, gradients):
 
 
 def two_passes(network, kind, loss_of, scale=lambda loss: loss):
-    """Add the gradient at w + e to the parameters', and leave the network as pass one left it."""
+    """Add the gradient at w + e to `grad`; keep the weights and the buffers of the first pass."""
     parameters = list(network.parameters())
     gradients = torch.autograd.grad(scale(loss_of()), parameters)
     before = copy.deepcopy(network.state_dict())
@@ -298,7 +298,7 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_each_of_several_devices_climbs_by_its_own_share(tmp_path):
-    """Foret et al.'s m-sharpness: m is the share of a device, and their gradients are averaged."""
+    """m-sharpness of Foret et al.: each device uses its own m images; gradients are averaged."""
     subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=600)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     weights = dict(make_network().named_parameters())
@@ -337,7 +337,7 @@ def train_as_one_of_two(rank, folder):
 
 
 def main():
-    """Two processes, forked from one that has imported everything."""
+    """Train in two processes, which are forked after all imports to save time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}

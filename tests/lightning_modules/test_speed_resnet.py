@@ -31,7 +31,7 @@ def images(n: int = 4) -> Tensor:
 
 
 def by_hand(widths: tuple[int, int, int], convs: int) -> int:
-    """Filters and shifts of the groups, the head, and the bias of the whitening layer."""
+    """Count the groups' filters and biases, the head, and the whitening layer's bias."""
     total, channels = 24 + 10 * widths[-1], 24
     for width in widths:
         total += 9 * channels * width + (convs - 1) * 9 * width**2 + convs * width
@@ -145,7 +145,7 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> N
 
 
 class Data(LightningDataModule):
-    """Four batches of random images, with what a whitening layer asks for."""
+    """Four batches of random images, and training images for the whitening layer."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def test_the_whitening_bias_is_trained_for_a_share_of_the_steps(
     fit(module, Data(), epochs=2)
     changes = [not torch.equal(a, b) for a, b in pairwise([torch.zeros(24), *biases])]
     assert changes == [True] * trained + [False] * (8 - trained)
-    # It counts as trained afterwards, as before.
+    # The frozen bias still counts as trainable after training.
     assert count_parameters(module.network) == count_parameters(tiny().network)
 
 

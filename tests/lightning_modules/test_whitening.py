@@ -6,13 +6,13 @@ from lightning_modules.layers.whitening import PatchWhitening, patch_covariance,
 
 
 def images(n: int = 600) -> torch.Tensor:
-    """Smooth in space and alike in their channels, as photographs are, and not centred."""
+    """Random images with similar neighbours and channels, as in photographs, and mean 0.5."""
     noise = torch.randn(n, 3, 14, 14, generator=torch.Generator().manual_seed(0))
     return F.avg_pool2d(noise + noise.mean(1, keepdim=True), 3, 1) + 0.5
 
 
 def patches_of(x: torch.Tensor, size: int) -> torch.Tensor:
-    """(patches, dimensions), cut out one by one."""
+    """Patches (patches, dimensions), cut out one by one."""
     places = [(i, j) for i in range(12 - size + 1) for j in range(12 - size + 1)]
     return torch.cat([x[:, :, i : i + size, j : j + size].flatten(1) for i, j in places])
 
