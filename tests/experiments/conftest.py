@@ -1,4 +1,4 @@
-"""The command line in this process: importing torch and Lightning again would take seconds."""
+"""Run the commands in this process: a new process imports torch and Lightning for seconds."""
 
 import shlex
 import sys
@@ -38,13 +38,13 @@ TINY = (
     "--trainer.log_every_n_steps=1",
     "--wandb=disabled",
 )
-# Where no --arch is among the flags.
+# Used if the flags contain no --arch.
 TINY_NETWORK = ("--arch=sam_resnet", "--model.base_width=4", "--model.blocks=[1,1,1]")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_parser_an_architecture() -> Iterator[None]:
-    """Building a parser takes longer than parsing with it, and it keeps nothing of a command."""
+    """Build each parser once: this takes longer than parsing, and parsers have no state."""
     parsers: dict[str, Any] = {}
     setup_parser = ExperimentCLI.setup_parser
 
@@ -67,7 +67,7 @@ def _few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left."""
+    """A run, with its folder and its output."""
 
     cli: ExperimentCLI
     record: Record | None
@@ -85,7 +85,7 @@ def few_images() -> Images:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """The arguments of a tiny experiment with these flags, of which later ones win."""
+    """The arguments of a tiny experiment; these flags override the defaults."""
     where = f"--output={tmp_path_factory.mktemp('output')}"
     numbers = count()
 
@@ -98,15 +98,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def build(tiny: Callable[..., list[str]]) -> Callable[..., ExperimentCLI]:
-    """Build everything of a tiny experiment by its flags, and train nothing."""
+    """Build a tiny experiment with these flags, without training."""
     return lambda *flags: ExperimentCLI(read_launch(tiny(*flags)))
 
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Run]:
-    """Do what `run.py` does with these arguments, on few synthetic images or on others.
+    """Run `run.py` with these arguments in this process, by default on few synthetic images.
 
-    Without pictures unless they are asked for: they take as long as all the rest.
+    By default it writes no pictures, because they take as long as all other work.
     """
 
     def command(
@@ -126,7 +126,7 @@ def command() -> Callable[..., Run]:
             try:
                 record = experiments.training.experiment.run_experiment(cli)
             finally:
-                assert cli.lock  # as where the process ends
+                assert cli.lock  # the end of the process would release it
                 cli.lock.close()
         return Run(cli, record, cli.launch.folder, output.getvalue())
 
@@ -135,7 +135,7 @@ def command() -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def experiment(tiny: Callable[..., list[str]], command: Callable[..., Run]) -> Callable[..., Run]:
-    """Run a tiny experiment by its flags."""
+    """Run a tiny experiment with these flags."""
     return lambda *flags, **options: command(tiny(*flags), **options)
 
 
@@ -143,7 +143,7 @@ def experiment(tiny: Callable[..., list[str]], command: Callable[..., Run]) -> C
 def refusal(
     build: Callable[..., ExperimentCLI], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """The one line that answers a mistake, after `error: `, where the exit code is 2."""
+    """Assert exit code 2 and a single line `error: ...`; return the message after `error: `."""
 
     def refusal(*flags: str, act: Callable[..., object] = build) -> str:
         with pytest.raises(SystemExit) as end:
@@ -159,7 +159,7 @@ def refusal(
 
 @pytest.fixture(scope="session")
 def record_of() -> Callable[..., Record]:
-    """A record of a run with these flags, and with these fields."""
+    """Create a record of a run with these flags and fields."""
     resolve = cache(lambda flags: resolve_config(list(flags)))
 
     def record_of(flags: list[str], **fields: Any) -> Record:

@@ -1,8 +1,8 @@
-"""Processes that run one experiment together, forked from one that has imported everything.
+"""Fork the processes of an experiment from this process, which has already imported torch.
 
-A line of JSON on stdin is a job: what each process finds in its environment, and their command
-line. A line on stdout answers with their exit codes. Importing torch in each of them would take
-most of a test's time, and a process that has trained cannot be forked any more: hence this one.
+Each line of JSON on stdin is a job: the environment variables of each process, and the command
+line. A line on stdout contains their exit codes. If each process imported torch, this would take
+most of a test's time. pytest's process cannot be forked after it has trained.
 """
 
 import json
@@ -39,7 +39,7 @@ def few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
 
 
 class Spy(Callback):
-    """Writes down, in each process, what all of them must agree on."""
+    """Saves, in each process, the values that must be equal in all processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Spy(Callback):
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        torch.rand(1)  # as dropout would
+        torch.rand(1)  # as dropout does
         self.batches.append(batch[0].clone())
 
     def on_train_batch_end(
@@ -78,7 +78,7 @@ class Spy(Callback):
 
 
 class Interrupt(Callback):
-    """Ends every process in an epoch's second step, behind a checkpoint after the first one."""
+    """Ends all processes in the second step of an epoch, with a checkpoint after the first step."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -96,12 +96,12 @@ class Interrupt(Callback):
 
 
 def work(job: dict[str, Any]) -> None:
-    """What `run.py` does, on few synthetic images and without pictures."""
+    """Run `run.py` on few synthetic images and without pictures."""
     datamodules.cifar10.synthetic_cifar10 = few_images  # type: ignore[assignment]
     experiments.training.experiment.write_pictures = lambda *_: None
-    experiments.training.processes.PATIENCE = 0.1  # the process that started these does not end
+    experiments.training.processes.PATIENCE = 0.1  # the parent process does not end
     if job.get("group_norm"):
-        # Statistics of one image: BatchNorm's are each device's own, by design.
+        # GroupNorm's statistics are of one image; BatchNorm's differ between devices by design.
         nn.BatchNorm2d = lambda channels: nn.GroupNorm(1, channels)  # type: ignore[assignment,misc]
     sys.argv = ["experiments/run.py", *job["argv"]]
     cli = ExperimentCLI(read_launch(job["argv"]))
@@ -122,7 +122,7 @@ def start(job: dict[str, Any], rank: int) -> int:
             with Path(job["folder"], f"{rank}.{ending}").open("w") as file:
                 os.dup2(file.fileno(), stream)
         os.environ.update(job["environments"][rank])
-        rank_zero_only.rank = rank  # as where Lightning is imported with this environment
+        rank_zero_only.rank = rank  # as if Lightning were imported in this environment
         console.command(lambda: work(job))()
         code = 0
     except SystemExit as end:

@@ -8,7 +8,7 @@ import torch
 import datamodules.cifar10
 from experiments.benchmarks import airbench, time_to_accuracy
 
-# A program of the public one's shape: what it asks of CUDA, and what is asked of it.
+# A small program that calls CUDA and defines names as the public program does.
 PROGRAM = """
 import torch
 from torch import nn
@@ -55,8 +55,8 @@ def test_a_program_for_cuda_is_run_on_a_cpu_and_its_operations_counted(
     assert found["accuracy"] == 0.25
     assert found["seconds"] > 0
     convolution, linear = 2 * 12 * 8 * 31**2, 2 * 8 * 31**2 * 10
-    # Forward, and of the linear layer the gradients of its weights and its input; two of the five
-    # steps also train the first bias, for which no product is computed beyond that.
+    # Forward passes, and the gradients of the linear layer's weights. Two of the five steps also
+    # train the first bias: they need the gradient of the linear layer's input.
     with_bias, without = convolution + 3 * linear, convolution + 2 * linear
     assert found["operations"] == 4 * (2 * with_bias + 3 * without)
 
@@ -118,7 +118,7 @@ def test_warm_sides_take_turns_in_this_process_and_their_first_runs_do_not_count
         *(("ours", 3), ("beside", 0)),
         *(("ours", 4), ("beside", 1)),
     ]
-    # The seconds of the program's second and third run.
+    # The printed seconds of the program's second and third run.
     assert [row["seconds"] for row in rows[1::2]] == [100, 1000]
     for row in rows[::2]:
         assert row["steps"] == 3

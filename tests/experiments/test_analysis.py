@@ -1,4 +1,4 @@
-"""Confusion, hardest images and reliability, against cases computed by hand and torchmetrics."""
+"""Confusion, hardest images and reliability, compared with results by hand and torchmetrics."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_ece_is_that_of_torchmetrics(temperature: float) -> None:
 
 
 def test_confidence_that_is_deserved_has_no_error() -> None:
-    # Four predictions at 3/4, of which three are right; one at 1, which is.
+    # Three of four predictions at confidence 3/4 are right, and one of one at confidence 1.
     logits = torch.tensor([[0.75, 0.25]] * 4 + [[1.0, 0.0]]).clamp(min=1e-30).log()
     found = reliability(logits, torch.tensor([0, 0, 0, 1, 0]), bins=10)
     assert found.counts.tolist() == [0, 0, 0, 0, 0, 0, 0, 4, 0, 1]
@@ -80,7 +80,7 @@ def test_a_class_without_images_has_a_row_and_a_column_of_zeros() -> None:
 def test_the_hardest_image_gives_its_own_class_the_least_probability() -> None:
     probabilities = torch.tensor([[0.90, 0.10], [0.02, 0.98], [0.30, 0.70], [0.60, 0.40]])
     labels = torch.tensor([0, 0, 0, 1])
-    # Logits may be shifted by anything in each row.
+    # A shift of all logits of an image changes nothing.
     logits = probabilities.log() + torch.tensor([[5.0], [9.0], [-3.0], [0.0]])
     assert hardest(logits, labels, 3).tolist() == [1, 2, 3]
     assert hardest(logits, labels, 9).tolist() == [1, 2, 3, 0]

@@ -1,4 +1,4 @@
-"""Attention weights against what the modules do to their input."""
+"""Attention weights equal the factors between the modules' inputs and outputs."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def products_of(network: nn.Module, *kinds: type[nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each module of these kinds is given and returns for `IMAGES`."""
+    """The input and the output of each module of these kinds for `IMAGES`."""
     products: dict[str, tuple[Tensor, Tensor]] = {}
     for path, module in network.named_modules():
         if isinstance(module, kinds):
@@ -88,7 +88,7 @@ def test_a_network_without_attention_has_none() -> None:
 
 def test_places_are_counted_from_one() -> None:
     places = [x.place for x in attend(NETWORKS["dual"](), IMAGES)]
-    # Channels, then positions, in each of eight blocks.
+    # Each of eight blocks has channel attention, then spatial attention.
     assert places[:4] == ["stage 1, block 1"] * 2 + ["stage 1, block 2"] * 2
     assert places[-2:] == ["stage 4, block 2", "extra conv"]
     assert Attention("whitening.0", "spatial", torch.zeros(1)).place == "whitening"

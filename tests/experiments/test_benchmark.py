@@ -60,7 +60,7 @@ TOY = {
 
 @pytest.fixture
 def measured(monkeypatch, few_images, command, tmp_path, capsys):
-    """The record that the benchmark writes with these arguments, and what it prints."""
+    """Run the benchmark with these arguments; return its record and its output."""
 
     def small_step(arch, hparams, *rest):
         return Step(arch, {**hparams, "base_width": 4}, *rest)

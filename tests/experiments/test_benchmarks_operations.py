@@ -18,7 +18,7 @@ BATCH, INPUTS, HIDDEN, OUTPUTS = 4, 5, 6, 3
 
 
 class MultiplyingSGD(torch.optim.SGD):
-    """An optimizer with one matrix product a step."""
+    """An optimizer with one matrix product per step."""
 
     def step(self, closure=None):
         loss = super().step(closure)
@@ -27,7 +27,7 @@ class MultiplyingSGD(torch.optim.SGD):
 
 
 class TwoLayers(LightningModule):
-    """Two linear layers, of which the first is frozen from a step on."""
+    """Two linear layers; the first is frozen from step `frozen_from` on."""
 
     def __init__(self, frozen_from=None, compiled=False):
         super().__init__()
@@ -72,10 +72,10 @@ def count(module, folder, batches=5, ckpt_path=None, **options):
     return written
 
 
-first = 2 * BATCH * INPUTS * HIDDEN  # of one product of the first layer
+first = 2 * BATCH * INPUTS * HIDDEN  # one product of the first layer
 second = 2 * BATCH * HIDDEN * OUTPUTS
 optimizer = 2 * 7 * 8 * 9
-# Forward, gradient of the weights, and of the second layer that of its inputs.
+# Forward pass and gradient of the weights; the second layer also has the gradient of its inputs.
 whole = 2 * first + 3 * second + optimizer
 
 

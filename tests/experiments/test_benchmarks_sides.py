@@ -1,4 +1,4 @@
-"""That the sides of a benchmark do the same, and what comes of one that fails."""
+"""The sides of a benchmark do the same work, and a failed side is reported."""
 
 import argparse
 import contextlib
@@ -43,7 +43,7 @@ def flags(**values):
 
 
 class Bare(Callback):
-    """Takes the first epoch in the bare loop, and leaves nothing to the Trainer."""
+    """Trains the first epoch in the bare loop, then stops the Trainer."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         steps = int(trainer.num_training_batches)
@@ -58,7 +58,7 @@ class Trained(Callback):
 
 
 def state_of(trainer, module):
-    """Everything that a step changes, but for the schedule: copies."""
+    """Copies of all tensors that a step changes, without the schedule."""
     (optimizer,) = trainer.optimizers
     (ema,) = (c for c in trainer.callbacks if isinstance(c, EMA))
     momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
@@ -71,7 +71,7 @@ def state_of(trainer, module):
 def test_trainer_and_bare_loop_take_the_same_steps(
     tiny, precision, recipe, few_images, monkeypatch
 ):
-    """To the last bit, at a constant rate: the schedule is the Trainer's alone."""
+    """Equal bit for bit. The rate is constant, because only the Trainer has a schedule."""
     monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
     sides = Trained(), Bare()
     for side in sides:
@@ -102,7 +102,7 @@ def test_epochs_take_turns_and_the_first_round_does_not_count(tiny, few_images, 
         [x for x in tiny() if not x.startswith(("--output", "--name"))], repeats=2
     )
     assert steps == [2, 3, 3]
-    assert bare == [6, 9]  # after two of the Trainer's epochs, and after three
+    assert bare == [6, 9]  # after two epochs of the Trainer, and after three
     assert len(seconds) == 2
     assert min(seconds) > 0
     assert precision == "32-true"
@@ -116,7 +116,7 @@ def test_after_the_deadline_no_round_follows_the_first(tiny, few_images, monkeyp
 
 
 def windows_of(tiny, windows, batches, *flags):
-    """Train with these windows; the steps between two readings of the clock, in order."""
+    """Train with these windows; return the steps at each reading of the clock, and all steps."""
     readings = []
     steps = Steps()
 
@@ -146,7 +146,7 @@ def test_windows_are_of_whole_steps_within_an_epoch_after_the_warm_up(
     monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
     windows = StepWindows(warm_up=4, length=2, count=3)
     readings, steps = windows_of(tiny, windows, 6)
-    # The first from step 4 to 6, where the epoch ends; then from 7 to 9 and on to 11.
+    # Window 1 is steps 4 to 6, the end of the epoch. Windows 2 and 3 are steps 7 to 9 and 9 to 11.
     assert readings == [4, 6, 7, 9, 11]
     assert windows.seconds == [1.0] * 3  # the clock counts steps
     assert steps == 11
@@ -202,7 +202,7 @@ def test_memory_has_weights_gradients_momentum_and_activations():
     step = Step("sam_resnet", SMALL, BASELINE, 2, CPU)
     parameters = 4 * sum(p.numel() for p in step.module.parameters())
     assert small > 3 * parameters
-    activations = large - small  # of two images
+    activations = large - small  # the activations of two images
     assert small == pytest.approx(3 * parameters + activations, rel=0.3)
 
 
@@ -265,7 +265,7 @@ def test_saved_bytes_are_the_storages_of_the_backward_pass_without_those_kept():
     def forward():
         return (images @ weight.T).exp().square().sum()
 
-    # exp keeps its result, which square takes: one storage of 16 x 8 floats, counted once.
+    # exp saves its result, and square saves its input: the same 16 x 8 floats, counted once.
     assert saved_bytes(forward, [weight, images]) == 4 * 16 * 8
     assert saved_bytes(forward, [weight]) == 4 * (16 * 8 + 16 * 4)
 

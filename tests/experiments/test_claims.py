@@ -58,7 +58,7 @@ claims:
   - {id: count, text: t, source: s, metric: parameters, measure: full - base, claimed: 36448}
 """
 
-# Both sides vary much from seed to seed, and the difference hardly does.
+# Both sides vary much between seeds, but their difference does not.
 RAW, AVERAGED = (0.90, 0.92, 0.94), (0.905, 0.9251, 0.9449)
 
 
@@ -79,7 +79,7 @@ def scored(raw, ema=None, epoch=6):
 
 @pytest.fixture
 def runs(record_of, suite):
-    """Records of a row, one for each seed, with these accuracies."""
+    """Records of a row with these accuracies, one per seed."""
 
     def runs(row, raw, ema=(), scale="full", **fields):
         emas = ema or [None] * len(raw)
@@ -98,7 +98,7 @@ def runs(record_of, suite):
 
 @pytest.fixture
 def assess(suite):
-    """The full-scale row of one claim, or that of another scale."""
+    """The row of one claim, by default at full scale."""
 
     def assess(claim, records=(), evaluations=(), scale="full"):
         rows = claim_rows(records, evaluations, {suite.name: suite})
@@ -109,7 +109,7 @@ def assess(suite):
 
 
 def evaluation_of(record, temperature=1.5, **accuracies):
-    """What `evaluate.py` could have found with a run, by strategy."""
+    """An evaluation of a run with these accuracies by strategy."""
     none = Calibration(0.0, 0.0, 0.0, 0.0)
     accuracies["plain"] = record.scores["test"]["raw"].accuracy
     results = {
@@ -141,7 +141,7 @@ def evaluation_of(record, temperature=1.5, **accuracies):
 def test_without_records_a_claim_is_not_yet_measured(assess):
     row = assess("gain")
     assert (row.verdict, row.measured, row.n, row.claimed) == ("not yet measured", "", "", "+1.0")
-    # At the usual 0.14 points, of which it is seven: two are the least.
+    # The claim is 7 times the usual deviation of 0.14 points: the minimum of two seeds is enough.
     assert row.seeds == "2 a side"
     assert row.command == "python experiments/reproduce.py table --rows full,base"
     assert assess("gain", scale="mini") is None
@@ -162,9 +162,9 @@ def test_a_mean_has_its_t_interval(assess, runs):
 def test_two_trainings_are_compared_by_welch_also_where_their_seeds_differ(assess, runs):
     base, full = runs("base", [0.91, 0.92, 0.93]), runs("full", [0.92, 0.93, 0.94])
     row = assess("gain", base + full)
-    # 2.77645 x sqrt(2 / 3); paired by seed the interval would be a point.
+    # 2.77645 x sqrt(2 / 3). Paired by seed, the interval would have no width.
     assert (row.verdict, row.measured, row.n) == ("undecided", "+1.00 ± 2.27", "3 + 3")
-    # For a difference of one standard deviation.
+    # The difference is one standard deviation.
     assert row.seeds == "17 a side"
     assert assess("gain", base[:2] + full[2:]).n == "1 + 2"
     assert assess("gain", base).verdict == "not yet measured"
@@ -325,7 +325,7 @@ def test_the_late_fluctuation_of_two_schedules_is_compared(assess, runs):
         row = assess("calm", records)
         return row.verdict, row.measured.split()[0]
 
-    # The standard deviation around the line of a bumpy curve is sqrt(2) times its height.
+    # The deviation of a bumpy curve from its line is sqrt(2) times the height of its bumps.
     assert verdict((0.010, 0.011), (0.001, 0.002)) == ("reproduced", "1.27")
     assert verdict((0.001, 0.002), (0.010, 0.011)) == ("contradicted", "-1.27")
     assert verdict((0.001, 0.011), (0.002, 0.010))[0] == "undecided"
@@ -394,7 +394,7 @@ def test_the_page_says_the_cost_of_full_length_only_with_shorter_trainings(suite
     short = runs("base", RAW, scale="short") + runs("full", RAW, scale="short")
     assert "H100" not in page(*runs("base", RAW), *runs("full", RAW))
     assert "`resnet`, 200 epochs: not measured" in page(*short)
-    # 351 steps an epoch, 0.01 seconds a step.
+    # 351 steps per epoch, 0.01 seconds per step.
     gpu = [
         replace(
             x,
@@ -426,7 +426,7 @@ def test_runs_of_several_number_formats_or_of_a_changed_checkout_are_pooled_and_
     assert row.note == ("precisions: 32-true, bf16-mixed; 2 of 5 runs from a changed checkout")
     note = assess("kaggle", base).note
     assert note.startswith("another test set; precisions: 32-true, bf16-mixed; 1 of 3 runs")
-    # Two rows that are one training, whose runs are counted once.
+    # Two rows are the same training, so its runs are counted once.
     assert assess("ema", runs("full", RAW, AVERAGED, dirty=True)).note.startswith("3 of 3 runs")
     assert assess("gain", base).note is None
 

@@ -1,4 +1,4 @@
-"""Every command answers `--help` and mistakes before it imports a slow package."""
+"""Every command answers `--help` and reports mistakes before it imports a slow package."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ SLOW = {
 
 
 def run(*arguments: str) -> tuple[int, str, str, set[str]]:
-    """Exit code, output, errors and imported packages of a command in a process of its own."""
+    """Run a command in a new process; return its exit code, output, errors and imports."""
     command = [sys.executable, "-X", "importtime", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = done.stderr.splitlines()

@@ -44,7 +44,7 @@ def test_fluctuation_is_the_deviation_from_the_trend_of_the_last_tenth():
     wild = [0.3, 0.9] * 90  # before the last tenth
     calm = [0.9 + 0.001 * i for i in range(20)]
     assert late_fluctuation(wild + calm) == pytest.approx(0, abs=1e-9)
-    # Four residuals of 0.01 that no line follows, and two degrees of freedom.
+    # Four residuals of 0.01 around the best line, and two degrees of freedom.
     assert late_fluctuation([0.5] * 36 + [0.91, 0.89, 0.89, 0.91]) == pytest.approx(0.01 * 2**0.5)
 
 

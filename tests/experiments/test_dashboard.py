@@ -1,4 +1,4 @@
-"""The dashboard shows what runs log: read back from the files that offline runs keep for W&B."""
+"""The dashboard shows the values that runs log, read from the files of offline W&B runs."""
 
 import io
 import json
@@ -35,19 +35,19 @@ W_AND_B = ("--wandb=offline", "--data.eval_batch_size=100")
 
 @dataclass(frozen=True)
 class Logged:
-    """A run with everything of it that is kept for W&B."""
+    """A run, and all rows that it logged to W&B."""
 
     run: FinishedRun
     rows: list[dict[str, Any]]
 
     @property
     def results(self) -> dict[str, Any]:
-        """The row of what the run found after training."""
+        """The row of results that the run logged after training."""
         (row,) = [row for row in self.rows if "parameters" in row]
         return row
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a table that was logged."""
+        """The rows of a logged table."""
         (kept,) = [row[name] for row in self.rows if name in row]
         (file,) = self.run.folder.glob(f"wandb/offline-run-*/files/{kept['path']}")
         content = json.loads(file.read_text())
@@ -55,13 +55,13 @@ class Logged:
 
 
 def logged(folder: Path) -> Logged:
-    wandb.teardown()  # until then its service may keep the last rows in memory
+    wandb.teardown()  # before, its service may keep the last rows in memory
     return Logged(open_run(folder), list(logged_rows(folder)))
 
 
 @pytest.fixture(scope="session")
 def with_ema(experiment: Callable[..., Any], few_images: Callable[..., Any]) -> Logged:
-    """SAMResNet, its augmentation and EMA, evaluated afterwards."""
+    """A run of SAMResNet with augmentation and EMA, and its evaluation."""
     folder = experiment(*W_AND_B, pictures=True).folder
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
         patch.setattr(sys, "argv", ["experiments/evaluate.py", str(folder)])
@@ -73,7 +73,7 @@ def with_ema(experiment: Callable[..., Any], few_images: Callable[..., Any]) -> 
 
 @pytest.fixture(scope="session")
 def with_swa(experiment: Callable[..., Any]) -> Logged:
-    """EnhancedEfficientResNet without mixing, and with SWA in the place of EMA."""
+    """A run of EnhancedEfficientResNet without mixing, and with SWA instead of EMA."""
     flags = ("--arch=enhanced_efficient_resnet", "--model.base_width=4", "--data.mixup_p=0")
     flags += ("--data.cutmix_p=0", "--ema=false", "--swa.start=0.5", "--swa.lr=0.01")
     return logged(experiment(*flags, *W_AND_B, pictures=True).folder)
@@ -317,14 +317,14 @@ def test_the_file_of_a_run_that_goes_on_is_read_as_far_as_it_goes(
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a stand-in for W&B, and the changes that it was asked for."""
+    """The address of a fake W&B server, and the list of the requested changes."""
     asked: list[dict[str, Any]] = []
     account = {"id": "1", "entity": "somebody", "username": "somebody", "email": "", "flags": "{}"}
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            # W&B's telemetry comes elsewhere, and is answered with nothing.
+            # W&B's telemetry uses another path and gets an empty answer.
             request = json.loads(body) if self.path == "/graphql" else {"query": ""}
             answer: dict[str, Any] = {"data": {"viewer": account | {"teams": {"edges": []}}}}
             if "mutation" in request["query"]:
@@ -348,7 +348,7 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def save(tmp_path: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`--save` in a process of its own, with the account that the environment gives alone."""
+    """Run `--save` in a new process; only `environment` can contain an account."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     clean |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), **environment}
     command = [sys.executable, "experiments/dashboard.py", "--save", *flags]

@@ -27,7 +27,7 @@ SEVEN = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Pictures of seven classes, each of its own colour: 20 of each for training, 5 for testing."""
+    """Pictures of seven classes with a colour each: 20 per class for training, 5 for testing."""
     root = tmp_path_factory.mktemp("data") / "pictures"
     generator = np.random.default_rng(0)
     for split, count in (("train", 20), ("test", 5)):
@@ -49,7 +49,7 @@ def flags(pictures):
 
 @pytest.fixture(scope="module")
 def run(experiment, flags):
-    """A finished run on the folder, which has learnt to tell the colours apart."""
+    """A finished run on the folder; its network distinguishes the colours."""
     made = experiment(
         *flags, "--data.batch_size=21", "--trainer.limit_train_batches=1.0", "--data.cutout=0",
         "--trainer.max_epochs=30", "--data.mixup_alpha=0", "--model.lr=0.05",

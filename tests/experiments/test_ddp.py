@@ -1,4 +1,4 @@
-"""Several processes train one run: what one process would have trained, where that can be."""
+"""Several processes train a run as one process does, if the flags allow equal results."""
 
 import csv
 import json
@@ -24,10 +24,11 @@ from experiments.training.trainer import Trainer
 from lightning_modules.networks.sam_resnet import SAMResNet
 
 ROOT = Path(__file__).parents[2]
-# 209 of 1,999 images to validate: two processes get 105 and 104, in three and in two batches.
+# 209 of 1,999 images are for validation: two processes get 105 and 104, in 3 and 2 batches.
 UNEVEN = ("--data.val_fraction=0.1026", "--data.eval_batch_size=52")
-# What several processes do exactly as one does, up to the order of sums. Augmentation is off, whose
-# draws are each process's own; `group_norm` takes BatchNorm's place, whose statistics are.
+# With these flags several processes equal one, except for the order of sums. Augmentation is off,
+# because each process draws its own. `group_norm` replaces BatchNorm, because each process has its
+# own statistics.
 EXACT = (
     *UNEVEN,
     "--trainer.precision=64-true",
@@ -38,7 +39,7 @@ EXACT = (
     "--lookahead.k=2",
 )
 
-# The command on the few synthetic images of `few_images`, in a file: Lightning runs it again.
+# The command on few synthetic images, as a file, because Lightning starts it again.
 PROGRAM = """
 import datamodules.cifar10
 from datamodules.synthetic import synthetic_cifar10
@@ -62,7 +63,7 @@ def of_lightning(rank, processes, port):
 
 
 def of_nodes(rank, processes, port):
-    """Of a user who starts the command on each of several nodes with one device."""
+    """The environment if a user starts the command on each of several nodes with one device."""
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(rank)}
 
 
@@ -78,7 +79,7 @@ def of_torchrun(rank, processes, port):
 
 def of_slurm(rank, processes, port):
     return {
-        "MASTER_PORT": port,  # else by the job's number
+        "MASTER_PORT": port,  # by default derived from the job's number
         "SLURM_JOB_ID": "4242",
         "SLURM_JOB_NAME": "train",
         "SLURM_NODELIST": "localhost",
@@ -94,11 +95,11 @@ def of_slurm(rank, processes, port):
 
 @dataclass(frozen=True)
 class Together:
-    """What processes left that ran one experiment."""
+    """The exit codes and files of processes that ran one experiment."""
 
     codes: list[int]
-    folder: Path  # of the run
-    notes: Path  # of the processes
+    folder: Path  # the folder of the run
+    notes: Path  # the folder with the processes' output
 
     @property
     def record(self):
@@ -125,7 +126,7 @@ class Together:
 
 @pytest.fixture(scope="module")
 def together(tiny, tmp_path_factory):
-    """Run a tiny experiment as several processes, to a good end unless another is expected."""
+    """Run a tiny experiment in several processes; `codes` are the expected exit codes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, Path(__file__).with_name("ranks.py")],
@@ -171,13 +172,13 @@ def alone(together):
 
 @pytest.fixture(scope="module")
 def pair(together):
-    """The same as two processes."""
+    """The same run in two processes."""
     return together(*EXACT, group_norm=True)
 
 
 @pytest.fixture(scope="module")
 def averaged(together):
-    """Two processes, started by SLURM, with everything that sam_resnet's recipe has."""
+    """Two processes, started by SLURM, with the full recipe of sam_resnet."""
     return together(*UNEVEN, started_by=of_slurm)
 
 
@@ -191,7 +192,7 @@ def identical(a, b):
     close(a, b, rtol=0, atol=0)
 
 
-# Up to the order in which float64 numbers are added.
+# Equal except for the order of float64 sums.
 EQUAL = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -202,7 +203,7 @@ def test_two_processes_train_on_the_shards_of_the_batches_of_one(alone, pair):
     for batch, ours, theirs in zip(whole, *shards, strict=True):
         assert len(ours) == len(theirs) == 16
         assert torch.equal(torch.cat([ours, theirs]), batch)
-    # No two images of the whole batch are the same: the shards share none.
+    # All images of the whole batch differ, so the shards share no image.
     assert all(len(batch.flatten(1).unique(dim=0)) == 32 for batch in whole)
 
 
@@ -229,7 +230,7 @@ def test_two_processes_count_every_image_of_uneven_shards_once(pair):
     for kind, name in (("raw", "val/acc"), ("ema", "val/acc_ema")):
         score = pair.record.scores["val"][kind]
         assert score.images == 209
-        # Of the one evaluation after training, by the first process alone.
+        # After training, the first process evaluates alone.
         assert pair.column(name)[score.epoch - 1] == pytest.approx(score.accuracy, abs=1e-7)
 
 
@@ -254,7 +255,7 @@ def test_what_a_step_sees_is_said_once_at_the_start(alone, pair):
     assert pair.printed(0).startswith(line.format(" (2 devices x 16)"))
     assert pair.printed(1) == ""
     announced = ["SYNTHETIC" in pair.printed(rank, "err") for rank in range(2)]
-    assert announced == [True, False]  # only the first one looks for the data
+    assert announced == [True, False]  # only the first process looks for the data
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_the_folder_holds_what_that_of_one_process_does(alone, pair):
 
 
 def test_within_an_epoch_only_the_statistics_of_both_processes_differ(averaged):
-    """So that there is something to agree on."""
+    """Otherwise the next test would compare values that never differ."""
     first, second = (averaged.seen(rank, "step", 1) for rank in range(2))
     for name in ("raw", "average"):
         identical(*({key: x[name][key] for key in x["slow"]} for x in (first, second)))
@@ -318,7 +319,7 @@ def test_two_processes_that_were_interrupted_end_like_two_that_were_not(averaged
     name = f"--name={averaged.folder.name}-interrupted"
     cut_off = together(*UNEVEN, name, interrupt=1, codes=[1, 1])
     assert not (cut_off.folder / "result.json").exists()
-    assert cut_off.checkpoint()["global_step"] == 4  # within the second of two epochs
+    assert cut_off.checkpoint()["global_step"] == 4  # in the middle of the second epoch
     resumed = together(name, "--ckpt_path=last")
     for rank in range(2):
         ours, theirs = resumed.seen(rank), averaged.seen(rank)
@@ -327,7 +328,7 @@ def test_two_processes_that_were_interrupted_end_like_two_that_were_not(averaged
         assert torch.equal(ours["random"], theirs["random"])
     assert resumed.record.scores == averaged.record.scores
     for name in ("train/loss", "train/acc_soft"):
-        # Sums over both processes up to the checkpoint, and from there on.
+        # The sums are split at the checkpoint, so their order differs.
         assert resumed.column(name) == pytest.approx(averaged.column(name), rel=1e-6)
 
 
@@ -350,18 +351,18 @@ def test_the_statistics_of_swa_are_over_the_batches_of_all_processes(together):
     identical(first["average"], run.checkpoint()["callbacks"]["SWA"]["average"])
     network = SAMResNet(4, (1, 1, 1))
     network.load_state_dict(first["average"])
-    # Of the last epoch of three batches, which came before the average was made.
+    # From the last epoch's three batches.
     update_bn([*first["batches"][3:], *second["batches"][3:]], network)
     expected = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
     close({k: first["average"][k] for k in expected}, expected)
 
 
-# Who starts the processes
+# Ways to start the processes
 
 
 @pytest.fixture
 def program(tmp_path, tiny):
-    """Run the command on two devices in a shell's way, on few images and without a name."""
+    """Run the command on two devices in a new process, on few images and without --name."""
     path = tmp_path / "run.py"
     path.write_text(PROGRAM)
 

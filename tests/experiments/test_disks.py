@@ -16,7 +16,7 @@ from experiments.records.integrity import check_archive
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.trust
-# The command in a process of its own, on few synthetic images.
+# The command on few synthetic images, for a new process.
 PROGRAM = """
 import datamodules.cifar10
 from datamodules.synthetic import synthetic_cifar10
@@ -49,7 +49,7 @@ def start(*flags: str, inside: tuple[str, ...] = ()) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """The exit code, and the lines of errors; no traceback."""
+    """Wait for the process; return its exit code and error lines, and reject a traceback."""
     _, errors = process.communicate(timeout=300)
     assert "Traceback" not in errors, errors
     return process.returncode, [x for x in errors.splitlines() if x.startswith("error: ")]
@@ -67,9 +67,9 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 class Disk:
     """A disk of 8 MiB that only processes in its namespace see."""
 
-    path: Path  # in the namespace
-    seen: Path  # from outside
-    inside: tuple[str, ...]  # begins a command in the namespace
+    path: Path  # inside the namespace
+    seen: Path  # outside the namespace
+    inside: tuple[str, ...]  # prefix of a command that runs in the namespace
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_folder_that_is_deleted_during_the_run_ends_it_and_stays_deleted(tmp_p
     folder = tmp_path / "run"
     process = start(f"--output={tmp_path}", *ENDLESS)
     wait_for(process, (folder / "last.ckpt").exists)
-    folder.rename(tmp_path / "deleted")  # at once, though the run writes files
+    folder.rename(tmp_path / "deleted")  # an atomic move, although the run is writing files
     shutil.rmtree(tmp_path / "deleted")
     code, lines = ended(process)
     assert code == 2
