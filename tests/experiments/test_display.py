@@ -73,10 +73,10 @@ def test_a_resumed_run_numbers_its_epochs_on_and_repeats_no_line(experiment, com
     [
         (0.5, 10, None, 95),
         (10, 10, None, 0),
-        (9.75, 9.9, None, 1.5),  # max_steps within the tenth epoch
-        (2.5, 10, 12, 15),  # the time is up in the fourth epoch, which still ends
+        (9.75, 9.9, None, 1.5),  # max_steps ends training within the tenth epoch
+        (2.5, 10, 12, 15),  # the time is up in the fourth epoch, which is completed
         (2.5, 10, 1, 5),
-        (2.5, 10, -3, 5),  # it is up already
+        (2.5, 10, -3, 5),  # the time is already up
         (2.5, 3, 1000, 5),
     ],
 )

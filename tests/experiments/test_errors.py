@@ -1,4 +1,4 @@
-"""A mistake is answered in one line that names it, with exit code 2 and before any training."""
+"""A mistake gives one line that names it and exit code 2, before any training."""
 
 import errno
 import os
@@ -335,7 +335,7 @@ def test_a_second_process_on_a_runs_folder_is_refused(refusal, build, tiny):
     launches = [read_launch(flags) for _ in range(2)]
     first = ExperimentCLI(launches[0])
     answer = f"{first.launch.folder} is in use: choose another --name"
-    # Whether it is found out at once, or behind the data.
+    # The lock is checked at once, or after the data is read.
     for act in (build, lambda *_: ExperimentCLI(launches[1])):
         assert refusal("--name=busy", act=act).startswith(answer)
 
@@ -437,7 +437,7 @@ def test_what_torch_saved_for_others_is_no_checkpoint(refusal, tmp_path, content
 def test_a_disk_that_is_full_ends_the_command_with_one_line(
     tiny, few_images, tmp_path, monkeypatch, capsys
 ):
-    """Though a thread meets it: the best checkpoint is the first file that is cut off."""
+    """The error occurs in a thread, which writes the best checkpoint."""
 
     def write_bytes(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

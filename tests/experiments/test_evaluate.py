@@ -1,4 +1,4 @@
-"""Finished runs, evaluated in this process; metrics and intervals against computations by hand."""
+"""Finished runs are evaluated; metrics and intervals equal computations by hand."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from experiments.records.record import Evaluation, read_evaluation, write_record
 from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
 
-# Small, and trained for long enough that its probabilities mean something.
+# A small network, trained long enough for useful probabilities.
 LEARNING = (
     "--model.blocks=[1,1,1]",
     "--data.cutout=0",
@@ -38,7 +38,7 @@ LEARNING = (
 
 @cache
 def few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
-    """The images of the runs that the fixture `experiment` makes."""
+    """The images that runs of the fixture `experiment` use."""
     return synthetic_cifar10(split, per_class=200 if split == "train" else 30)  # type: ignore[arg-type]
 
 
@@ -48,7 +48,7 @@ def with_other_test_labels(split: str, **_: int) -> tuple[Tensor, Tensor]:
 
 
 def evaluate(*arguments: Any, data: Callable[..., Any] = few_images) -> str:
-    """What `evaluate.py` prints."""
+    """Run `evaluate.py` in this process; return its output."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(sys, "argv", ["experiments/evaluate.py", *map(str, arguments)])
@@ -59,7 +59,7 @@ def evaluate(*arguments: Any, data: Callable[..., Any] = few_images) -> str:
 
 
 def rows(printed: str) -> list[list[str]]:
-    """The cells of the tables' lines, without the mark of what was chosen."""
+    """The cells of the printed tables, without the mark of the chosen strategy."""
     lines = [line for line in printed.splitlines() if line.startswith("│")]
     return [[cell.rstrip(" *").strip() for cell in line.split("│")[1:-1]] for line in lines]
 
@@ -74,7 +74,7 @@ class Evaluated:
 
 @pytest.fixture(scope="session")
 def evaluated(experiment: Callable[..., Any]) -> Evaluated:
-    """A run with raw and EMA weights, evaluated together with one that has no EMA."""
+    """A run with raw and EMA weights, evaluated together with a run without EMA."""
     folder = experiment(*LEARNING).folder
     without_ema = experiment(*LEARNING, "--ema=false", "--seed=1").folder
     printed = evaluate(folder, without_ema).partition("└")[0]
@@ -83,7 +83,7 @@ def evaluated(experiment: Callable[..., Any]) -> Evaluated:
 
 @pytest.fixture
 def copies(evaluated: Evaluated, tmp_path: Path) -> tuple[Path, Path]:
-    """The two runs before they were evaluated."""
+    """Copies of the two runs, without evaluations."""
     folders = tmp_path / "with", tmp_path / "without"
     for copy, original in zip(folders, (evaluated.folder, evaluated.without_ema), strict=True):
         written_later = shutil.ignore_patterns("evaluation.json", "ensemble.json")
@@ -99,7 +99,7 @@ def copy(copies: tuple[Path, Path]) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads((folder / "result.json").read_text())
     change(record)
-    record["digest"] = None  # which would give the edit away
+    record["digest"] = None  # otherwise it would reveal the edit
     (folder / "result.json").write_text(json.dumps(record))
 
 
@@ -215,7 +215,7 @@ def test_figure_1_is_not_reprinted_for_flags_that_change_nothing_of_it(
 def test_figure_1_comes_after_an_evaluation_where_there_was_none(copies: tuple[Path, Path]) -> None:
     printed = evaluate(copies[1], "--strategies")
     assert (copies[1] / "evaluation.json").exists()
-    # No EMA weights, no ensemble of ours.
+    # Without EMA weights there is no measured ensemble.
     assert ["tta+ensemble", "92.99%", "-", "+0.43", "-"] in rows(printed)
 
 
@@ -224,7 +224,7 @@ def test_some_strategies_are_shown_beside_plain_and_not_recorded(copy: Path) -> 
     printed = evaluate(copy, "--only", "ema+flip,adaptive", "--precision", "16-mixed")
     names = {cells[0] for cells in rows(printed)} & set(STRATEGIES)
     assert names == {"plain", "ema+flip", "adaptive"}
-    assert ", bf16-mixed." in printed  # what a CPU does instead
+    assert ", bf16-mixed." in printed  # a CPU replaces fp16 by bf16
     assert not (copy / "evaluation.json").exists()
 
 
@@ -386,7 +386,7 @@ def some_predictions(n: int = 4_000) -> tuple[Tensor, Tensor]:
 
 
 def error_by_bins(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The calibration error of probabilities of events, 15 bins of equal width, by hand."""
+    """Expected calibration error by hand, with 15 bins of equal width."""
     bins = [(confidence >= i / 15) & (confidence < (i + 1) / 15) for i in range(15)]
     assert sum(map(np.sum, bins)) == len(confidence)
     gaps = [abs(right[b].mean() - confidence[b].mean()) * b.mean() for b in bins if b.any()]
@@ -404,7 +404,7 @@ def test_calibration_is_what_a_computation_by_hand_gives() -> None:
     assert ours.brier == pytest.approx(((p - is_label) ** 2).sum(axis=1).mean())
     assert ours.ece == pytest.approx(error_by_bins(p.max(axis=1), p.argmax(axis=1) == y))
     assert ours.classwise_ece == pytest.approx(np.mean(by_class))
-    # They come from a network that is too sure of itself, which a temperature mends.
+    # The network is overconfident, and a temperature corrects this.
     mended = calibration(logits / fit_temperature(logits, labels), labels)
     assert mended.ece < ours.ece / 2
     assert mended.classwise_ece < ours.classwise_ece

@@ -10,7 +10,7 @@ WEIGHTS = Weights("ema", {}, "best_ema.ckpt", 7)
 
 
 def test_scores_are_those_of_a_hand_made_case():
-    # Two classes share all the weight: an image with margin log(3) is answered with 3 / 4.
+    # Only two classes have probability: a margin of log(3) gives 3 / 4.
     right, wrong = math.log(3), -math.log(3)
     logits = torch.full((4, 10), -torch.inf)
     logits[:, 0] = torch.tensor([right, right, right, wrong])
@@ -19,7 +19,7 @@ def test_scores_are_those_of_a_hand_made_case():
     result = score(logits, labels, WEIGHTS)
     assert result.accuracy == 0.75
     assert result.nll == pytest.approx(-(3 * math.log(3 / 4) + math.log(1 / 4)) / 4)
-    # Every confidence is 3 / 4 and so is the accuracy: perfectly calibrated.
+    # All confidences and the accuracy are 3 / 4: the calibration is perfect.
     assert result.ece == pytest.approx(0, abs=1e-6)
     assert (result.images, result.checkpoint, result.epoch) == (4, "best_ema.ckpt", 7)
 
@@ -43,7 +43,7 @@ def test_calibration_is_the_weighted_gap_of_fifteen_bins():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run whose best raw weights are 1 and best average 2, and whose last ones are 3 and 4."""
+    """A run; its best raw and averaged weights are 1 and 2, the last ones are 3 and 4."""
     for name, weight, epoch in (("best", 1, 1), ("best_ema", 2, 2), ("last", 3, 7)):
         state = {"network.weight": torch.tensor(weight), "metric": torch.tensor(9)}
         checkpoint = {"epoch": epoch, "state_dict": state}

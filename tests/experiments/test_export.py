@@ -47,7 +47,7 @@ def pixels(run: FinishedRun) -> Tensor:
 
 @pytest.fixture(scope="module")
 def exported(run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The folder of a verified export of the run's average in some type."""
+    """Export and verify the run's average in this dtype; return the folder."""
     folder = tmp_path_factory.mktemp("exported")
 
     @cache
@@ -107,7 +107,7 @@ def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
 def test_an_export_has_the_record_of_its_weights_and_their_accuracy(
     experiment: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the type of mixed precision too: BatchNorm keeps its 32 bits there as well."""
+    """Also in bf16-mixed: BatchNorm keeps its 32 bits in training and in the export."""
     made = experiment("--model.blocks=[1, 1, 1]", "--trainer.precision=bf16-mixed")
     run = open_run(made.folder)  # type: ignore[attr-defined]
     folder = tmp_path / "export"

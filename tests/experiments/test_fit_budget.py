@@ -30,7 +30,7 @@ def test_the_fitted_network_fits_and_the_next_step_does_not(arch, budget):
     config = resolve_config([f"--arch={arch}", f"--fit_budget={budget}"])
     cls, model = EXPERIMENTS[arch], config["model"]
     steps = round(model[cls.grows] / cls.grows_by)
-    # What was preferred to the largest network is a multiple of 8 channels, and so is the next one.
+    # If a multiple of 8 channels was preferred, the next multiple is too large.
     following = (cls.grows_by * (steps + step) for step in (1, ALIGNED))
     fitted, one_more, eight_more = (
         parameters(arch, model, **{cls.grows: x}) for x in (model[cls.grows], *following)
@@ -51,7 +51,7 @@ def test_the_fitted_network_fits_and_the_next_step_does_not(arch, budget):
         (["--arch=wide_resnet", "--model.depth", "40"], {"depth": 40, "widen_factor": 47 / 16}),
         (["--arch=sam_resnet"], {"base_width": 64}),
         (["--arch=sam_resnet", "--model.blocks=[2,2,2]"], {"base_width": 80}),
-        # that of the paper: 24 would be three fifths of it
+        # the paper's width; 24 would have three fifths of its parameters
         (["--arch=enhanced_efficient_resnet"], {"base_width": 31}),
     ],
 )

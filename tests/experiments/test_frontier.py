@@ -23,7 +23,7 @@ from experiments.reporting.frontier import (
 
 @pytest.fixture
 def record(tmp_path, record_of):
-    """File the record of a run with these flags and this test accuracy."""
+    """Write the record of a run with these flags and this test accuracy."""
 
     def record(name, flags, accuracy, **fields):
         score = Score(accuracy, nll=0.3, ece=0.0, images=10_000, checkpoint="best.ckpt", epoch=6)
@@ -58,7 +58,7 @@ def test_seeds_of_one_training_are_one_point_with_their_interval(record, tmp_pat
     assert point.source == "run0, run1"
     assert point.note.endswith("; 1 of 2 runs from a changed checkout")
     assert point.parameters == 4_298_970
-    # 600 epochs of 87 batches of 512 images, forward and twice that backward.
+    # 600 epochs of 87 batches of 512 images; a backward pass costs two forward passes.
     assert point.operations / (3 * 600 * 87 * 512) == pytest.approx(2 * 619e6, rel=0.01)
     assert other.accuracy.interval is None
 
@@ -93,7 +93,7 @@ def test_what_says_nothing_of_a_champion_is_left_out(record, tmp_path):
     score = Score(0.95, nll=0.3, ece=0.0, images=5_000, checkpoint="best.ckpt", epoch=6)
     record("screened", ["--arch=resnet", "--test=false"], 0.95, scores={"val": {"raw": score}})
     assert ours(tmp_path) == []
-    assert draw(find_points(tmp_path)).axes  # with the others alone
+    assert draw(find_points(tmp_path)).axes  # only the points of others
 
 
 def test_the_speed_benchmark_is_a_point_with_one_view_and_with_several(tmp_path):

@@ -1,4 +1,4 @@
-"""The commands that use a finished run, with a run that was trained on a GPU."""
+"""The commands for finished runs work with a run that was trained on a GPU."""
 
 import csv
 import pickle
@@ -74,7 +74,7 @@ def test_predict_answers_as_the_run_did(
     found = np.array([int(label) for _, label in rows])
     with np.load(run.folder / "predictions.npz") as arrays:
         expected = arrays[f"test_{weights}"].argmax(1)
-    # The run answered in bf16, and predict.py answers in 32 bits.
+    # The run predicted in bf16, but predict.py uses 32 bits.
     assert (found == expected).mean() > 0.95
 
 

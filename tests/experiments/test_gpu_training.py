@@ -29,7 +29,7 @@ def checkpoint(folder, name="last.ckpt"):
 
 
 def assert_trained(run, precision):
-    """The run was on the GPU, in this precision, and ended with finite weights and scores."""
+    """Assert that the run used the GPU in this precision, with finite weights and scores."""
     record = run.record
     assert torch.cuda.get_device_name() in record.device
     assert record.precision == precision
@@ -60,7 +60,7 @@ def test_sam_trains_with_scaled_gradients(experiment, sharpness):
     flags = (f"--model.sharpness={sharpness}", "--trainer.precision=16-mixed")
     run = experiment(*flags, GPU, "--trainer.limit_train_batches=20")
     assert_trained(run, "16-mixed")
-    # A scale at its start of 2 ** 16 overflows in some steps, which move no weight.
+    # The initial scale of 2 ** 16 overflows in the first steps, which are skipped.
     moved = [
         state["momentum_buffer"].any()
         for state in checkpoint(run.folder)["optimizer_states"][0]["state"].values()
@@ -90,7 +90,7 @@ LONGER = (GPU, "--trainer.limit_train_batches=20")
 
 
 class Captures(Callback):
-    """Notes how many graphs there are at the end of each epoch."""
+    """Records the number of graphs at the end of each epoch."""
 
     def __init__(self):
         self.counts = []
@@ -111,7 +111,7 @@ def test_a_captured_step_learns_the_same(experiment, mode):
     assert captured.record.scores["val"]["raw"].nll == pytest.approx(expected, rel=0.05)
 
 
-# Flags, and graphs: one for the first batch of an optimizer step and one for the others.
+# Flags and number of graphs: one for the first batch of an optimizer step, one for the others.
 COMBINATIONS = {
     "32": (("--trainer.precision=32-true",), 1),
     "fp16": (("--trainer.precision=16-mixed",), 1),
@@ -158,7 +158,7 @@ def test_speed_resnets_bias_rests_in_a_graph_of_its_own(experiment):
     captures = Captures()
     run = experiment(*SPEED, *LONGER, "--model.compile=graph", callbacks=[captures])
     assert_trained(run, "32-true")
-    assert captures.counts == [2, 2]  # the bias is trained in the first 30% of two epochs
+    assert captures.counts == [2, 2]  # the bias is trained only in the first 30% of training
 
 
 @pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
@@ -170,7 +170,7 @@ def test_after_the_first_epoch_nothing_is_compiled_again(experiment, mode):
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     torch._dynamo.reset()
-    # The 200 validation images are batches of 80, 80 and 40.
+    # The 200 validation images form batches of 80, 80 and 40.
     flags = (*LONGER, "--trainer.max_epochs=3", "--trainer.num_sanity_val_steps=0")
     experiment(*flags, "--data.eval_batch_size=80", f"--model.compile={mode}", callbacks=[Counts()])
     assert graphs == [graphs[0]] * 3

@@ -15,7 +15,7 @@ from lightning_modules.networks.sam_resnet import SAMResNet
 
 
 class Reference(nn.Module):
-    """SAMResNet with the names of its authors' keys."""
+    """SAMResNet with the key names of its authors."""
 
     def __init__(self, width: int, blocks: tuple[int, ...]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Reference(nn.Module):
 
 
 def reference(width: int = 16, blocks: tuple[int, ...] = (2, 1, 1), seed: int = 0) -> Reference:
-    """Random weights; BatchNorm's statistics and parameters are random too."""
+    """A reference network with random weights and random BatchNorm statistics."""
     torch.manual_seed(seed)
     network = Reference(width, blocks)
     for module in network.modules():

@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and resumed end like undisturbed ones, bit for bit.
 
 `KILLS=20 python -m pytest -m trust -k killed_at_random` kills each recipe 20 times; the default is
-2. A checkpoint is written after each step, so that many moments are in the middle of a write.
+2. A checkpoint is written after each step, so many kills interrupt a write.
 """
 
 import csv
@@ -49,7 +49,7 @@ Launch = Callable[..., list[int]]
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    """Run a command line in one process or two, which are killed after some seconds.
+    """Run a command line in one or two processes, kill them after some seconds.
 
     Returns the exit codes.
     """
@@ -83,7 +83,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
 
 
 def portable(value: Any) -> Any:
-    """Nested containers with tensors as bytes, which can be compared."""
+    """Replace tensors in nested containers by bytes, which can be compared."""
     if isinstance(value, torch.Tensor):
         return value.dtype, tuple(value.shape), value.numpy().tobytes()
     if isinstance(value, dict):
@@ -92,8 +92,8 @@ def portable(value: Any) -> Any:
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """Everything that a finished run left, except times and its own name."""
-    (folder / "previous.ckpt").unlink(missing_ok=True)  # killed between the record and its removal
+    """The contents of a finished run's files, except times and the run's name."""
+    (folder / "previous.ckpt").unlink(missing_ok=True)  # left if killed before its removal
     files: dict[str, Any] = {"names": sorted(path.name for path in folder.iterdir())}
     for path in folder.glob("*.ckpt"):
         files[path.name] = portable(torch.load(path, weights_only=True))
@@ -135,15 +135,15 @@ def test_a_run_that_is_killed_at_random_moments_ends_like_an_undisturbed_one(
         while not (folder / "result.json").exists():
             resume = ["--ckpt_path=last"] if (folder / "last.ckpt").exists() else []
             seconds = moments.uniform(0, duration) if kills < KILLS else 600
-            # No epoch is -1: nothing is interrupted, but each step has its checkpoint.
+            # Epoch -1 never comes: no step is interrupted, but each step saves a checkpoint.
             codes = launch([*argv, f"--name={folder.name}", *resume], seconds, interrupt=-1)
             kills += -signal.SIGKILL in codes
             for path in folder.glob("*"):
-                os.utime(path, (4e9, 4e9))  # as if the clock had been set back since then
+                os.utime(path, (4e9, 4e9))  # as if the clock was set back later
         found = left(folder)
         assert found.keys() == expected.keys()
         if recipe == "two processes":
-            # Their sums begin anew at a checkpoint, in another order.
+            # Sums restart at a checkpoint, so their order differs.
             assert list(map(pytest.approx, found.pop("curves"))) == expected["curves"]
         for name, value in found.items():
             assert value == expected[name], f"{name} after {kills} kills"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """Make run folders in `runs` of the working directory; the oldest first."""
+    """Create run folders in `runs` of the working directory, from the oldest to the newest."""
     monkeypatch.chdir(tmp_path)
     ages = iter(range(100))
 
@@ -29,7 +29,7 @@ def runs(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(f"arch: {arch}\n")
         for file in files:
-            with zipfile.ZipFile(folder / file, "w"):  # a whole archive, as a checkpoint is one
+            with zipfile.ZipFile(folder / file, "w"):  # a valid archive, like a checkpoint
                 pass
             os.utime(folder / file, times=(0, next(ages)))
 
@@ -38,7 +38,7 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mistake(capsys):
-    """The one line that answers a mistaken launch."""
+    """Assert that the arguments end with exit code 2; return the message after `error: `."""
 
     def mistake(*argv):
         with pytest.raises(SystemExit) as end:
@@ -271,7 +271,7 @@ def test_last_with_a_name_is_that_run(runs):
     argv = ["--arch", "sam_resnet", "--ckpt_path", "last", "--name", "older", "--data.flip", "0"]
     launch = read_launch(argv)
     assert launch.folder == Path("runs/older")
-    # What the run was started with comes first, so that flags given now stand above it.
+    # The run's own configuration comes first, so the new flags override it.
     assert launch.arguments == ["--config", "runs/older/config.yaml", *argv]
 
 
@@ -359,7 +359,7 @@ def test_a_damaged_checkpoint_never_replaces_the_sound_one_before_it(runs):
     argv = ["--arch", "sam_resnet", "--name", "mine", "--ckpt_path", "last"]
     launch, lock = claim_folder(read_launch(argv))
     lock.close()
-    keep_previous(last)  # as before a newer checkpoint
+    keep_previous(last)  # as before a newer checkpoint is saved
     assert launch.checkpoint.read_bytes() == previous.read_bytes() == sound
     assert read_launch(argv).checkpoint == last
 
@@ -387,5 +387,5 @@ def test_changed_settings_of_a_run_are_found(runs, mistake):
     assert read_launch(argv).resumes
     config.write_text(sealed.replace("seed: 1", "seed: 3"))
     assert mistake(*argv).startswith(f"{config} was changed or damaged")
-    config.write_bytes(sealed.encode().replace(b"s", b"\xf3", 1))  # no character
+    config.write_bytes(sealed.encode().replace(b"s", b"\xf3", 1))  # invalid UTF-8
     assert mistake(*argv).startswith(f"{config} was changed or damaged")

@@ -1,4 +1,4 @@
-"""The private parts of Lightning that the code uses: a new Lightning fails here first."""
+"""The code uses these private parts of Lightning. If a new version changes them, tests fail."""
 
 import pytest
 from lightning.pytorch import Trainer as LightningTrainer

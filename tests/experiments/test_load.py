@@ -24,7 +24,7 @@ ROWS = int(os.environ.get("ROWS", "8"))
 
 @pytest.mark.trust
 def test_eight_runs_at_once_write_eight_records(tiny, tmp_path):
-    """All have the same folder and no name."""
+    """All runs share the output folder and have no --name."""
     flags = [x for x in tiny() if not x.startswith(("--name=", "--output="))]
     command = [sys.executable, SCRIPTS / "run.py", *flags, f"--output={tmp_path}"]
     runs = [
@@ -69,7 +69,7 @@ def test_a_suite_on_two_ray_workers_records_each_row_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"{ROWS} finished, 0 failed, 0 left" in done.stdout
     records = load_results(tmp_path / "results").records
-    # The suite has two different rows for each seed.
+    # The suite has two rows per seed.
     assert sorted(x.seed for x in records) == sorted([*range(ROWS // 2)] * 2)
     assert len({x.name for x in records}) == ROWS
     launches = [path.read_text() for path in tmp_path.glob("runs/*/commands.txt")]
@@ -92,7 +92,7 @@ class Resources(Callback):
 @pytest.mark.trust
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_and_open_files_of_a_long_run_stay_flat(experiment):
-    """A leak grows in each 500 steps; the allocator of a busy process may grow in some of them."""
+    """A leak grows in each 500 steps. The allocator may also grow, but not in all of them."""
     resources = Resources(500, 1000, 1500, 2000)
     flags = ("--trainer.max_steps=2000", "--trainer.max_epochs=-1", "--test=false")
     flags = (

@@ -49,7 +49,7 @@ def test_a_resumed_launch_keeps_what_it_does_not_repeat(tmp_path):
     first.save()
 
     second = csv_logger(tmp_path, keep_steps=3)
-    kept = rows(tmp_path)  # already on disk, before anything new is logged
+    kept = rows(tmp_path)  # on disk before any new value is logged
     expected = []
     for step, value in enumerate(values[:3]):
         expected += [{"step": step, "loss": value}, {"step": step, "accuracy": step / 4}]
@@ -100,7 +100,7 @@ def test_online_without_an_account_is_one_line(refusal, monkeypatch):
     def init(**_):
         raise wandb.errors.UsageError("No API key configured.")
 
-    monkeypatch.setattr(wandb, "init", init)  # the real one might find an account and the network
+    monkeypatch.setattr(wandb, "init", init)  # the real init may find an account and a network
     assert refusal("--wandb=online") == (
         "--wandb online: No API key configured. Log in with `wandb login`, or use --wandb offline"
     )
@@ -118,4 +118,4 @@ def test_nothing_is_asked_of_wandb_that_it_has_given_up(tmp_path, monkeypatch):
     with pytest.raises(UserError):
         wandb_logger(tmp_path, "offline", {"arch": "sam_resnet"})
     assert asked["project"] == "sub5m"
-    assert "anonymous" not in asked  # it warns of it
+    assert "anonymous" not in asked  # wandb warns about this setting
