@@ -16,7 +16,7 @@ COMMAND = "--arch resnet --model.base_width 16 --name a --output b"
 
 @pytest.fixture
 def of_row(record_of):
-    """A record of a row with more flags."""
+    """Create a record of a row with additional flags."""
 
     def of_row(*flags, row=BASELINE, scale="mini", seed=0, **fields):
         return record_of([*row.flags(scale, seed), *flags], **fields)
@@ -136,7 +136,7 @@ def record(record_of):
 
 @pytest.fixture
 def folder(tmp_path, record):
-    """A folder with a record, and with files that are none."""
+    """A folder with a record and two files that are no records."""
     (tmp_path / "deep").mkdir()
     write_record(record, tmp_path / "deep" / "a.json")
     (tmp_path / "benchmark.json").write_text('{"seconds": 1}')

@@ -31,7 +31,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self):
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
-        if not self.server.running:  # a connection of before
+        if not self.server.running:  # a connection that is older than the stop
             self.close_connection = True
             return
         self.server.requests.append((self.path, body))
@@ -62,7 +62,7 @@ class Answers(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A local server in W&B's place; `requests` contains the path and body of each request."""
+    """A local W&B server; `requests` contains the path and body of each request."""
 
     daemon_threads = True
 
@@ -88,7 +88,7 @@ def use_server(monkeypatch, tmp_path):
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("WANDB_API_KEY", key)
-        # By default as long as a busy machine may need: W&B waits so long only for a fault.
+        # The long default is for busy machines; W&B waits this long only after a fault.
         monkeypatch.setenv("WANDB_INIT_TIMEOUT", str(init_timeout))
         monkeypatch.setenv("WANDB_FINISH_TIMEOUT", str(finish_timeout))
         monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
@@ -99,7 +99,7 @@ def use_server(monkeypatch, tmp_path):
 
 @pytest.fixture
 def fault(request):
-    """A port whose server has a fault."""
+    """The port of a faulty server."""
     if request.param == "rejects the key":
         server = Server(status=401)
         yield server.server_port
@@ -113,19 +113,19 @@ def fault(request):
 
 
 def commands_in(errors):
-    """The commands in the lines that warn of the fault."""
+    """The upload commands in the printed warnings."""
     lines = [line for line in errors.splitlines() if line.startswith("warning: ")]
     return [shlex.split(line.partition("Upload it later with: ")[2]) for line in lines]
 
 
 def upload(commands, port):
-    """Execute the printed commands with a sound server on a port; returns the uploaded text."""
+    """Execute the printed commands with a working server on a port; return the uploaded text."""
     server = Server(port)
     script = Path(sys.executable).with_name("wandb")
     try:
         for command in commands:
             argv = [script, *command[1:]]
-            # In the run's folder, because the client writes its logs into the current one.
+            # The working directory is the run's folder, because the client writes its logs there.
             subprocess.run(argv, check=True, capture_output=True, timeout=120, cwd=command[-1])
     finally:
         server.stop()
@@ -187,7 +187,7 @@ class LosesServer(Callback):
 
 @pytest.mark.parametrize("sound", [True, False])
 def test_no_file_of_a_run_contains_the_key(sound, experiment, use_server, capfd):
-    """The run continues to its record, and no output contains the key either."""
+    """The run still writes its record, and its output does not contain the key."""
     server = Server()
     use_server(server.server_port, finish_timeout=60 if sound else 5)
     # The tables of the test set need more answers than the local server has.

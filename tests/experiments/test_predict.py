@@ -40,7 +40,7 @@ def pixels(run: Path) -> np.ndarray:
 def predict(
     run: Path, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Predict:
-    """Call the command with the run, in a folder where set.pkl are the run's test images."""
+    """Call the command with the run, in a folder with the run's test images as set.pkl."""
     monkeypatch.chdir(tmp_path)
     Path("set.pkl").write_bytes(pickle.dumps({b"data": pixels}))
 
@@ -217,7 +217,7 @@ finally:
 
 
 def imported(command: str, *arguments: str) -> set[str]:
-    """The packages that a command has imported when it ends with exit code 0."""
+    """The packages that a successful command imported."""
     program = [sys.executable, "-c", IMPORTED.format(command=command), *arguments]
     path = {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(

@@ -12,7 +12,7 @@ from lightning_modules.networks import count_parameters
 
 @pytest.fixture
 def resolve(tmp_path):
-    """Build an experiment by its flags, on an output folder of its own."""
+    """Build an experiment by its flags, with a temporary output folder."""
 
     def resolve(*flags):
         fixed = (f"--output={tmp_path}", "--data.source=synthetic", "--wandb=disabled")
@@ -49,11 +49,11 @@ def test_what_a_preset_states_is_what_is_built(arch, resolve):
     for group, values in preset.items():
         assert values.items() <= resolved[group].items(), group
     for group, built in (("model", cli.model), ("data", cli.datamodule)):
-        # YAML knows no tuples.
+        # YAML has no tuples.
         hparams = {k: [*v] if isinstance(v, tuple) else v for k, v in built.hparams.items()}
         assert all(hparams[name] == value for name, value in preset[group].items())
     assert cli.trainer.max_epochs == preset["trainer"]["max_epochs"]
-    # What a preset does not name is off, the parameter budget apart.
+    # Callbacks that a preset does not name are off. Only the parameter budget is on.
     for key in {"lookahead", "ema", "swa"} - preset.keys():
         assert resolved[key] is False
     assert resolved["budget"] is True or arch == "dms_teacher"
@@ -137,7 +137,7 @@ def test_speed_resnets_preset_is_that_of_the_speed_runs_with_muon(resolve):
     model, data = resolved["model"], resolved["data"]
     assert count_parameters(cli.model.network) == 1_971_352
     assert (data["batch_size"], resolved["trainer"]["precision"]) == (1_250, "bf16-mixed")
-    # Theirs are of a summed loss, and of a head that is divided by 256 instead of 9.
+    # Their loss is a sum, and their head is divided by 256 instead of 9.
     scale = data["batch_size"] * (9 / 256) ** 2
     assert model["lr"] == pytest.approx(0.5415 * scale, rel=0.01)
     assert model["lr"] * model["weight_decay"] == pytest.approx(1.0418e-6 * 1_250, rel=0.01)
@@ -158,7 +158,7 @@ def test_speed_resnet_96_is_its_papers_recipe_with_a_network_within_the_budget(r
     assert count_parameters(cli.model.network) == 4_959_576
     batch_size, momentum = data["batch_size"], model["momentum"]
     assert (batch_size, momentum, model["nesterov"]) == (1_000, 0.85, True)
-    # The paper's rate and decay are of a loss summed over 1,024 images, without momentum.
+    # The paper's rate and decay are for a loss summed over 1,024 images, without momentum.
     scale = batch_size / 1_024 / (1 + 1 / (1 - momentum))
     assert model["lr"] == pytest.approx(9.0 * scale, rel=1e-3)
     assert model["lr"] * model["weight_decay"] == pytest.approx(0.012 * scale, rel=5e-3)
@@ -171,7 +171,7 @@ def test_speed_resnet_96_is_its_papers_recipe_with_a_network_within_the_budget(r
     lookahead = callback(cli, Lookahead)
     assert (lookahead.k, lookahead.schedule) == (5, "cubic")
     assert lookahead.alpha == pytest.approx(1 - 0.95**5, abs=1e-3)
-    # So that the weights which are evaluated are Lookahead's slow ones.
+    # The last step updates Lookahead's slow weights, so these weights are evaluated.
     assert 45_000 // batch_size * cli.trainer.max_epochs % lookahead.k == 0
 
 
@@ -211,7 +211,7 @@ def test_flags_stand_above_configs_and_these_above_the_preset(resolve, tmp_path)
     model, data = resolved["model"], resolved["data"]
     assert (model["lr"], model["momentum"], data["cutout"]) == (0.2, 0.7, 4)
     assert resolved["ema"] == {"decay": 0.9, "warmup": True}
-    assert (model["nesterov"], data["mixup_alpha"]) == (True, 0.3)  # the preset's
+    assert (model["nesterov"], data["mixup_alpha"]) == (True, 0.3)  # from the preset
 
 
 @pytest.mark.parametrize("form", ["{}", "[{}]"], ids=["alone", "in a list"])
@@ -246,7 +246,7 @@ def test_callbacks_are_switched_by_flags(flags, expected, resolve):
 def test_callbacks_are_tuned_by_flags(resolve):
     cli = resolve("--arch=sam_resnet", "--ema=false", "--swa.start=0.5", "--lookahead.alpha=0.8")
     assert (callback(cli, SWA).start, callback(cli, SWA).lr) == (0.5, None)
-    # What the preset says of the other arguments stays.
+    # The other arguments keep the preset's values.
     assert (callback(cli, Lookahead).alpha, callback(cli, Lookahead).k) == (0.8, 5)
     assert callback(resolve("--arch=sam_resnet", "--ema.warmup=false"), EMA).decay == 0.999
 

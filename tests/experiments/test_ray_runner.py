@@ -25,7 +25,7 @@ KILLED = "suite-se-full-0"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head that does no work, and two machines with a processor each."""
+    """A cluster: a head without processors, and two nodes with one processor each."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -49,7 +49,7 @@ def start(folder, *flags):
 
 
 def parent_of(text):
-    """The process that started the one with this text in its command, None where there is none."""
+    """The parent of the process with this text in its command; None if there is none."""
     for line in subprocess.check_output(["ps", "-wweo", "ppid=,args="], text=True).splitlines():
         parent, _, command = line.strip().partition(" ")
         if text in command:

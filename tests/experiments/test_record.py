@@ -46,7 +46,7 @@ RECORD = Record(
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A git repository with one commit of one file, as the place where the code lies."""
+    """A git repository with one commit of one file, used as the code's folder."""
 
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
@@ -68,11 +68,11 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
 
 
 def test_steps_are_counted_for_whole_epochs():
-    # 1,152 images of 128, two batches a step: 9, of which the last step takes one.
+    # 1,152 images are 9 batches of 128, or 5 steps of two batches; the last has one batch.
     config = {"data": {"batch_size": 128}, "trainer": {"accumulate_grad_batches": 2}}
     assert replace(RECORD, config=config).steps_per_epoch == 5
     config["trainer"]["accumulate_grad_batches"] = 1
-    # Of two epochs the second was cut short by --trainer.max_steps 12.
+    # --trainer.max_steps 12 ended the second of two epochs early.
     assert replace(RECORD, config=config, epochs=2, steps=12).steps_per_epoch == 9
 
 

@@ -44,7 +44,7 @@ Report = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def report(few_images: Any, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Make a report of these paths, and give its HTML back."""
+    """Write a report of these paths; return its HTML."""
 
     def report(*paths: object, out: Path | None = None, images: Any = few_images) -> str:
         out = out or tmp_path_factory.mktemp("report")
@@ -69,7 +69,7 @@ def record(run: Path) -> Record:
 
 
 def scored(record: Record, number: int) -> Record:
-    """Another record, of CIFAR-10, with its own configuration, accuracies and name."""
+    """A copy of the record for CIFAR-10 with another configuration, accuracy and name."""
     weights = record.selected or "raw"
     scores = {
         split: {weights: replace(by_weights[weights], accuracy=accuracy)}
@@ -82,7 +82,7 @@ def scored(record: Record, number: int) -> Record:
         name=f"run-{number:02}",
         source="cifar10",
         config=record.config | {"model": record.config["model"] | {"lr": (number + 1) / 1000}},
-        # So that their order as text is another one than as numbers.
+        # Sorted as text, these numbers have another order.
         parameters=(number + 1) * 99_000,
         scores=scores,
     )
@@ -165,7 +165,7 @@ def test_by_default_what_cannot_be_read_under_runs_is_passed_over(
         (runs / folder).mkdir(parents=True)
     shutil.copy(run / "result.json", runs / "mine")
     (runs / "old" / "result.json").write_text("{}")
-    # What is half written.
+    # Incomplete files of running jobs.
     (runs / "mine" / "wandb" / "summary.json").write_text("{")
     (runs / "live" / "config.yaml").write_text("seed: 0\n")
     (runs / "live" / "wandb-summary.json").write_text("{")
@@ -399,7 +399,7 @@ def test_an_epoch_that_was_cut_short_stretches_no_curve(
 
     monkeypatch.setattr(experiments.reporting.run_details, "draw_curves", spy)
     shutil.copytree(run, tmp_path / "cut")
-    # Its epochs have three batches: a second one that ended after one is still counted.
+    # Epochs have three batches. Step 4 is in the second epoch, which is also counted.
     write_record(replace(record, steps=4), tmp_path / "cut" / "result.json")
     report(tmp_path / "cut")
     assert drawn == [3, 3]
@@ -423,7 +423,7 @@ def test_a_drawing_leaves_its_colours_to_the_page_and_text_as_it_is() -> None:
     assert "$x_1$" in without_tags(drawing)
 
 
-# In a browser.
+# In a browser
 
 
 @pytest.fixture(scope="module")
@@ -441,7 +441,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def full(report: Report, run: Path, fifty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with fifty records and two runs, of which one has a hostile name."""
+    """A page with fifty records and two runs; one run has a hostile name."""
     hostile = tmp_path_factory.mktemp("runs") / "hostile"
     shutil.copytree(run, hostile)
     write_record(replace(read_record(run / "result.json"), name=HOSTILE), hostile / "result.json")
@@ -452,7 +452,7 @@ def full(report: Report, run: Path, fifty: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def page(browser: Browser, full: Path) -> Iterator[Page]:
-    """The page on a desktop; whatever it says on the console or asks of the network is an error."""
+    """The page on a desktop. Console messages, dialogs and network requests are errors."""
     said: list[str] = []
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.on("console", lambda message: said.append(message.text))
@@ -473,7 +473,7 @@ def page(browser: Browser, full: Path) -> Iterator[Page]:
 
 
 def column(page: Page, title: str) -> tuple[Locator, Callable[[], list[str]]]:
-    """A column's button, and what the column reads."""
+    """A column's button, and a function that returns the texts of its cells."""
     table = page.locator("table.sortable").first
     titles = table.locator("thead th").all_inner_texts()
     number = next(i for i, text in enumerate(titles, 1) if text.split()[0] == title)

@@ -1,7 +1,7 @@
-"""The command and its runner, with a stand-in for run.py that takes milliseconds.
+"""The command and its runner, with a fake run.py that takes milliseconds.
 
-That the real one goes on bit for bit where it was cut off is tested in test_resume.py, and that a
-suite does in test_reproduce_killed.py.
+test_resume.py tests that an interrupted run continues bit for bit, and test_reproduce_killed.py
+tests this for a suite.
 """
 
 import json
@@ -80,8 +80,8 @@ SUITE = {
         for metric, x in CLAIMS
     ],
 }
-# What run.py does with files, by its flags. It fails where a file `fail` lies beside it, and where
-# one named `wait` does it stays in an epoch until SIGTERM.
+# A fake run.py, which only writes the files of a run. It fails if its folder has a file `fail`.
+# With a file `wait` it waits in an epoch until SIGTERM.
 RUN = """
 import json, shutil, signal, sys, time
 from pathlib import Path
@@ -109,7 +109,7 @@ time.sleep(0.1)
 
 @pytest.fixture
 def suite(tmp_path):
-    """Rows plain, se and again (the same as se), wide, and two that nothing can be learnt from."""
+    """Rows plain, se, again (same as se) and wide; the claims of two others need no training."""
     path = tmp_path / "table.yaml"
     path.write_text(yaml.safe_dump(SUITE, sort_keys=False))
     return load_suite(path)
@@ -117,7 +117,7 @@ def suite(tmp_path):
 
 @pytest.fixture
 def scripts(tmp_path, suite, record_of):
-    """A folder with the stand-in, and the records that it leaves."""
+    """A folder with the fake run.py, and the records that it writes."""
     folder = tmp_path / "scripts"
     folder.mkdir()
     (folder / "run.py").write_text(RUN)
@@ -132,7 +132,7 @@ def scripts(tmp_path, suite, record_of):
 
 @pytest.fixture
 def launches(scripts):
-    """What the stand-in was asked to do, in order."""
+    """The launches of the fake run.py, in order."""
 
     def launches():
         path = scripts / "launches"
@@ -148,7 +148,7 @@ def place(tmp_path, scripts):
 
 @pytest.fixture
 def plan(suite, place):
-    """The plan for some rows, with what is recorded by then."""
+    """Make a plan for some rows, given the records that exist at the call."""
 
     def plan(rows=("plain", "se"), seeds=1, scale="full"):
         results = load_results(place.results.parent)
@@ -159,7 +159,7 @@ def plan(suite, place):
 
 @pytest.fixture
 def reproduce(tmp_path, scripts, suite, monkeypatch, capsys):
-    """The command on the suite with the stand-in: its exit code, what it prints and its errors."""
+    """Run the command with the fake run.py; return its exit code, output and errors."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def reproduce(*flags, suite="table.yaml"):
@@ -183,14 +183,14 @@ def names(jobs):
 
 
 def records_in(folder):
-    """Every file under a folder, which must all be whole records."""
+    """The names in all files under a folder; all must be complete records."""
     return {path.name: json.loads(path.read_text())["name"] for path in folder.rglob("*.*")}
 
 
 def test_every_row_has_its_first_seed_before_one_has_its_second(plan):
     jobs = plan(rows=(), seeds=2)
     assert [job.seed for job in jobs] == [0] * 4 + [1] * 4
-    # Three comparable claims, then one each of which `se` is the cheapest, then none.
+    # First the row with three claims, then the rows with one (`se` is cheapest), then none.
     assert names(jobs)[:4] == [f"table-{x}-full-0" for x in ("plain", "se", "wide", "hidden")]
     assert [job.open_claims for job in jobs[:4]] == [3, 1, 1, 0]
 
@@ -198,7 +198,7 @@ def test_every_row_has_its_first_seed_before_one_has_its_second(plan):
 def test_only_claims_that_a_scale_can_decide_are_open(plan):
     counts = {job.name: job.open_claims for job in plan(rows=(), scale="short")}
     assert counts == {
-        "table-plain-short-0": 2,  # not that of its own value
+        "table-plain-short-0": 2,  # without the claim about its own value
         "table-se-short-0": 1,
         "table-wide-short-0": 1,
     }
@@ -209,7 +209,7 @@ def test_a_row_without_a_claim_is_trained_and_one_that_is_counted_never(plan, su
     assert names(plan(rows=["counted"])) == []
     bare = replace(suite, claims=())
     jobs = make_plan([bare], (), "full", 1, load_results(place.results.parent), place.runs)
-    # `se` and `again` are one training.
+    # `se` and `again` are the same training.
     assert len(jobs) == len(ROWS) - 1
     (counted,) = [x for x in suite.claims if x.counted]
     only = replace(suite, claims=(counted,))
@@ -226,7 +226,7 @@ def test_what_is_measured_makes_others_more_telling(plan, place, suite, record_o
     assert [(job.name, job.open_claims) for job in jobs] == [
         ("table-wide-full-0", 1),
         ("table-hidden-full-0", 0),
-        # From here on each would be its row's second seed.
+        # These jobs would give their rows a second seed.
         ("table-plain-full-1", 1),
         ("table-wide-full-1", 1),
         ("table-hidden-full-1", 0),
@@ -299,7 +299,7 @@ def test_what_claims_ask_for_beyond_the_record_is_evaluated_once(
     (scripts / "evaluate.py").unlink()
     assert reproduce("--rows=se", "--seeds=1")[0] == 0
 
-    # A record that was written anew since, as where a field came to it, is left as it is.
+    # A record that was rewritten later, for example with a new field, is not overwritten.
     filed.unlink()
     record = place.results / "table-se-full-0.json"
     record.write_text(written_anew := json.dumps(json.loads(record.read_text())))
@@ -307,7 +307,7 @@ def test_what_claims_ask_for_beyond_the_record_is_evaluated_once(
     assert filed.exists()
     assert record.read_text() == written_anew
 
-    # A record without the weights cannot be evaluated, and is not trained again unasked.
+    # Without its weights a run cannot be evaluated. The command does not repeat the training.
     filed.unlink()
     shutil.rmtree(tmp_path / "runs")
     code, _, err = reproduce("--rows=se", "--seeds=1")
@@ -358,7 +358,7 @@ def test_of_the_same_training_twice_the_finished_run_counts_and_what_is_no_run_d
 
 @pytest.fixture
 def taught(tmp_path, scripts, record_of):
-    """A suite in which plain teaches se, and the records that the stand-in leaves."""
+    """A suite whose row plain teaches se, and the records that the fake run.py writes."""
     rows = {name: SUITE["rows"][name] for name in ("plain", "se")}
     rows["se"] = rows["se"] | {"teacher": "plain"}
     path = tmp_path / "taught.yaml"
@@ -436,10 +436,10 @@ def test_two_runners_side_by_side_train_nothing_twice(plan, place, launches):
 
 
 def test_a_training_outlives_no_runner_and_its_lock_no_training(plan, place, scripts):
-    """The runner is killed: Linux asks the training to end, and until it has its lock is held."""
+    """If the runner is killed, Linux asks the training to end; until then its lock is held."""
     (job,) = plan(["se"])
     (scripts / "wait").touch()
-    # Forked, because importing torch again would take seconds.
+    # Fork, because a new process imports torch for seconds.
     runner = get_context("fork").Process(target=run_row, args=(job, place, math.inf))
     runner.start()
     while not (place.runs / job.name / "last.ckpt").exists():
@@ -489,7 +489,7 @@ def test_a_signal_ends_it_as_the_time_does(reproduce, place, scripts, launches):
 def test_rows_at_once_train_together_and_share_the_processors(
     reproduce, place, scripts, monkeypatch
 ):
-    """Each training waits for the other to begin, so one after the other they would never end."""
+    """Each training waits until the other has begun; one after the other, they would never end."""
     monkeypatch.setattr(engine, "processors", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     meet = """
@@ -522,7 +522,7 @@ def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, script
     assert err.startswith("error: table-plain-full-0: RuntimeError: OSError: [Errno 28] No space")
     (scripts / "fail").unlink()
 
-    # A device on which every write fails as on a full disk.
+    # Every write to /dev/full fails as on a full disk.
     partial = tmp_path / "results" / "claims" / "table-plain-full-0.json.partial"
     partial.parent.mkdir(parents=True)
     partial.symlink_to("/dev/full")
@@ -593,7 +593,7 @@ def test_a_row_that_was_changed_overwrites_nothing(reproduce, tmp_path):
 def test_a_dry_run_shows_the_plan_and_trains_nothing(
     reproduce, launches, tmp_path, record_of, scale, sam
 ):
-    # A larger network was trained for 1,000 steps, in two hours; SAM takes two gradients a step.
+    # A larger network was trained for 1,000 steps in two hours; SAM has two gradients per step.
     flags = ["--arch=resnet", "--model.base_width=128", "--trainer.max_steps=1000"]
     precision = resolve_precision("auto", "cpu")
     here = {"device": describe_device(torch.device("cpu")), "precision": precision}
@@ -606,7 +606,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
     assert "2 missing runs" in out
     assert ("MINI scale" in out) == (scale == "mini")
     assert ("full scale" in out) == (scale == "full")
-    # Forward and twice as much backward, 351 batches of 128 images.
+    # A backward pass costs two forward passes; an epoch has 351 batches of 128 images.
     operations = 3 * baseline_operations(64) * 351 * 128 * (4 if scale == "full" else 2)
     lines = [line for line in out.splitlines() if f"table-plain-{scale}-" in line]
     done = 3 * baseline_operations(128) * 1000 * 128 * (2 if sam else 1)
@@ -618,7 +618,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
 
 
 def baseline_operations(base):
-    """Of one image, by hand: SAMResNet's baseline of this width."""
+    """Operations per image of SAMResNet's baseline at this width, counted by hand."""
     operations, width, size = 2 * 9 * 3 * base * 32**2, base, 32
     for blocks, out in ((4, base), (4, 2 * base), (3, 4 * base)):
         if out != width:
@@ -637,7 +637,7 @@ def test_without_a_record_of_this_network_on_this_device_a_step_is_measured(reco
     config = resolve_config([*flags, "--trainer.precision=32-true"])
     seconds, basis = Stopwatch([elsewhere, of_another]).seconds(config)
     assert basis is None
-    # Of 200 epochs with 351 steps.
+    # Seconds per step of 200 epochs with 351 steps.
     assert 1e-4 < seconds / (200 * 351) < 60
 
 

@@ -1,4 +1,4 @@
-"""A suite of real trainings, killed again and again; takes minutes, `-m slow -s` shows them."""
+"""A suite of real trainings that is killed many times; takes minutes, `-s` shows the kills."""
 
 import os
 import random
@@ -24,7 +24,7 @@ RUNS = {f"suite-{row}-full-{seed}" for row in ("plain", "se") for seed in range(
 def start(folder):
     command = [sys.executable, SCRIPTS / "reproduce.py", SCRIPTS / "suite.yaml", f"--seeds={SEEDS}"]
     folder.mkdir(exist_ok=True)
-    # One thread, with which sums are always added in the same order.
+    # With one thread, sums always have the same order.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("a") as output:
         return subprocess.Popen(
@@ -37,17 +37,17 @@ def start(folder):
 
 
 def children(process):
-    """Processes that a process has started and that have not ended."""
+    """The running child processes of a process."""
     lines = subprocess.check_output(["ps", "-eo", "ppid=,pid="], text=True).splitlines()
     return [int(pid) for ppid, pid in map(str.split, lines) if int(ppid) == process.pid]
 
 
 def filed(folder):
-    """What the records say, apart from when, how long and by which commands."""
+    """The contents of the records, without times and commands."""
     found = {}
     for record in load_results(folder / "results").records:
         fields = asdict(record)
-        del fields["config"]["ckpt_path"]  # of the last command
+        del fields["config"]["ckpt_path"]  # it depends on the last command
         for name in ("command", "finished", "training_seconds", "digest"):
             del fields[name]
         found[record.name] = fields
@@ -79,13 +79,13 @@ def test_killed_ten_times_a_suite_ends_like_one_that_was_not(tmp_path):
             while not in_an_epoch(killed, began) and process.poll() is None:
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, seconds / len(RUNS) / 4))
-        else:  # at any time, most of which goes by with importing
+        else:  # at any time, mostly during imports
             time.sleep(chance.uniform(0, seconds / len(RUNS)))
         delay = time.time() - began
         assert process.poll() is None, (killed / "output.txt").read_text()
         trainings = children(process)
         process.kill()
-        if chance.random() < 0.5:  # as where the machine is lost; else the training is asked to end
+        if chance.random() < 0.5:  # as if the machine failed; else Linux ends the training
             for pid in trainings:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
@@ -116,7 +116,7 @@ def test_killed_ten_times_a_suite_ends_like_one_that_was_not(tmp_path):
     }
     print("launches:", {run: len(lines) for run, lines in sorted(launches.items())})
     assert any("--ckpt_path=last" in line for lines in launches.values() for line in lines)
-    # Nothing is left to do.
+    # No row is left to train.
     assert start(killed).wait() == 0
     again = {run: (killed / "runs" / run / "commands.txt").read_text() for run in RUNS}
     assert again == {run: "\n".join(lines) + "\n" for run, lines in launches.items()}

@@ -19,7 +19,7 @@ from experiments.records.record import read_record
 
 ROOT = Path(__file__).parents[2]
 SWA = ("--ema=false", "--swa.start=0.4", "--swa.lr=0.05")
-# Flags, and the epoch of three that the run is interrupted in.
+# Flags, and the epoch (of three) that is interrupted.
 RECIPES = {
     "an end by steps within an epoch": (("--trainer.max_steps=8",), 1),
     "one cycle, clipping, MixUp, Lookahead and EMA": ((), 1),
@@ -30,7 +30,7 @@ RECIPES = {
     "before SWA": (SWA, 1),
     "within SWA": ((*SWA, "--swa.schedule=cyclic"), 2),
 }
-# The command in a process of its own, on the few synthetic images of `few_images`.
+# The command on few synthetic images, for a new process.
 PROGRAM = """
 import datamodules.cifar10
 from datamodules.synthetic import synthetic_cifar10
@@ -45,7 +45,7 @@ main()
 
 
 class Interrupt(Callback):
-    """Ends the process, as far as a test can stand it, in an epoch's second step."""
+    """Raises an exception in the second step of an epoch; this ends the run, but not the test."""
 
     def __init__(self, epoch):
         self.epoch = epoch
@@ -56,9 +56,9 @@ class Interrupt(Callback):
 
 
 class Terminate(Callback):
-    """Asks this process to end, as a scheduler or Ctrl-C does, in an epoch's second step of three.
+    """Sends a signal to this process, as a scheduler or Ctrl-C does, in step 2 of 3 of an epoch.
 
-    Or, with `validation`, in the first validation batch of the epoch.
+    With `validation` it sends the signal in the first validation batch of the epoch.
     """
 
     def __init__(self, epoch, number=signal.SIGTERM, validation=False):
@@ -77,7 +77,7 @@ class Terminate(Callback):
 
 @pytest.fixture(scope="module")
 def undisturbed(experiment):
-    """Three epochs of a recipe, trained once however many tests ask for them."""
+    """Train three epochs of a recipe; all tests share one training per recipe."""
     runs = {}
 
     def undisturbed(flags=()):
@@ -90,7 +90,7 @@ def undisturbed(experiment):
 
 @pytest.fixture
 def resume(command):
-    """Resume the run in a folder with its architecture and its name alone."""
+    """Resume the run in a folder; pass only its architecture and its name."""
 
     def resume(folder, *flags, **options):
         arch = yaml.safe_load((folder / "config.yaml").read_text())["arch"]
@@ -101,7 +101,7 @@ def resume(command):
 
 
 def portable(value, folder):
-    """Nested containers without the folder's name, and with tensors as bytes, which compare."""
+    """Remove the folder's name from nested containers, and replace tensors by bytes."""
     if isinstance(value, torch.Tensor):
         return value.dtype, tuple(value.shape), value.numpy().tobytes()
     if isinstance(value, dict):
@@ -112,7 +112,7 @@ def portable(value, folder):
 
 
 def state(folder, name):
-    """Everything in a checkpoint except times."""
+    """The contents of a checkpoint without times."""
     checkpoint = torch.load(folder / name, weights_only=True)
     if name == "last.ckpt":
         del checkpoint["callbacks"]["Timer"]
@@ -126,7 +126,7 @@ def curves(folder):
 
 
 def assert_same(folder, expected, end=9):
-    """Both runs ended in the same state, by the same way, and answer every image the same."""
+    """Assert that both runs have equal checkpoints, curves and predictions."""
     checkpoints = {path.name for path in expected.glob("*.ckpt")}
     assert {path.name for path in folder.glob("*.ckpt")} == checkpoints
     for name in checkpoints:
@@ -166,7 +166,7 @@ def test_a_run_that_was_cut_off_and_then_asked_to_end_ends_like_one_that_was_not
     assert steps_of(folder / "last.ckpt") == 3 * epoch
     with pytest.raises(SystemExit):
         resume(folder, callbacks=[Terminate(epoch)])
-    assert steps_of(folder / "last.ckpt") == 3 * epoch + 2  # behind the step it was asked in
+    assert steps_of(folder / "last.ckpt") == 3 * epoch + 2  # after the step with the signal
     assert not (folder / "result.json").exists()
 
     run = resume(folder)
@@ -182,7 +182,7 @@ def test_no_validation_within_an_epoch_is_lost(undisturbed, tiny, command, resum
     with pytest.raises(SystemExit):
         command(argv, callbacks=[Terminate(1)])
     folder = expected.parent / "validated"
-    assert steps_of(folder / "last.ckpt") == 6  # after the epoch, whose second step is validated
+    assert steps_of(folder / "last.ckpt") == 6  # the epoch's end, as a validation follows step 5
     resume(folder)
     assert_same(folder, expected)
 
@@ -233,13 +233,13 @@ def test_ctrl_c_prints_the_command_that_continues(undisturbed, tiny, resume, com
     assert (python, script) == ("python", "experiments/run.py")
     command(argv)
     assert_same(folder, expected)
-    # Nothing about the machine, other products or Lightning's own work.
+    # No messages of Lightning about the machine, other products or its internals.
     for message in ("GPU available", "train_dataloader", "Tip", "LOCAL_RANK", "stopped:"):
         assert message not in out + err
 
 
 def test_what_is_compared_covers_what_training_depends_on(undisturbed):
-    """A comparison of states says nothing about a state that the checkpoint lacks."""
+    """The comparison of checkpoints is only useful if they contain all of this state."""
     folder = undisturbed().folder
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 9
@@ -273,11 +273,11 @@ def test_a_killed_process_is_continued_bit_for_bit(undisturbed, tiny, resume):
 
 
 class Keep(Callback):
-    """Keeps last.ckpt as the first epoch left it."""
+    """Keeps a copy of last.ckpt after the first epoch."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (1, 0):
-            trainer.strategy.checkpoint_io.teardown()  # waits for the file
+            trainer.strategy.checkpoint_io.teardown()  # waits until the file is written
             folder = Path(trainer.default_root_dir)
             shutil.copy(folder / "last.ckpt", folder / "first.ckpt")
 
@@ -286,7 +286,7 @@ class Keep(Callback):
 def test_a_run_whose_best_weights_are_newer_than_its_last_checkpoint_repeats_them(
     flags, undisturbed, tiny, command, resume
 ):
-    """As a kill within half a minute after an epoch's end leaves it."""
+    """A kill less than 30 seconds after the end of an epoch leaves such files."""
     expected = undisturbed(flags).folder
     name = f"newer{len(flags)}"
     folder = command(

@@ -43,14 +43,14 @@ LEARN = (
 
 @pytest.fixture(scope="module")
 def run(experiment):
-    """Three epochs of sam_resnet with everything on, W&B too."""
+    """Three epochs of sam_resnet with all features on, including W&B."""
     flags = ("--trainer.max_epochs=3", "--wandb=offline", "--seed=3", "--name=whole")
     return experiment(*flags, pictures=True)
 
 
 @pytest.fixture(scope="module")
 def averaged(experiment):
-    """Three epochs with SWA in EMA's place, on in the last two."""
+    """Three epochs with SWA instead of EMA; SWA is active in the last two."""
     return experiment("--trainer.max_epochs=3", "--ema=false", "--swa.start=0.5", "--swa.lr=0.02")
 
 
@@ -124,7 +124,7 @@ def test_the_record_holds_the_validation_curve_and_the_clean_training_accuracy(r
     record = run.record
     assert record.val_curve == pytest.approx(column(run, "val/acc"), abs=1e-6)
     assert len(record.val_curve) == record.epochs
-    # The last epoch's weights on as many training images as validation images.
+    # The last weights are evaluated on as many training images as validation images.
     network = SAMResNet(4, (1, 1, 1)).eval()
     state = torch.load(run.folder / "last.ckpt", weights_only=True)["state_dict"]
     network.load_state_dict({key.removeprefix("network."): x for key, x in state.items()})
@@ -231,7 +231,7 @@ def test_curves_of_raw_and_averaged_weights_and_the_rate_of_every_step_are_logge
     assert {name: len(column(run, name)) for name in names} == dict.fromkeys(names, 3)
     rates = column(run, "lr-SGD")
     assert len(rates) == 9
-    assert rates[0] == 0.001  # where SAMResNet's warm-up begins
+    assert rates[0] == 0.001  # the start of SAMResNet's warm-up
     (optimizer,) = run.cli.trainer.optimizers
     assert isinstance(optimizer, torch.optim.SGD)
 
@@ -244,7 +244,7 @@ def test_swa_overrides_the_rate_from_its_start(averaged):
 
 def test_pictures_are_pictures(run):
     with Image.open(run.folder / "augmented.png") as grid:
-        # A batch of 32 images, eight a row, two pixels apart.
+        # A batch of 32 images, eight per row, with gaps of two pixels.
         assert grid.size == (8 * 34 + 2, 4 * 34 + 2)
         assert len(grid.getcolors(maxcolors=2**24)) > 1_000
     for name in ("confusion.png", "curves.png"):
@@ -303,7 +303,7 @@ def test_a_run_that_max_steps_ends_within_an_epoch_is_validated_and_finished(exp
         def on_train_batch_end(self, *_):
             time.sleep(1)
 
-    # Two of three batches, with which its time is up too.
+    # Both limits end training after two of three batches.
     flags = ("--arch=speed_resnet", "--model.base_width=2", "--model.lr=0.1")
     limits = ("--trainer.max_epochs=9", "--trainer.max_steps=2", "--trainer.max_time=00:00:00:01")
     run = experiment(*flags, *limits, callbacks=[Slow()])
@@ -322,7 +322,7 @@ def test_augmix_its_loss_and_sam_train_together_and_the_views_are_shown(experime
 
 
 def test_a_record_has_the_share_of_blocks_that_images_use(experiment, run, monkeypatch):
-    monkeypatch.setattr(routing, "OPEN", 0.5)  # images differ after a few steps
+    monkeypatch.setattr(routing, "OPEN", 0.5)  # after a few steps images differ in their gates
     gated = experiment(
         *("--arch=wide_resnet", "--model.depth=10", "--model.widen_factor=0.5", "--swa=false"),
         *(
@@ -394,7 +394,7 @@ def test_the_synthetic_set_is_learned(experiment):
     assert run.record.scores["test"]["raw"].accuracy >= 0.95
     with np.load(run.folder / "predictions.npz") as arrays:
         labels, logits = arrays["test_labels"], arrays["test_raw"]
-    # Of each class 30 images.
+    # Each class has 30 images.
     right = np.bincount(labels[logits.argmax(1) == labels], minlength=10)
     assert right.min() >= 24
 
@@ -408,7 +408,7 @@ def test_shuffled_labels_are_not(experiment, few_images):
         return images, labels
 
     run = experiment(*LEARN, images=shuffled)
-    # Near 10%, up to what 300 test images and a network that learned nothing vary by.
+    # Chance is 10%, with a tolerance of four standard deviations for 300 test images.
     assert run.record.scores["test"]["raw"].accuracy < 0.1 + 4 * math.sqrt(0.1 * 0.9 / 300)
 
 
@@ -427,7 +427,7 @@ def test_quick_learns_the_synthetic_set(arch, tmp_path):
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
     )
-    assert "site-packages" not in done.stderr  # a warning with its line
+    assert "site-packages" not in done.stderr  # the path of a warning
     (result,) = tmp_path.glob("*/result.json")
     record = read_record(result)
     assert record.quick

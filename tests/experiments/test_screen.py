@@ -1,4 +1,4 @@
-"""Which rows are trained for how long, by a stand-in for the training that takes no time."""
+"""The choice of rows and epochs, with a fake training that takes no time."""
 
 import math
 import re
@@ -22,7 +22,7 @@ from experiments.reproduction.halving import Rung, Worker, make_rungs, screen
 from experiments.reproduction.runner import Outcome, Workplace
 from experiments.reproduction.screening_page import render
 
-#: accuracy of each row at two epochs and seed 0, in the order in which they come
+#: row -> accuracy at two epochs and seed 0; the order is the order of training
 ROWS = {"base": 0.3, "worse": 0.2, "better": 0.5, "between": 0.4, "best": 0.6}
 SUITE = {
     "title": "Candidates",
@@ -51,7 +51,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch, record_of):
-    """What was trained, in order: row, epochs, seed. More of the latter two are more accurate."""
+    """The list of trainings: row, epochs, seed. Accuracy rises with epochs and with the seed."""
     trained = []
 
     def run_row(job, place, deadline, stopped):
@@ -75,7 +75,7 @@ def trained(monkeypatch, record_of):
 
 
 def whole(row, share=1.0):
-    """What is trained of a row that reaches the last of three rungs."""
+    """All trainings of a row that reaches the last of three rungs."""
     rungs = ((2, 1), (4, 2), (8, 3))
     return [(row, int(epochs * share), seed) for epochs, seeds in rungs for seed in range(seeds)]
 
@@ -86,8 +86,12 @@ def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, t
     assert trained == [
         *whole("base"),
         ("worse", 2, 0),
-        *whole("better", share=0.5),  # its share of the suite's epochs at mini scale
-        *[("between", 2, 0), ("between", 4, 0), ("between", 4, 1)],  # the second of four, of three
+        *whole("better", share=0.5),  # `share` of the suite's epochs
+        *[
+            ("between", 2, 0),
+            ("between", 4, 0),
+            ("between", 4, 1),
+        ],  # second of four, second of three
         *whole("best"),
     ]
     assert said[0] == "base: 32.00% (epochs 2, n = 1)"
@@ -99,7 +103,7 @@ def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(suite, place, 
     worker = Worker(suite, place, math.inf)
     assert not screen(replace(worker, deadline=0.0), rungs, print)
     assert trained == []
-    for count in (1, 2, 5):  # within the first row: after a rung, and between two seeds
+    for count in (1, 2, 5):  # in the first row: after a rung and between two seeds
         assert not screen(replace(worker, stopped=lambda n=count: len(trained) == n), rungs, print)
         assert trained == whole("base")[:count]
     assert screen(worker, rungs[:2], print)
@@ -154,7 +158,7 @@ def test_the_first_trainings_may_have_several_seeds(suite, place, trained):
 
 
 def run_main(monkeypatch, *flags):
-    """`screen.main` with these flags; signals are left as they were."""
+    """Run `screen.main` with these flags, then restore the signal handlers."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(sys, "argv", ["screen.py", *map(str, flags)])
     try:

@@ -14,7 +14,7 @@ from experiments.claims.seed_statistics import (
 )
 from experiments.claims.verdicts import MEANING, judge
 
-# Quantiles as tables print them: t of 2 and 4 degrees of freedom, F of (2, 2), at 97.5%.
+# Quantiles from tables at 97.5%: t with 2 and 4 degrees of freedom, F with (2, 2).
 T2, T4, F22 = 4.30265, 2.77645, 39.0
 
 
@@ -26,7 +26,7 @@ def test_the_interval_of_a_mean_is_students():
 
 
 def test_a_paired_interval_is_that_of_the_differences():
-    # Differences 1, 2, 3: what both sides of a pair share is gone.
+    # The differences 1, 2, 3 do not contain the common part of each pair.
     estimate = paired_difference([11.0, 52.0, 93.0], [10.0, 50.0, 90.0])
     assert estimate == mean_of([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="zip"):
@@ -65,7 +65,7 @@ def test_a_ratio_of_spreads_has_the_interval_of_the_f_test():
     assert estimate.interval == pytest.approx(expected, rel=1e-6)
     estimate = sd_ratio([0.0, 6.0, 12.0], [2.0, 4.0, 4.0, 2.0])
     assert (estimate.value, estimate.n) == (pytest.approx(6 / math.sqrt(4 / 3)), (3, 4))
-    # F of (2, 3) and of (3, 2).
+    # Quantiles of F with (2, 3) and with (3, 2).
     expected = estimate.value / math.sqrt(16.0441), estimate.value * math.sqrt(39.1655)
     assert estimate.interval == pytest.approx(expected, rel=1e-5)
 
@@ -73,7 +73,7 @@ def test_a_ratio_of_spreads_has_the_interval_of_the_f_test():
 def test_intervals_cover_what_they_estimate_as_often_as_they_say():
     draws = np.random.default_rng(0).normal(93, 0.14, (400, 2, 3))
     intervals = [welch_difference(*draw).interval for draw in draws]
-    # Welch's is a little conservative with three runs a side.
+    # Welch's interval is slightly too wide for three runs per side.
     assert 0.94 < np.mean([low <= 0 <= high for low, high in intervals]) < 0.99
 
 
@@ -95,7 +95,7 @@ def test_runs_that_are_all_the_same_have_an_interval_of_one_point():
 
 
 def test_runs_that_are_all_the_same_on_one_side_leave_the_interval_of_the_other():
-    # Means 3 and 1; t of 1 degree of freedom is 12.7062, and the standard error is 0.1.
+    # Means 3 and 1. t with 1 degree of freedom is 12.7062; the standard error is 0.1.
     for ours, theirs in (([3.0, 3.0], [0.9, 1.1]), ([2.9, 3.1], [1.0, 1.0])):
         low, high = welch_difference(ours, theirs).interval
         assert (low, high) == pytest.approx((2 - 1.27062, 2 + 1.27062), abs=1e-4)
@@ -115,7 +115,7 @@ def test_there_is_no_ratio_of_spreads_where_one_does_not_spread(side):
     [(1.0, 17, 10), (-1.0, 17, 10), (0.5, 64, 34), (0.1 / 0.14, 32, 18), (70.0, 2, 2)],
 )
 def test_the_runs_that_a_difference_needs_are_those_of_the_textbook(effect, a_side, pairs):
-    # Cohen 1988, tables 2.4; with the normal approximation 16 and 8 of one standard deviation.
+    # Cohen 1988, tables 2.4. The normal approximation would give 16 and 8 for an effect of 1.
     assert needed_seeds(effect, 1.0) == a_side
     assert needed_seeds(0.14 * effect, 0.14, paired=True) == pairs
 
@@ -143,7 +143,7 @@ def test_that_many_runs_find_the_difference_as_often_as_promised_and_one_less_do
             return np.mean(stats.ttest_1samp(ours, 0, axis=1).pvalue < 0.05)
         return np.mean(stats.ttest_ind(ours, theirs, axis=1).pvalue < 0.05)
 
-    # Three standard errors of so many draws are 0.0085.
+    # Three standard errors of this number of draws are 0.0085.
     assert found(n) > 0.7915
     assert found(n - 1) < 0.8085
 

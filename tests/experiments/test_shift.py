@@ -52,7 +52,7 @@ def few_images(split: str, **_: int) -> tuple[Tensor, Tensor]:
 
 
 def evaluate(*arguments: Any, severities: Sequence[int] = (1, 2, 3, 4, 5)) -> str:
-    """What `evaluate.py` prints, where CIFAR-10-C has these severities."""
+    """Run `evaluate.py` with these severities of CIFAR-10-C; return its output."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(datamodules.corruptions, "SEVERITIES", severities)
@@ -84,7 +84,7 @@ def shifted(trained: Path) -> Shifted:
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
-    """The run before it was evaluated."""
+    """A copy of the run without its evaluation."""
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("shift.json"))
     return folder
@@ -98,7 +98,7 @@ def log_probabilities(folder: Path, weights: str, images: Tensor) -> np.ndarray:
 
 
 def by_hand(logits: np.ndarray, labels: Tensor) -> dict[str, float]:
-    """NLL and Brier score, the long way."""
+    """NLL and Brier score, computed by hand."""
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     y = np.eye(10)[labels.numpy()]
     return {"nll": -np.log((p * y).sum(axis=1)).mean(), "brier": ((p - y) ** 2).sum(axis=1).mean()}
@@ -201,7 +201,7 @@ def test_the_tables_show_what_the_record_holds(shifted: Shifted) -> None:
 
 
 def save_cifar10_c(folder: Path, severities: list[int]) -> Path:
-    """In the official form, but only some severities are not black."""
+    """Save CIFAR-10-C in the official format; all other severities are black images."""
     images, labels = few_images("test")
     folder.mkdir()
     for name in CORRUPTIONS:
@@ -223,7 +223,7 @@ def test_published_arrays_are_scored_instead_and_cifar10_1_beside_them(
     np.save(tmp_path / "cifar10.1_v6_labels.npy", labels.numpy().astype(np.int32))
     folders = ("--cifar10c", published, "--cifar101", tmp_path)
     shutil.copy(shifted.folder / "shift.json", copy)
-    # The stand-in takes the place of photographs.
+    # Synthetic images replace CIFAR-10's.
     record = read_record(copy / "result.json")
     write_record(replace(record, source="cifar10"), copy / "result.json")
     data = CIFAR10DataModule(**record.config["data"])
@@ -234,7 +234,7 @@ def test_published_arrays_are_scored_instead_and_cifar10_1_beside_them(
     assert open_run(copy).shift() == shift
     assert read_shift(copy / "shift.json") == shifted.shift
     assert (shift.corruptions, shift.seed) == ("published", None)
-    # They hold what is generated, so that they must give the same.
+    # The files contain the generated images, so the scores must be equal.
     for name, result in shift.strategies.items():
         generated = shifted.shift.strategies[name]
         for corruption, [score] in result.corrupted.items():

@@ -21,7 +21,7 @@ def test_every_value_is_the_resolved_one(arch: str) -> None:
             resolved = config
             for key in flag.split("."):
                 resolved = resolved[key]
-            if value == "auto":  # which the machine decides
+            if value == "auto":  # the value depends on the machine
                 continue
             assert value == (True if isinstance(resolved, dict) else resolved), flag
     assert len(short_help(arch).splitlines()) < 60

@@ -1,4 +1,4 @@
-"""Strategies are data: what they build, and what SAMResNet claimed of five of them."""
+"""Strategies are data: the predictors that they build, and SAMResNet's claims about five."""
 
 import pytest
 import torch

@@ -308,7 +308,7 @@ def test_the_pages_example_is_a_suite(load):
 @pytest.mark.parametrize(
     "bomb",
     [
-        # Nine levels of nine aliases: 387 million values.
+        # Nine levels of nine aliases expand to 387 million values.
         "\n".join(
             [f"a0: &a0 [{', '.join('x' * 9)}]"]
             + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]

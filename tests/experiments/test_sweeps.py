@@ -1,4 +1,4 @@
-"""The sweeps are what W&B accepts, and what its agents start is what `run.py` accepts."""
+"""W&B accepts the sweeps, and `run.py` accepts the commands of W&B's agents."""
 
 import json
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from experiments.training.loggers import wandb_logger
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
-# Of W&B's package sweeps 0.3.0, which cannot be installed here, as it wants NumPy 1. Two formats
-# tell whole numbers from others in it.
+# The schema of W&B's package sweeps 0.3.0. The package needs NumPy 1, so it cannot be installed.
+# The schema uses two formats to distinguish integers and floats.
 SCHEMA = json.loads((Path(__file__).parent / "wandb_sweeps" / "schema.json").read_text())
 FORMATS = jsonschema.FormatChecker()
 FORMATS.checks("float")(lambda value: isinstance(value, float))
@@ -41,19 +41,19 @@ def sweep(request: pytest.FixtureRequest) -> Sweep:
 
 
 def ends(parameter: dict[str, Any]) -> list[Any]:
-    """All values of a parameter that has some, and else the lowest and the highest one."""
+    """All values of a parameter, or the minimum and the maximum of a range."""
     return parameter.get("values") or [parameter["min"], parameter["max"]]
 
 
 def samples(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """Draws of all parameters at a time in which each of their ends appears."""
+    """Draws of all parameters that together contain every value of `ends`."""
     parameters = sweep["parameters"]
     for i in range(max(len(ends(parameter)) for parameter in parameters.values())):
         yield {name: ends(p)[min(i, len(ends(p)) - 1)] for name, p in parameters.items()}
 
 
 def command(sweep: Sweep, drawn: dict[str, Any]) -> list[str]:
-    """What W&B's agent starts: its own functions, put together as it does."""
+    """The command that W&B's agent starts, built with the agent's own functions."""
     words = agent.create_sweep_command_args({"args": {k: {"value": v} for k, v in drawn.items()}})
     words |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
     parts = agent.create_sweep_command(list(sweep["command"]))
@@ -105,7 +105,7 @@ def test_what_an_agent_starts_is_accepted_and_has_the_values_drawn(
         assert (env, python) == ("/usr/bin/env", "python")
         assert (ROOT / program).is_file()
         assert "--wandb=online" in flags
-        # What no sweep is about, for speed and without an account.
+        # Flags that no sweep varies: for speed, and to work without an account.
         here = ["--data.source=synthetic", "--wandb=disabled", "--trainer.accelerator=cpu"]
         here += ["--model.base_width=4", f"--output={tmp_path}", f"--name={i}"]
         cli = ExperimentCLI(read_launch([*flags, *here]))
@@ -129,13 +129,13 @@ def test_sam_resnets_own_augmentation_is_among_those_tried() -> None:
 
 @pytest.fixture
 def under_an_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The environment in which W&B's agent starts a run."""
+    """Set the environment variables that W&B's agent sets."""
     drawn = tmp_path / "config-1mbku38n.yaml"
     drawn.write_text("wandb_version: 1\nmodel.lr:\n  value: 0.05\n")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
     monkeypatch.setenv("WANDB_RUN_ID", "1mbku38n")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(drawn))
-    wandb.teardown()  # it reads the environment once
+    wandb.teardown()  # wandb reads the environment once
     yield
     wandb.teardown()
 
@@ -157,11 +157,11 @@ def test_the_agents_id_is_the_runs_id_and_stays_it(
     run = begin()
     assert (run.id, run.sweep_id) == ("1mbku38n", "sweep123")
     assert run.config["model"] == {"lr": 0.05}
-    assert run.config["model.lr"] == 0.05  # the agent's
+    assert run.config["model.lr"] == 0.05  # from the agent
     run.finish()
     assert (folder / "wandb_id.txt").read_text() == "1mbku38n"
 
-    # A user goes on with it, without the agent.
+    # A user resumes the run without the agent.
     for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
         monkeypatch.delenv(name)
     wandb.teardown()

@@ -22,7 +22,7 @@ from experiments.training.trainer import (
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Pretend that there is a GPU, which computes in bf16 or emulates it; or that there is none."""
+    """Pretend that there is a GPU with real or emulated bf16, or no GPU."""
 
     def gpu(available=True, bf16=True, cpu=None):
         def is_bf16_supported(including_emulation=True):
@@ -100,7 +100,7 @@ def test_the_trainer_resolves_it(gpu):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Let the thread write only once this is set."""
+    """The thread that writes files waits until this event is set."""
     held, write = Event(), BackgroundFiles._write
 
     def wait(*arguments):
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_of_the_moment_in_which_it_was_saved(tmp_path, held):
         weight += 1
     progress["epoch"] = 2
     state["averages"].clear()
-    assert not list(tmp_path.iterdir())  # training has gone on before the file was there
+    assert not list(tmp_path.iterdir())  # training continued before the file existed
     held.set()
     files.teardown()
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -163,7 +163,7 @@ def test_a_disk_that_is_too_slow_is_waited_for(tmp_path, held):
 
 
 def test_a_checkpoint_is_not_removed_before_it_is_written(tmp_path):
-    """As a ModelCheckpoint removes that of the epoch before."""
+    """ModelCheckpoint removes the previous epoch's checkpoint in this way."""
     files = BackgroundFiles()
     files.save_checkpoint({"weight": torch.zeros(100_000)}, tmp_path / "epoch=0.ckpt")
     files.remove_checkpoint(tmp_path / "epoch=0.ckpt")
@@ -172,7 +172,7 @@ def test_a_checkpoint_is_not_removed_before_it_is_written(tmp_path):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Cut every file off, once this is called."""
+    """After a call of this, each write stops after 10 bytes with an error."""
 
     def write_bytes(path, content):
         with path.open("wb") as file:
@@ -196,7 +196,7 @@ def test_a_write_that_is_cut_off_is_raised_and_leaves_the_checkpoint_before_it(
         files.teardown() if call == "teardown" else files.save_checkpoint({"epoch": 3}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
-    files.teardown()  # raised once
+    files.teardown()  # the error is raised only once
 
 
 def test_a_deleted_folder_is_named_and_stays_deleted(tmp_path):
@@ -216,7 +216,7 @@ def test_every_flipped_bit_in_a_checkpoint_is_found_and_nothing_else(tmp_path):
     files.save_checkpoint(state, path)
     files.teardown()
     whole = path.read_bytes()
-    harmless = range(8 * (len(whole) - 15), 8 * (len(whole) - 8))  # the words before the checksum
+    harmless = range(8 * (len(whole) - 15), 8 * (len(whole) - 8))  # fields before the checksum
     for position in range(8 * len(whole)):
         content = bytearray(whole)
         content[position // 8] ^= 1 << position % 8

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(0).integers(256, size=(5, 32, 32, 3), dtype=np.uint8)
 CHANNELS_FIRST = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
 
-# What Python 2 wrote, opcode by opcode, as in the official batches: byte strings without a prefix
-# for text, and the names of NumPy 1.
+# A pickle of Python 2, opcode by opcode, as in the official batches: text is byte strings without
+# a prefix, and names are from NumPy 1.
 PYTHON_2 = (
     b"\x80\x02}q\x01U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04"
     b"K\x00\x85U\x01b\x87Rq\x05(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87R"
@@ -40,7 +40,7 @@ PYTHON_2 = (
 
 
 class Payload:
-    """What runs a command in whoever unpickles it the ordinary way."""
+    """An object that calls a function when `pickle.load` reads it."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments
@@ -63,13 +63,13 @@ def test_a_pickle_of_any_protocol_and_numpy_gives_its_images(
     flat = PIXELS.transpose(0, 3, 1, 2).reshape(5, 3072)
     for array in (PIXELS, flat, np.asfortranarray(flat)):
         content = pickle.dumps({key: array, b"batch_label": b"testing", "labels": [1]}, protocol)
-        if numpy_1:  # of the same length, so that the pickle's own counts stay true
+        if numpy_1:  # keep the lengths in the pickle correct
             assert b"numpy._core." in content
             content = content.replace(b"numpy._core.m", b"numpy.core.m")
             content = content.replace(b"numpy._core.n", b"numpy.core.n")
             content = content.replace(b"\x8c\x16numpy.core.m", b"\x8c\x15numpy.core.m")
             content = content.replace(b"\x8c\x13numpy.core.n", b"\x8c\x12numpy.core.n")
-            if protocol >= 4:  # frames state their length
+            if protocol >= 4:  # frames contain their length
                 length = int.from_bytes(content[3:11], "little") - 1
                 content = content[:3] + length.to_bytes(8, "little") + content[11:]
         (tmp_path / "set.pkl").write_bytes(content)
@@ -109,7 +109,7 @@ def test_nothing_in_a_hostile_pickle_runs(tmp_path: Path, protocol: int) -> None
     with pytest.raises(UserError, match=r"it asks for \w+\.mkdir"):
         unpickle_arrays(hostile)
     assert not trace.exists()
-    # The same bytes, read without restriction, do act.
+    # `pickle.load` without restrictions runs the payload.
     with hostile.open("rb") as file:
         pickle.load(file)
     assert trace.exists()
@@ -137,7 +137,7 @@ def test_every_road_to_code_is_closed(
     with pytest.raises(UserError, match=r"^set\.pkl is neither .+ containers: \S"):
         unpickle_arrays(Path("set.pkl"))
     assert [path.name for path in tmp_path.iterdir()] == ["set.pkl"]
-    # Nor has the file changed how the next one is read.
+    # The failed file does not change how the next file is read.
     assert len(read_test_set(write(Path("good.pkl"), {"data": PIXELS}, 2))[0]) == 5
 
 
@@ -203,7 +203,7 @@ def test_of_a_wide_picture_the_square_in_the_middle_counts(tmp_path: Path) -> No
     Image.fromarray(wide).save(tmp_path / "wide.png")
     found = read_unlabelled([tmp_path / "wide.png"])
     assert found.resized == 1
-    # At its rim the filter reaches over the edge.
+    # Near the border the filter reaches over the edge.
     middle = found.images[0, :, 3:-3, 3:-3]
     assert middle.flatten(1).unique(dim=1).T.tolist() == [[10, 200, 90]]
 
@@ -226,7 +226,7 @@ def test_what_is_transparent_becomes_white_and_grey_becomes_three_channels(tmp_p
 
 def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise by a quarter to see it upright
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
     Image.fromarray(PIXELS[0]).save(tmp_path / "turned.png", exif=exif)
     found = read_unlabelled([tmp_path / "turned.png"])
     assert torch.equal(found.images[0], CHANNELS_FIRST[0].rot90(-1, (1, 2)))
@@ -254,7 +254,7 @@ def test_greys_of_more_than_8_bits_are_scaled(
         assert image.mode == mode
     found, resized = read_picture(path)
     assert resized == (side != 32)
-    # Off the borders of the quarters, which the filter blurs.
+    # Not near the borders of the quarters, which the filter blurs.
     assert found[:, [3, 12, 20, 28]].flatten(2).unique(dim=2)[0].T.tolist() == [expected]
 
 
@@ -301,7 +301,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path, name: str) -> None:
 
 
 def layers(mode: str) -> Image.Image:
-    """A large picture whose middle square is red above and transparent or blue below."""
+    """A large picture; its middle square is red at the top, transparent or blue at the bottom."""
     size = (1301, 1100)
     image = Image.new("RGBA", size, "lime")
     clear = (0, 0, 0, 0) if mode in ("RGBA", "LA", "P") else "blue"
@@ -318,7 +318,7 @@ def test_a_large_picture_has_the_colours_of_a_small_one(
     tmp_path: Path, mode: str, name: str
 ) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 3  # turned by a half
+    exif[0x0112] = 3  # rotated by 180 degrees
     layers(mode).save(tmp_path / name, **({} if name.endswith("gif") else {"exif": exif}))
     found, _ = read_picture(tmp_path / name)
     above, below = (7, 25) if name.endswith("gif") else (25, 7)
@@ -372,7 +372,7 @@ def test_a_picture_of_13_000_pixels_gives_no_warning(
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
-    # A header without pixels: decoding would fail with another reason.
+    # A header without pixels: decoding would fail for another reason.
     header = struct.pack(">4s2I5B", b"IHDR", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     chunk += struct.pack(">I4s", 10, b"IDAT")
@@ -421,7 +421,7 @@ def test_unreadable_pictures_of_a_folder_are_listed_and_the_others_read(tmp_path
 
 
 def test_no_damage_to_a_picture_ends_the_command(tmp_path: Path) -> None:
-    """Random bytes in place of others, in every format."""
+    """Replace random bytes in files of every format."""
     generator = np.random.default_rng(0)
     source = Image.fromarray(PIXELS[0]).resize((50, 40))
     exif = Image.Exif()
@@ -472,7 +472,7 @@ def test_probabilities_stand_beside_the_likeliest_name() -> None:
 
 
 def nested(levels: int) -> list[object]:
-    """A list that contains 2 ** levels elements, in a few bytes of a pickle."""
+    """A list of 2 ** levels elements; its pickle has only a few bytes."""
     value: list[object] = []
     for _ in range(levels):
         value = [value, value]
@@ -497,7 +497,7 @@ def test_a_pickle_that_would_exhaust_memory_or_time_is_rejected(
 ) -> None:
     path = tmp_path / "set.pkl"
     path.write_bytes(content)
-    # In a process of its own, whose memory is limited to 4 GB: torch and NumPy map most of it.
+    # A new process with a limit of 4 GB of memory: torch and NumPy map most of this.
     program = (
         "import resource, sys; from pathlib import Path\n"
         "from experiments.inference.array_pickles import unpickle_arrays\n"

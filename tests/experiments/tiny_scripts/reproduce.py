@@ -1,4 +1,4 @@
-"""`reproduce.py` that trains by the `run.py` beside it."""
+"""`reproduce.py` that trains with the `run.py` in the same folder."""
 
 from functools import partial
 from pathlib import Path
