@@ -91,6 +91,19 @@ def test_the_small_networks_are_those_of_their_records(name: str, images: str) -
     assert f"{one} with one view" in PAGES
 
 
+def test_the_gain_from_a_teacher_is_that_of_its_records() -> None:
+    accuracies = {
+        row: [
+            100 * read_record(path).scores["test"]["raw"].accuracy
+            for path in sorted((RESULTS / "claims").glob(f"distillation-{row}-short-*.json"))
+        ]
+        for row in ("taught", "alone")
+    }
+    with_teacher, without = (mean(accuracies[row]) for row in ("taught", "alone"))
+    assert f"{with_teacher:.2f}% with the teacher and {without:.2f}% without" in ONE_LINE
+    assert ONE_LINE.count(f"+{with_teacher - without:.2f} ± ") == 2
+
+
 def test_the_readme_states_the_operations_of_its_networks() -> None:
     rows = re.findall(r"^\| `(\w+)`, .*? \| [\d,]+ \| (\d+)M \|", README, re.MULTILINE)
     assert len(rows) > 5
