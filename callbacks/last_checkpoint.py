@@ -55,6 +55,9 @@ class LastCheckpoint(Checkpoint):
         self._exists = self.path.exists()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not before, because Lightning logs an epoch's metrics after its hooks have ended.
+        if self._late() or not self._exists or self._asked is not None:
+            self._write(trainer)
         self._obey()
 
     def on_train_batch_end(
@@ -82,8 +85,6 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._copy(trainer)
-        if self._late() or not self._exists or self._asked is not None:
-            self._write(trainer)
         # Lightning acts on SIGTERM after it has logged the epoch. Ctrl-C must wait for that.
         if self._asked == signal.SIGTERM:
             self._obey()

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 
+from experiments.claims.claims import operations_of
 from experiments.claims.matching import load_results
 from experiments.claims.suites import read_suites
 from experiments.records.record import read_benchmark, read_evaluation, read_record
@@ -66,25 +67,48 @@ def test_the_champion_for_cpus_is_that_of_its_records() -> None:
     assert "{} in {} minutes on 45,000 images".format(*part) in PAGES
     assert f"with one view {whole[2]} and {part[2]})" in PAGES
     for (six, minutes, one), images in ((whole, "50,000"), (part, "45,000")):
-        assert (
-            f"`champion_cpu`, {images} images | 4,959,576 | {one} | {six} | 1 | {minutes} min"
-            in README
-        )
+        cells = f"4,959,576 | 377M | {one} | {six} | 1 | {minutes} min"
+        assert f"`champion_cpu`, {images} images | {cells}" in README
 
 
-@pytest.mark.parametrize("name", ["small_300k", "tiny_100k"])
-def test_the_small_networks_are_those_of_their_records(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("base_1m_50000", "50,000"), ("small_300k", "45,000"), ("tiny_100k", "45,000")],
+)
+def test_the_small_networks_are_those_of_their_records(name: str, images: str) -> None:
     record = read_record(RESULTS / f"{name}.json")
     evaluation = read_evaluation(RESULTS / "evaluations" / f"{name}.json")
     one = f"{record.scores['test']['raw'].accuracy:.2%}"
     six = f"{evaluation.strategies['six-view'].scores['test'].accuracy:.2%}"
     minutes, size = f"{record.training_seconds / 60:.0f} min", f"{record.parameters:,}"
-    assert f"| `{name}`, 45,000 images | {size} | {one} | {six} | 1 | {minutes} |" in README
+    cost = f"{record.operations_per_image / 1e6:.0f}M"
+    cells = f"{size} | {cost} | {one} | {six} | 1 | {minutes} |"
+    assert f"| `{record.arch}`, {images} images | {cells}" in README
     (line,) = lines_with(f"(../{RESULTS.relative_to(ROOT)}/{name}.json)")
-    assert f"| 45,000 | {record.epochs} |" in line
+    assert f"| {images} | {record.epochs} |" in line
     assert f"| {minutes} |" in line
     assert f"| {six} with six views: " in PAGES
     assert f"{one} with one view" in PAGES
+
+
+def test_the_gain_from_a_teacher_is_that_of_its_records() -> None:
+    accuracies = {
+        row: [
+            100 * read_record(path).scores["test"]["raw"].accuracy
+            for path in sorted((RESULTS / "claims").glob(f"distillation-{row}-short-*.json"))
+        ]
+        for row in ("taught", "alone")
+    }
+    with_teacher, without = (mean(accuracies[row]) for row in ("taught", "alone"))
+    assert f"{with_teacher:.2f}% with the teacher and {without:.2f}% without" in ONE_LINE
+    assert ONE_LINE.count(f"+{with_teacher - without:.2f} ± ") == 2
+
+
+def test_the_readme_states_the_operations_of_its_networks() -> None:
+    rows = re.findall(r"^\| `(\w+)`, .*? \| [\d,]+ \| (\d+)M \|", README, re.MULTILINE)
+    assert len(rows) > 5
+    for arch, quoted in rows:
+        assert quoted == f"{operations_of(resolve_config([f'--arch={arch}'])) / 1e6:.0f}"
 
 
 def test_the_folder_of_pictures_is_that_of_its_record() -> None:

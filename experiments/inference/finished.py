@@ -110,7 +110,10 @@ class FinishedRun:
         if is_export(self.folder):
             if weights not in self.record.weights:
                 raise UserError(f"{self.folder} has no {weights} weights")
-            return open_network(self.folder).network
+            # In the memory format of the run, whose results it then repeats.
+            network = build_network(self.architecture, self.record.config["model"])
+            network.load_state_dict(open_network(self.folder).network.state_dict())
+            return network.eval()
         try:
             found = load_weights(self.folder, weights)
         except UserError:

@@ -6,15 +6,18 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from experiments.console import UserError
+from experiments.records.record import write_atomically
 from experiments.tracking.wandb_keys import CLAIMS
 from experiments.training.launch import agents_run_id
 from experiments.training.processes import is_first
@@ -52,6 +55,7 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
         ]
         rows = [row for row in csv.DictReader(lines) if int(row["step"]) < keep_steps]
     logger = CSVLogger(folder, name="", version="")
+    logger._experiment = WholeFileWriter(logger.log_dir)
     for row in rows:
         step, epoch = int(row.pop("step")), row.pop("epoch", "")
         values: dict[str, Tensor | float] = {k: float(x) for k, x in row.items() if x}
@@ -61,6 +65,22 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     logger.save()
     earlier.unlink(missing_ok=True)
     return logger
+
+
+class WholeFileWriter(ExperimentWriter):
+    """Lightning's writer of metrics.csv, which keeps all rows if it is killed.
+
+    Lightning empties the file to add a column, for example at the first validation.
+    """
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path, text = Path(self.metrics_file_path), StringIO(newline="")
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        writer = csv.DictWriter(text, fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())
 
 
 class ClaimLogger(WandbLogger):

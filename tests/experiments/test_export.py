@@ -108,7 +108,10 @@ def test_an_export_has_the_record_of_its_weights_and_their_accuracy(
     experiment: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in bf16-mixed: BatchNorm keeps its 32 bits in training and in the export."""
-    made = experiment("--model.blocks=[1, 1, 1]", "--trainer.precision=bf16-mixed")
+    made = experiment(
+        *("--model.blocks=[1, 1, 1]", "--model.channels_last=true"),
+        "--trainer.precision=bf16-mixed",
+    )
     run = open_run(made.folder)  # type: ignore[attr-defined]
     folder = tmp_path / "export"
     flags = ["--weights=ema", "--dtype=bfloat16", "--only-safetensors", "--verify"]

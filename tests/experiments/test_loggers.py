@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import resource
 
 import pytest
 
@@ -70,6 +71,22 @@ def test_a_launch_that_was_killed_while_it_kept_the_rows_loses_none(tmp_path):
     path.write_text("step,loss\n0,0.0\n")  # the killed launch had written one row
     csv_logger(tmp_path, keep_steps=3)
     assert rows(tmp_path) == [{"step": step, "loss": float(step)} for step in range(3)]
+
+
+def test_a_new_column_that_cannot_be_written_loses_no_row(tmp_path):
+    logger = csv_logger(tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    logger.save()
+    logger.log_metrics({"accuracy": 0.5}, step=1)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, unlimited[1]))  # bytes of a file
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            logger.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert rows(tmp_path) == [{"step": 0, "loss": 1.0}]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_resuming_without_a_file_is_fine(tmp_path):

@@ -87,11 +87,8 @@ def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, t
         *whole("base"),
         ("worse", 2, 0),
         *whole("better", share=0.5),  # `share` of the suite's epochs
-        *[
-            ("between", 2, 0),
-            ("between", 4, 0),
-            ("between", 4, 1),
-        ],  # second of four, second of three
+        # The second of four rows passes the first rung, the second of three fails the next.
+        *[("between", 2, 0), ("between", 4, 0), ("between", 4, 1)],
         *whole("best"),
     ]
     assert said[0] == "base: 32.00% (epochs 2, n = 1)"
