@@ -138,7 +138,8 @@ def fuzz(inputs: int, seed: int, folder: Path) -> dict[str, Counter[str]]:
     for number in range(inputs):
         name = list(all_)[number % len(all_)]
         read, suffix, corpus = all_[name]
-        content = mutate(chance.choice(corpus), chance)
+        # Each reader's first file is sound.
+        content = corpus[0] if number < len(all_) else mutate(chance.choice(corpus), chance)
         path = folder / f"input{suffix}"
         path.write_bytes(content)
         signal.alarm(SECONDS)
