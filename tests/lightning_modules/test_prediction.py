@@ -100,7 +100,7 @@ def test_a_view_that_is_none_is_refused(view: str) -> None:
 @pytest.mark.parametrize("view", SHIFTS)
 def test_a_shift_repeats_the_edge_and_never_wraps_around(view: str) -> None:
     direction, size = view[:-1], int(view[-1])
-    # Repeat the edge on the side from which pixels enter, then crop 8 pixels.
+    # Repeat the edge on the side where pixels enter, then crop 8 pixels.
     before = {"down": (size, 0), "right": (0, size)}.get(direction, (0, 0))
     after = {"up": (size, 0), "left": (0, size)}.get(direction, (0, 0))
     padding = [(0, 0), (0, 0), (before[0], after[0]), (before[1], after[1])]
