@@ -71,11 +71,9 @@ def test_the_champion_for_cpus_is_that_of_its_records() -> None:
         assert f"`champion_cpu`, {images} images | {cells}" in README
 
 
-@pytest.mark.parametrize(
-    ("name", "images"),
-    [("base_1m_50000", "50,000"), ("small_300k", "45,000"), ("tiny_100k", "45,000")],
-)
-def test_the_small_networks_are_those_of_their_records(name: str, images: str) -> None:
+@pytest.mark.parametrize("name", ["base_1m_50000", "small_300k", "tiny_100k", "tiny_100k_50000"])
+def test_the_small_networks_are_those_of_their_records(name: str) -> None:
+    images = "50,000" if name.endswith("_50000") else "45,000"
     record = read_record(RESULTS / f"{name}.json")
     evaluation = read_evaluation(RESULTS / "evaluations" / f"{name}.json")
     one = f"{record.scores['test']['raw'].accuracy:.2%}"
@@ -87,7 +85,7 @@ def test_the_small_networks_are_those_of_their_records(name: str, images: str) -
     (line,) = lines_with(f"(../{RESULTS.relative_to(ROOT)}/{name}.json)")
     assert f"| {images} | {record.epochs} |" in line
     assert f"| {minutes} |" in line
-    assert f"| {six} with six views: " in PAGES
+    assert f"{six} with six views" in PAGES
     assert f"{one} with one view" in PAGES
 
 

@@ -41,14 +41,17 @@ def test_a_network_has_the_accuracy_of_its_record(folder: Path, cifar10_root: Pa
     assert found.scores["test"].accuracy == pytest.approx(recorded, abs=0.001)
 
 
-def test_the_page_uses_a_network_without_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_page_uses_a_network_without_this_project(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
     assert "experiments" not in code
     assert "lightning" not in code
     monkeypatch.chdir(ROOT)
     names: dict[str, Any] = {}
-    exec(code, names)
+    exec(code.replace("base_1m", folder.name), names)
     images = torch.randn(8, 3, 32, 32)
     with torch.inference_mode():
-        expected = open_network(ROOT / "weights" / "base_1m").network(images)
+        expected = open_network(folder).network(images)
         torch.testing.assert_close(names["network"](images), expected, atol=1e-4, rtol=0)
