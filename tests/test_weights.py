@@ -38,7 +38,7 @@ def test_a_network_has_the_accuracy_of_its_record(folder: Path, cifar10_root: Pa
     run = open_run(folder)
     found = evaluate_run(run, ["plain"], str(cifar10_root), None).strategies["plain"]
     recorded = run.record.scores["test"]["raw"].accuracy
-    assert found.scores["test"].accuracy == pytest.approx(recorded, abs=0.001)
+    assert found.scores["test"].accuracy == pytest.approx(recorded, abs=0.002)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
