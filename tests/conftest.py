@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from experiments.records.provenance import origin
+
 # One thread per process of pytest-xdist: on two cores, two processes with two threads each are
 # several times slower. torch reads this at its import, and child processes of tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,18 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Write the record of `--record`: the docs link to such records of long variants."""
     if path := terminalreporter.config.getoption("record"):
-        import torch  # noqa: PLC0415  after OMP_NUM_THREADS
-
-        from experiments.records import provenance  # noqa: PLC0415
-
-        commit, dirty = provenance.git_state()
         settings = [f"{name}={os.environ[name]}" for name in LONG if name in os.environ]
         record = {
             "command": " ".join([*settings, "python -m pytest", shlex.join(sys.argv[1:])]),
-            "commit": commit,
-            "dirty": dirty,
-            "versions": provenance.versions(),
-            "device": provenance.describe_device(torch.device("cpu")),
+            **origin(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "tests": {
                 report.nodeid: {"outcome": outcome, "seconds": round(report.duration, 1)}

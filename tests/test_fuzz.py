@@ -33,7 +33,7 @@ from experiments.claims.suites import SUITES, load_suite
 from experiments.console import UserError
 from experiments.inference.finished import load_weights
 from experiments.inference.unlabelled import read_test_set
-from experiments.records.provenance import git_state, versions
+from experiments.records.provenance import origin
 from experiments.records.record import read_any, read_benchmark, write_atomically
 from experiments.training.launch import read_flags
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="the record to write")
     flags = parser.parse_args()
-    commit, dirty = git_state()
+    facts = origin()
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
     endings = fuzz(flags.inputs, flags.seed, folder)
@@ -177,9 +177,7 @@ def main() -> None:
     assert growth < BYTES, f"memory grew by {growth:,} bytes"
     record = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
-        "dirty": dirty,
-        "versions": versions(),
+        **facts,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - began, 1),
         "seed": flags.seed,

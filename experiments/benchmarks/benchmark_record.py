@@ -31,7 +31,7 @@ def make_benchmark(
         dirty=dirty,
         versions=versions(),
         device=describe_device(torch.device(flags.device)),
-        host=describe_device(torch.device("cpu")),
+        host=describe_device(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings,
         rows=list(rows),

@@ -23,7 +23,7 @@ from datamodules.normalisation import eval_batch_size
 from datamodules.tensor_loader import EvalLoader
 from experiments.console import track
 from experiments.inference.finished import FinishedRun, Weights
-from experiments.records.provenance import describe_device, git_state, versions
+from experiments.records.provenance import origin
 from experiments.records.record import Calibration, Score, StrategyScore
 from experiments.training.devices import synchronise
 from experiments.training.trainer import Precision, resolve_precision
@@ -149,14 +149,10 @@ def look(
 
 def provenance(run: FinishedRun, device: torch.device, precision: str) -> dict[str, Any]:
     """Return the fields that the records of an evaluation and of a shift share."""
-    commit, dirty = git_state()
     return {
         "command": shlex.join(["python", *sys.argv]),
         "source": run.record.source,
-        "commit": commit,
-        "dirty": dirty,
-        "versions": versions(),
-        "device": describe_device(device),
+        **origin(device),
         "precision": precision,
     }
 

@@ -107,23 +107,10 @@ class FinishedRun:
 
         Raises UserError if the run, or its export, has no such weights.
         """
-        if is_export(self.folder):
-            if weights not in self.record.weights:
-                raise UserError(f"{self.folder} has no {weights} weights")
-            # In the memory format of the run, whose results it then repeats.
-            network = build_network(self.architecture, self.record.config["model"])
-            network.load_state_dict(open_network(self.folder).network.state_dict())
-            return network.eval()
-        try:
-            found = load_weights(self.folder, weights)
-        except UserError:
-            raise
-        except Exception as error:  # its class depends on the file's bytes
-            raise UserError(
-                f"the {weights} weights in {self.folder} cannot be read ({type(error).__name__})"
-            ) from None
+        found = self._weights(weights)
         if found is None:
             raise UserError(f"{self.folder} has no {weights} weights")
+        # An export gets the memory format of its run, whose results it then repeats.
         network = build_network(self.architecture, self.record.config["model"])
         try:
             network.load_state_dict(found.state)
@@ -133,6 +120,23 @@ class FinishedRun:
                 f"{self.record.arch} that {self.record.name} trained"
             ) from None
         return network.eval()
+
+    def _weights(self, name: str) -> Weights | None:
+        if is_export(self.folder):
+            if name not in self.record.weights:
+                return None
+            trained = open_network(self.folder)
+            return Weights(
+                name, trained.network.state_dict(), trained.file.name, self.record.epochs
+            )
+        try:
+            return load_weights(self.folder, name)
+        except UserError:
+            raise
+        except Exception as error:  # its class depends on the file's bytes
+            raise UserError(
+                f"the {name} weights in {self.folder} cannot be read ({type(error).__name__})"
+            ) from None
 
     @property
     def images(self) -> ImageFacts:

@@ -6,7 +6,7 @@ import re
 import subprocess
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,22 @@ def describe_blas() -> str:
     return f"{' '.join(filter(None, parts))} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def describe_device(device: "torch.device") -> str:
-    """The accelerator's name, or the processor's name and the number of threads in use."""
+def origin(device: "torch.device | None" = None) -> dict[str, Any]:
+    """The commit, the versions and the device, by default the processor, as fields of a record."""
+    commit, dirty = git_state()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": versions(),
+        "device": describe_device(device),
+    }
+
+
+def describe_device(device: "torch.device | None" = None) -> str:
+    """The GPU's name, or the processor's name and the number of threads in use (default)."""
     import torch
 
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

@@ -209,7 +209,7 @@ def make_record(
         versions=versions(),
         device=(f"{trainer.world_size} x " if trainer.world_size > 1 else "")
         + describe_device(trainer.strategy.root_device),
-        host=describe_device(torch.device("cpu")),
+        host=describe_device(),
         precision=str(trainer.precision),
         seed=config["seed"],
         parameters=count_parameters(cli.model.network),

@@ -131,6 +131,8 @@ def claim_folder(launch: Launch) -> tuple[Launch, TextIO]:
         lock = lock_folder(folder)
         if lock is None:
             raise UserError(IN_USE.format(folder))
+        for unfinished in folder.glob("*.partial"):  # by a process that was killed
+            unfinished.unlink()
         if not launch.resumes:
             # Files of an earlier launch that ended before its first checkpoint.
             for name in ("commands.txt", "wandb_id.txt"):

@@ -30,7 +30,6 @@ def restore_previous(folder: Path) -> None:
     Otherwise the next checkpoint would make the damaged one the previous one.
     """
     partial = folder / f"{LAST}.partial"
-    partial.unlink(missing_ok=True)
     os.link(folder / PREVIOUS, partial)
     partial.replace(folder / LAST)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,10 +34,10 @@ Exported = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def run(experiment: Callable[..., object]) -> FinishedRun:
+def run(experiment: Callable[..., Any]) -> FinishedRun:
     """A tiny finished run with an average."""
     made = experiment("--name=export", "--model.blocks=[1, 1, 1]", "--model.channels_last=true")
-    return open_run(made.folder)  # type: ignore[attr-defined]
+    return open_run(made.folder)
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +106,14 @@ def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
 
 
 def test_an_export_has_the_record_of_its_weights_and_their_accuracy(
-    experiment: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in bf16-mixed: BatchNorm keeps its 32 bits in training and in the export."""
     made = experiment(
         *("--model.blocks=[1, 1, 1]", "--model.channels_last=true"),
         "--trainer.precision=bf16-mixed",
     )
-    run = open_run(made.folder)  # type: ignore[attr-defined]
+    run = open_run(made.folder)
     folder = tmp_path / "export"
     flags = ["--weights=ema", "--dtype=bfloat16", "--only-safetensors", "--verify"]
     monkeypatch.setattr(sys, "argv", ["export.py", str(run.folder), *flags, f"--output={folder}"])
@@ -134,6 +135,18 @@ def test_an_export_has_the_record_of_its_weights_and_their_accuracy(
         for split, score in found.scores.items():
             assert score.accuracy == of_run[name].scores[split].accuracy
             assert score.as_it_is == of_run[name].scores[split].as_it_is
+
+
+def test_an_export_whose_record_is_of_another_network_is_rejected(
+    experiment: Callable[..., Any],
+    exported: Exported,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(exported("float32"), tmp_path / "export")
+    other = experiment("--model.blocks=[1, 1, 2]")
+    shutil.copy(other.folder / "result.json", folder)
+    with pytest.raises(UserError, match=r"model\.safetensors does not hold the weights of the"):
+        open_run(folder).network("ema")
 
 
 def test_what_is_loaded_is_ready_to_predict_and_knows_its_classes(
@@ -192,11 +205,11 @@ def test_files_of_other_weights_do_not_pass(
 
 
 def test_a_presets_network_is_exported_by_the_name_of_its_architecture(
-    experiment: Callable[..., object], tmp_path: Path
+    experiment: Callable[..., Any], tmp_path: Path
 ) -> None:
     flags = ("--model.base_width=8", "--trainer.max_epochs=1", "--trainer.precision=32-true")
     made = experiment("--arch=champion_cpu", *flags)
-    run = open_run(made.folder)  # type: ignore[attr-defined]
+    run = open_run(made.folder)
     pretrained(run, "raw", "float32").save_pretrained(tmp_path)
     loaded = PretrainedClassifier.from_pretrained(tmp_path, strict=True)
     expected = torch.from_numpy(np.load(run.folder / "predictions.npz")["test_raw"])

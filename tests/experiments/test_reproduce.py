@@ -596,7 +596,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
     # A larger network was trained for 1,000 steps in two hours; SAM has two gradients per step.
     flags = ["--arch=resnet", "--model.base_width=128", "--trainer.max_steps=1000"]
     precision = resolve_precision("auto", "cpu")
-    here = {"device": describe_device(torch.device("cpu")), "precision": precision}
+    here = {"device": describe_device(), "precision": precision}
     record = record_of([*flags, *sam], **here, name="known", training_seconds=7200.0)
     (tmp_path / "results").mkdir()
     write_record(record, tmp_path / "results" / "known.json")

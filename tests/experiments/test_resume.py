@@ -380,7 +380,9 @@ def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes(content)
+    (folder / "metrics.csv.partial").touch()  # as if the process was killed while it wrote
     resume(folder)
+    assert not list(folder.glob("*.partial"))
     assert f"Continuing from {folder / 'previous.ckpt'}" in capsys.readouterr().err
     assert_same(folder, expected)
     assert not (folder / "previous.ckpt").exists()
