@@ -91,14 +91,14 @@ def _headlines(rows: list[ClaimRow]) -> str:
 
 
 def _full_length(rows: list[ClaimRow], results: Results) -> str:
-    """The time of full length on an H100, if verdicts rest on shorter trainings.
+    """The time of full length on an H100, if verdicts about papers rest on shorter trainings.
 
     It comes from the fastest run of the same network and batch size on an H100.
     """
     configs = {
         config["arch"]: config
         for row in rows
-        if row.scale == "short" and row.verdict != "not comparable"
+        if row.suite.paper and row.scale == "short" and row.verdict != "not comparable"
         for config in (config_of_row(row.suite.rows[name], "full") for name in row.claim.rows)
     }
     times = []
