@@ -17,6 +17,8 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from torch import Tensor
 
+import datamodules.cifar10
+import experiments.inference.evaluation
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from experiments.console import UserError
 from experiments.evaluate import main as evaluate
@@ -106,9 +108,14 @@ def test_half_the_bits_are_half_the_size_and_the_rounded_weights(
 
 
 def test_an_export_has_the_record_of_its_weights_and_their_accuracy(
-    experiment: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Callable[..., Any],
+    few_images: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also in bf16-mixed: BatchNorm keeps its 32 bits in training and in the export."""
+    monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
+    monkeypatch.setattr(experiments.inference.evaluation, "TIMED", 50)
     made = experiment(
         *("--model.blocks=[1, 1, 1]", "--model.channels_last=true"),
         "--trainer.precision=bf16-mixed",

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import experiments.inference.evaluation
 from datamodules.datasets import CIFAR10, PublicDataSet
 from datamodules.normalisation import normalise
 from datamodules.synthetic import synthetic_cifar10
@@ -118,6 +119,7 @@ def test_an_imported_run_answers_as_their_networks_and_can_be_evaluated(
         accuracy = (theirs.argmax(1) == labels).double().mean().item()
         assert record.scores["test"][name].accuracy == pytest.approx(accuracy)
     monkeypatch.setattr("sys.argv", ["evaluate.py", str(folder)])
+    monkeypatch.setattr(experiments.inference.evaluation, "TIMED", 50)
     evaluate.main()
     evaluation = run.evaluation()
     assert {"plain", "ema", "tta+ensemble"} <= evaluation.strategies.keys()
