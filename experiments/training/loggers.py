@@ -14,7 +14,6 @@ from uuid import uuid4
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from experiments.console import UserError
 from experiments.records.record import write_atomically
@@ -37,50 +36,48 @@ LIMITS = {
 def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     """A logger into `folder/metrics.csv` that keeps the rows before step `keep_steps`.
 
-    Lightning's logger deletes the file of an earlier launch. Therefore the file is renamed, and its
-    rows are logged again, without the steps that the resumed run repeats. If a launch is killed in
-    between, the next one finds the renamed file. Only a run's first process touches files.
+    A resumed run logs the other rows again. Only a run's first process touches files.
     """
-    if not is_first():
-        return CSVLogger(folder, name="", version="")
-    path, earlier = folder / "metrics.csv", folder / "metrics.earlier.csv"
-    # If both exist, the last launch was killed here, and the renamed file has more rows.
-    if path.exists() and not earlier.exists():
-        path.replace(earlier)
-    rows: list[dict[str, str]] = []
-    if earlier.exists():
-        # A full disk may have cut off the last line; its step is repeated.
-        lines = [
-            x for x in earlier.read_text("utf-8").splitlines(keepends=True) if x.endswith("\n")
-        ]
-        rows = [row for row in csv.DictReader(lines) if int(row["step"]) < keep_steps]
     logger = CSVLogger(folder, name="", version="")
-    logger._experiment = WholeFileWriter(logger.log_dir)
-    for row in rows:
-        step, epoch = int(row.pop("step")), row.pop("epoch", "")
-        values: dict[str, Tensor | float] = {k: float(x) for k, x in row.items() if x}
-        if epoch:
-            values["epoch"] = int(float(epoch))
-        logger.log_metrics(values, step)
-    logger.save()
-    earlier.unlink(missing_ok=True)
+    if is_first():
+        logger._experiment = MetricsWriter(logger.log_dir, keep_steps)
     return logger
 
 
-class WholeFileWriter(ExperimentWriter):
-    """Lightning's writer of metrics.csv, which keeps all rows if it is killed.
+class MetricsWriter(ExperimentWriter):
+    """Lightning's writer of metrics.csv, which loses no row if it is killed.
 
-    Lightning empties the file to add a column, for example at the first validation.
+    Lightning deletes the file of an earlier launch. It also empties the file to add a column, for
+    example at the first validation.
     """
 
+    def __init__(self, log_dir: str, keep_steps: int) -> None:
+        self.keep_steps = keep_steps
+        super().__init__(log_dir)
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if not path.exists():
+            return
+        # A full disk may have cut off the last line; its step is repeated.
+        lines = [x for x in path.read_text("utf-8").splitlines(keepends=True) if x.endswith("\n")]
+        rows = [row for row in csv.DictReader(lines) if int(row["step"]) < self.keep_steps]
+        self.metrics_keys = sorted({name for row in rows for name, value in row.items() if value})
+        if rows:
+            self._write(rows)
+        else:
+            path.unlink()
+
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        path, text = Path(self.metrics_file_path), StringIO(newline="")
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        writer = csv.DictWriter(text, fieldnames)
+        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+            self._write(list(csv.DictReader(file)))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(path, text.getvalue().encode())
+        write_atomically(Path(self.metrics_file_path), text.getvalue().encode())
 
 
 class ClaimLogger(WandbLogger):

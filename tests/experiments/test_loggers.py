@@ -61,18 +61,6 @@ def test_a_resumed_launch_keeps_what_it_does_not_repeat(tmp_path):
     assert rows(tmp_path) == [*expected, {"step": 3, "rate": 0.5}]
 
 
-def test_a_launch_that_was_killed_while_it_kept_the_rows_loses_none(tmp_path):
-    first = csv_logger(tmp_path)
-    for step in range(3):
-        first.log_metrics({"loss": float(step)}, step)
-    first.save()
-    path = tmp_path / "metrics.csv"
-    path.rename(tmp_path / "metrics.earlier.csv")
-    path.write_text("step,loss\n0,0.0\n")  # the killed launch had written one row
-    csv_logger(tmp_path, keep_steps=3)
-    assert rows(tmp_path) == [{"step": step, "loss": float(step)} for step in range(3)]
-
-
 def test_a_new_column_that_cannot_be_written_loses_no_row(tmp_path):
     logger = csv_logger(tmp_path)
     logger.log_metrics({"loss": 1.0}, step=0)
