@@ -18,26 +18,29 @@ NETWORK_CLASSES = {
 }
 
 
-class _Architectures(Mapping[str, "type[ImageClassifier]"]):
-    """Name -> LightningModule class, imported by `[name]`.
+class Classifiers(Mapping[str, "type[ImageClassifier]"]):
+    """Name -> LightningModule class of its architecture, imported by `[name]`.
 
     Importing torch takes seconds, and an unknown name is found before that.
     """
 
+    def __init__(self, architectures: Mapping[str, str]) -> None:
+        self._architectures = architectures
+
     def __getitem__(self, name: str) -> "type[ImageClassifier]":
-        class_name = f"{NETWORK_CLASSES[name]}Classifier"
-        cls = getattr(import_module(f"lightning_modules.{name}"), class_name)
-        assert isinstance(cls, type)
+        architecture = self._architectures[name]
+        module = import_module(f"lightning_modules.{architecture}")
+        cls: type[ImageClassifier] = getattr(module, f"{NETWORK_CLASSES[architecture]}Classifier")
         return cls
 
     def __contains__(self, name: object) -> bool:
-        return name in NETWORK_CLASSES
+        return name in self._architectures
 
     def __iter__(self) -> Iterator[str]:
-        return iter(NETWORK_CLASSES)
+        return iter(self._architectures)
 
     def __len__(self) -> int:
-        return len(NETWORK_CLASSES)
+        return len(self._architectures)
 
 
-ARCHITECTURES: Mapping[str, "type[ImageClassifier]"] = _Architectures()
+ARCHITECTURES = Classifiers({name: name for name in NETWORK_CLASSES})
