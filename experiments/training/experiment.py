@@ -241,7 +241,8 @@ def epochs_trained(trainer: Trainer) -> int:
 
 def last_train_accuracy(metrics: Path) -> float:
     """The training accuracy that was logged last, in this or an earlier launch."""
-    return [x for key in TRAIN_ACCURACY for x in curve(key, metrics).values()][-1]
+    logged = {step: x for key in TRAIN_ACCURACY for step, x in curve(key, metrics).items()}
+    return logged[max(logged)]
 
 
 def curve(key: str, metrics: Path) -> dict[int, float]:

@@ -22,7 +22,7 @@ from experiments.presets import EXPERIMENTS
 from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record
 from experiments.reporting.collect import collect
-from experiments.training.experiment import operations_per_image
+from experiments.training.experiment import last_train_accuracy, operations_per_image
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.layers import routing
 from lightning_modules.layers.routing import gates_of
@@ -118,6 +118,12 @@ def test_the_record_says_what_was_run(run):
 def test_the_training_accuracy_is_the_last_epochs_as_training_saw_it(run):
     assert run.record.train_accuracy == column(run, "train/acc_soft")[-1]
     assert 0 < run.record.train_accuracy < 1
+
+
+def test_the_training_accuracy_is_the_last_one_if_mixing_was_switched_off(tmp_path):
+    curves = tmp_path / "metrics.csv"
+    curves.write_text("step,train/acc,train/acc_soft\n9,,0.25\n19,0.5,\n")
+    assert last_train_accuracy(curves) == 0.5
 
 
 def test_the_record_holds_the_validation_curve_and_the_clean_training_accuracy(run):
