@@ -1,9 +1,7 @@
 """The report's charts as matplotlib figures: accuracy against parameters, curves, reliability."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -12,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from experiments.records.metrics import Points
 from experiments.reporting.inline import COLOURS, SERIES, STYLE, Drawing, Mark
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ LINES = {
     "val/loss_ema": ("EMA", "ema", "--"),
     "val/loss_swa": ("SWA", "swa", "-."),
 }
-
-Points = list[tuple[int, float]]  # (optimizer step, value)
 
 
 @dataclass(frozen=True)
@@ -115,20 +112,6 @@ def _label(figure: Figure, axis: Axes, results: Sequence[Result]) -> None:
                 )
                 taken.append(place)
                 break
-
-
-def read_metrics(path: Path) -> dict[str, Points]:
-    """Every column with values of a run's metrics.csv; ValueError if there is none."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns: dict[str, Points] = {}
-    for row in rows:
-        for name, value in row.items():
-            if value and name not in ("step", "epoch"):
-                columns.setdefault(name, []).append((int(row["step"]), float(value)))
-    if not columns:
-        raise ValueError(f"there are no metrics in {path}")
-    return columns
 
 
 @matplotlib.rc_context(STYLE)

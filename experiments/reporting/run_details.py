@@ -17,14 +17,10 @@ from datamodules.corruptions import BENCHMARK
 from experiments.console import UserError
 from experiments.inference.analysis import confusion, reliability, wilson_interval
 from experiments.inference.finished import FinishedRun
+from experiments.records.metrics import read_metrics
 from experiments.records.record import Evaluation, Shift, ShiftResult
 from experiments.reporting.collect import Entry
-from experiments.reporting.figures import (
-    draw_curves,
-    draw_learning_rate,
-    draw_reliability,
-    read_metrics,
-)
+from experiments.reporting.figures import draw_curves, draw_learning_rate, draw_reliability
 from experiments.reporting.inline import Chart, chart
 from experiments.reporting.pictures import (
     AttentionPictures,

@@ -1,8 +1,8 @@
 """One experiment from the first step to its record: fit, evaluate, write, show."""
 
-import csv
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from experiments.inference.evaluation import predict, score, share_of_blocks
 from experiments.inference.finished import Weights, load_weights, weights_digest
 from experiments.records.images import ImageFacts
 from experiments.records.integrity import seal
+from experiments.records.metrics import Points, read_metrics
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
 from experiments.tracking.wandb_media import log_results, log_scores
@@ -191,7 +192,7 @@ def make_record(
     trainer, data = cli.trainer, cli.datamodule
     commit, dirty = code
     on_validation = scores.get("val", {})
-    config = yaml.safe_load(cli.resolved)
+    config, metrics = yaml.safe_load(cli.resolved), read_metrics(folder / "metrics.csv")
     assert data.source is not None
     selected = max(on_validation, key=lambda name: on_validation[name].accuracy, default=None)
     weights, loader = load_weights(folder, selected or "raw"), data.val_dataloader()
@@ -223,9 +224,9 @@ def make_record(
         scores=scores,
         images_per_step=images_per_step(trainer, config["data"]["batch_size"]),
         rollbacks=next(len(c.rollbacks) for c in trainer.callbacks if isinstance(c, Divergence)),
-        train_accuracy=last_train_accuracy(folder / "metrics.csv"),
+        train_accuracy=last_train_accuracy(metrics),
         clean_train_accuracy=clean_train_accuracy,
-        val_curve=[round(x, 6) for x in curve("val/acc", folder / "metrics.csv").values()],
+        val_curve=[round(x, 6) for _, x in metrics.get("val/acc", [])],
         weights_digest=weights_digest(weights.state),
         blocks_used=share_of_blocks(*evaluator),
         images=ImageFacts.of(data),
@@ -239,17 +240,9 @@ def epochs_trained(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
-def last_train_accuracy(metrics: Path) -> float:
+def last_train_accuracy(metrics: Mapping[str, Points]) -> float:
     """The training accuracy that was logged last, in this or an earlier launch."""
-    logged = {step: x for key in TRAIN_ACCURACY for step, x in curve(key, metrics).items()}
-    return logged[max(logged)]
-
-
-def curve(key: str, metrics: Path) -> dict[int, float]:
-    """The values of a metric by step, in order; a resumed run replaces repeated steps."""
-    with metrics.open(newline="", encoding="utf-8") as file:
-        values = {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
-    return dict(sorted(values.items()))
+    return max(metrics[key][-1] for key in TRAIN_ACCURACY if key in metrics)[1]
 
 
 def operations_per_image(module: ImageClassifier, side: int = 32) -> int:
@@ -274,7 +267,7 @@ def write_pictures(
     plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
     if labels is not None and logits is not None:
         plot_confusion(logits, labels, data.classes, folder / "confusion.png")
-    plot_curves(folder / "metrics.csv", folder / "curves.png")
+    plot_curves(read_metrics(folder / "metrics.csv"), folder / "curves.png")
 
 
 def send_results(

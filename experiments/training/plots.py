@@ -1,6 +1,6 @@
 """Pictures of one run: augmented training images, curves, confusion matrix."""
 
-import csv
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import save_image
 
+from experiments.records.metrics import Points
 from experiments.records.record import write_atomically
 
 
@@ -29,25 +30,18 @@ def plot_confusion(logits: Tensor, labels: Tensor, classes: tuple[str, ...], pat
     _write(figure, path)
 
 
-def plot_curves(metrics: Path, path: Path) -> None:
-    """Accuracy, loss and learning rate over optimizer steps, from a run's metrics.csv."""
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = sorted({name for row in rows for name, value in row.items() if value})
-    panels = {
-        "accuracy": [name for name in names if "/acc" in name],
-        "loss": [name for name in names if "/loss" in name],
-        "learning rate": [name for name in names if name.startswith("lr")],
-    }
+def plot_curves(metrics: Mapping[str, Points], path: Path) -> None:
+    """Accuracy, loss and learning rate over optimizer steps."""
+    panels = {"accuracy": "/acc", "loss": "/loss", "learning rate": "lr-"}
     figure = Figure(figsize=(15, 4), layout="constrained")
     axes = figure.subplots(1, len(panels))
-    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
-        for key in keys:
-            points = [(int(row["step"]), float(row[key])) for row in rows if row[key]]
+    for axis, (title, part) in zip(axes, panels.items(), strict=True):
+        for key in sorted(name for name in metrics if part in name):
+            points = metrics[key]
             axis.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 30 else "")
         axis.set(xlabel="step", ylabel=title)
         axis.grid(alpha=0.3)
-        if keys:
+        if axis.lines:
             axis.legend()
     _write(figure, path)
 

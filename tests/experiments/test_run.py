@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from datamodules.normalisation import normalise
 from experiments.inference.finished import load_weights, open_run
 from experiments.presets import EXPERIMENTS
+from experiments.records.metrics import read_metrics
 from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record
 from experiments.reporting.collect import collect
@@ -123,7 +124,7 @@ def test_the_training_accuracy_is_the_last_epochs_as_training_saw_it(run):
 def test_the_training_accuracy_is_the_last_one_if_mixing_was_switched_off(tmp_path):
     curves = tmp_path / "metrics.csv"
     curves.write_text("step,train/acc,train/acc_soft\n9,,0.25\n19,0.5,\n")
-    assert last_train_accuracy(curves) == 0.5
+    assert last_train_accuracy(read_metrics(curves)) == 0.5
 
 
 def test_the_record_holds_the_validation_curve_and_the_clean_training_accuracy(run):
