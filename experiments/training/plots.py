@@ -36,7 +36,7 @@ def plot_curves(metrics: Mapping[str, Points], path: Path) -> None:
     figure = Figure(figsize=(15, 4), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for axis, (title, part) in zip(axes, panels.items(), strict=True):
-        for key in sorted(name for name in metrics if part in name):
+        for key in sorted(x for x in metrics if part in x and x != "train/loss_scale"):
             points = metrics[key]
             axis.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 30 else "")
         axis.set(xlabel="step", ylabel=title)

@@ -23,6 +23,7 @@ from experiments.records.metrics import read_metrics
 from experiments.records.provenance import describe_device, git_state
 from experiments.records.record import read_record
 from experiments.reporting.collect import collect
+from experiments.training import plots
 from experiments.training.experiment import last_train_accuracy, operations_per_image
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.layers import routing
@@ -119,6 +120,13 @@ def test_the_record_says_what_was_run(run):
 def test_the_training_accuracy_is_the_last_epochs_as_training_saw_it(run):
     assert run.record.train_accuracy == column(run, "train/acc_soft")[-1]
     assert 0 < run.record.train_accuracy < 1
+
+
+def test_the_loss_scale_is_not_drawn_as_a_loss(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_write", lambda figure, _: figures.append(figure))
+    plots.plot_curves({"train/loss": [(9, 2.3)], "train/loss_scale": [(9, 65536.0)]}, tmp_path)
+    assert [line.get_label() for line in figures[0].axes[1].lines] == ["train/loss"]
 
 
 def test_the_training_accuracy_is_the_last_one_if_mixing_was_switched_off(tmp_path):
