@@ -23,20 +23,10 @@ from experiments.benchmarks.flags import KINDS
 from experiments.console import ArgumentParser, UserError, command
 
 
-class Subcommand(ArgumentParser):
-    """The parser of a subcommand, with the arguments that argparse passes."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(description)
-        self.prog = prog
-
-
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
     parser = ArgumentParser("Measure the speed of training, of its parts and of prediction.")
-    kinds = parser.add_subparsers(
-        dest="kind", metavar="KIND", required=True, parser_class=Subcommand
-    )
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, kind in KINDS.items():
         subcommand = kinds.add_parser(name, help=kind.summary, description=kind.summary)
         kind.add_arguments(subcommand)

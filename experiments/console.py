@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from io import TextIOWrapper
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ class UserError(Exception):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser without abbreviated flags, whose errors are UserErrors."""
 
-    def __init__(self, description: str | None = None, add_help: bool = True) -> None:
-        super().__init__(description=description, add_help=add_help, allow_abbrev=False)
+    def __init__(self, description: str | None = None, **settings: Any) -> None:
+        super().__init__(description=description, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
