@@ -11,6 +11,7 @@ python experiments/evaluate.py runs/NAME --shift --cifar10c CIFAR-10-C --cifar10
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,16 +154,19 @@ def shift(run: "FinishedRun", flags: argparse.Namespace) -> None:
 
 def send(run: "FinishedRun", evaluation: "Evaluation") -> None:
     """Add an evaluation to the training's W&B run, if there is one."""
-    from experiments.tracking.wandb_media import log_evaluation
-    from experiments.training.loggers import resumed_wandb_logger
+    from experiments.tracking.wandb_media import strategies
+    from experiments.training.loggers import wandb_logger
 
+    config = run.record.config
+    if not (run.folder / "wandb_id.txt").exists():
+        return
     try:
-        logger = resumed_wandb_logger(run.folder, run.record.config)
+        logger = wandb_logger(run.folder, config["wandb"], config)
     except UserError as error:
         print(f"warning: recorded, but not sent to W&B: {error}", file=sys.stderr)
     else:
         if logger is not None:
-            logger.send(log_evaluation, run.record, evaluation)
+            logger.send(partial(strategies, evaluation), run.record.steps)
             logger.finish()
 
 

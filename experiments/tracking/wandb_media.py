@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from experiments.inference.analysis import confusion, hardest, reliability
@@ -30,16 +29,15 @@ def chart_of(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> Any:
     return wandb.plot_table(chart.design, table, chart.fields, {"title": chart.title})
 
 
-def log_results(
-    logger: WandbLogger,
+def results(
     record: Record,
     logits: Mapping[str, Tensor],
     labels: Tensor,
     images: Tensor,
     classes: Sequence[str],
     augmented: Path,
-) -> None:
-    """Send a finished run's results on the test set, as one row.
+) -> dict[str, Any]:
+    """A finished run's results on the test set, as one row.
 
     `logits` (N, C) are by weights, `labels` int64 (N,), `images` uint8 (N, 3, H, W). `augmented` is
     the picture of training images. Matrix and images show the selected weights.
@@ -47,7 +45,7 @@ def log_results(
     import wandb
 
     selected = logits[record.selected or "raw"]
-    row: dict[str, Any] = {
+    return {
         **scalars(record),
         AUGMENTED: wandb.Image(str(augmented)),
         HARDEST: [
@@ -57,12 +55,6 @@ def log_results(
         CONFUSION.key: chart_of(CONFUSION, confusion_rows(selected, labels, classes)),
         CALIBRATION.key: chart_of(CALIBRATION, calibration_rows(logits, labels)),
     }
-    logger.log_metrics(row, record.steps)
-
-
-def log_scores(logger: WandbLogger, record: Record) -> None:
-    """Send the figures of a run that did not read the test set."""
-    logger.log_metrics(scalars(record), record.steps)
 
 
 def scalars(record: Record) -> dict[str, float]:
@@ -120,14 +112,8 @@ def calibration_rows(logits: Mapping[str, Tensor], labels: Tensor) -> list[dict[
     return rows
 
 
-def log_evaluation(logger: WandbLogger, record: Record, evaluation: Evaluation) -> None:
-    """Send the results of every strategy of prediction with a finished run."""
-    chart = chart_of(STRATEGIES, strategy_rows(evaluation))
-    logger.log_metrics({STRATEGIES.key: chart}, record.steps)
-
-
-def strategy_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """A row for each strategy; accuracies and gains in percentage points."""
+def strategies(evaluation: Evaluation) -> dict[str, Any]:
+    """The chart of every strategy of prediction; accuracies and gains in percentage points."""
     rows = []
     for name, result in evaluation.strategies.items():
         row = {
@@ -144,4 +130,4 @@ def strategy_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             if x.fitted:
                 row |= {f"{split}_nll_fitted": x.fitted.nll, f"{split}_ece_fitted": x.fitted.ece}
         rows.append(row)
-    return rows
+    return {STRATEGIES.key: chart_of(STRATEGIES, rows)}

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from experiments.records.integrity import seal
 from experiments.records.metrics import Points, read_metrics
 from experiments.records.provenance import describe_device, git_state, versions
 from experiments.records.record import Record, Score, write_atomically, write_record
-from experiments.tracking.wandb_media import log_results, log_scores
+from experiments.tracking.wandb_media import results, scalars
 from experiments.training.cli import ExperimentCLI
 from experiments.training.configuration import on_meta
 from experiments.training.devices import (
@@ -118,15 +119,14 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
         )
 
     clean = clean_train_accuracy(cli)  # before `evaluate` loads other weights
-    labels, logits, scores = evaluate(cli, folder)
-    record = make_record(cli, folder, code, scores, timer.time_elapsed("train"), clean)
+    labels, logits, scores = evaluate(cli)
+    record = make_record(cli, code, scores, timer.time_elapsed("train"), clean)
     write_predictions(folder / "predictions.npz", labels, logits)
     write_record(record, folder / "result.json")
     (folder / PREVIOUS).unlink(missing_ok=True)  # a finished run is never resumed
-    answered = labels.get("test"), logits.get("test", {}).get(record.selected or "raw")
-    write_pictures(cli, folder, *answered)
+    write_pictures(cli, record, labels, logits)
     show_result(record, folder)
-    send_results(cli, folder, record, logits, labels)
+    send_results(cli, record, labels, logits)
     return record
 
 
@@ -145,9 +145,7 @@ def clean_train_accuracy(cli: ExperimentCLI) -> float | None:
     return score(logits, loader.labels.cpu(), weights).accuracy
 
 
-def evaluate(
-    cli: ExperimentCLI, folder: Path
-) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
+def evaluate(cli: ExperimentCLI) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
     """Labels, logits and scores of each split; logits and scores for each set of weights."""
     trainer, data = on_one_device(cli.trainer), cli.datamodule
     data.trainer = trainer
@@ -157,7 +155,8 @@ def evaluate(
         loaders["test"] = data.test_dataloader()
     loaders = {split: loader for split, loader in loaders.items() if loader}
     names = [name for name in ("raw", "ema", "swa") if name == "raw" or cli.config[name]]
-    weights = [w for w in (load_weights(folder, name) for name in names) if w is not None]
+    found = (load_weights(cli.launch.folder, name) for name in names)
+    weights = [w for w in found if w is not None]
     logits = {
         split: {w.name: predict(trainer, cli.model, w, loader) for w in weights}
         for split, loader in loaders.items()
@@ -182,14 +181,13 @@ def write_predictions(path: Path, labels: dict[str, Tensor], logits: Logits) -> 
 
 def make_record(
     cli: ExperimentCLI,
-    folder: Path,
     code: tuple[str, bool],
     scores: dict[str, dict[str, Score]],
     seconds: float,
     clean_train_accuracy: float | None,
 ) -> Record:
     """The record of a finished run."""
-    trainer, data = cli.trainer, cli.datamodule
+    trainer, data, folder = cli.trainer, cli.datamodule, cli.launch.folder
     commit, dirty = code
     on_validation = scores.get("val", {})
     config, metrics = yaml.safe_load(cli.resolved), read_metrics(folder / "metrics.csv")
@@ -258,28 +256,27 @@ def operations_per_image(module: ImageClassifier, side: int = 32) -> int:
 
 
 def write_pictures(
-    cli: ExperimentCLI, folder: Path, labels: Tensor | None, logits: Tensor | None
+    cli: ExperimentCLI, record: Record, labels: dict[str, Tensor], logits: Logits
 ) -> None:
     """Draw augmented training images, curves, and the confusion matrix if the test set was read."""
-    data = cli.datamodule
+    data, folder = cli.datamodule, cli.launch.folder
     images, _ = next(iter(data.train_dataloader()))
     images = images.flatten(0, -4)  # AugMix: the views of an image, side by side
     plot_augmented(images[:64].float().cpu(), data.mean, data.std, folder / "augmented.png")
-    if labels is not None and logits is not None:
-        plot_confusion(logits, labels, data.classes, folder / "confusion.png")
+    if "test" in labels:
+        answers = logits["test"][record.selected or "raw"], labels["test"]
+        plot_confusion(*answers, data.classes, folder / "confusion.png")
     plot_curves(read_metrics(folder / "metrics.csv"), folder / "curves.png")
 
 
 def send_results(
-    cli: ExperimentCLI, folder: Path, record: Record, logits: Logits, labels: dict[str, Tensor]
+    cli: ExperimentCLI, record: Record, labels: dict[str, Tensor], logits: Logits
 ) -> None:
     """Send the scores to W&B if it is on, and the test set's pictures if the test set was read."""
+    make_row, data = partial(scalars, record), cli.datamodule
+    if "test" in labels:
+        answers = logits["test"], labels["test"], data.test_dataloader().images, data.classes
+        make_row = partial(results, record, *answers, cli.launch.folder / "augmented.png")
     for logger in cli.trainer.loggers:
         if isinstance(logger, ClaimLogger):
-            if not cli.config.test:
-                logger.send(log_scores, record)
-                continue
-            images, classes = cli.datamodule.test_dataloader().images, cli.datamodule.classes
-            grid = folder / "augmented.png"
-            answers = logits["test"], labels["test"]
-            logger.send(log_results, record, *answers, images, classes, grid)
+            logger.send(make_row, record.steps)

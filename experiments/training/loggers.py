@@ -95,19 +95,19 @@ class ClaimLogger(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics({**metrics, **self.claim} if "val/acc" in metrics else metrics, step)
 
-    def send(self, log: Callable[..., None], *results: Any) -> None:
-        """Call `log(self, *results)`; if the server fails, call it again with an offline run.
+    def send(self, make_row: Callable[[], Mapping[str, Any]], step: int) -> None:
+        """Log a row; if the server fails, make it again for an offline run.
 
         Tables need an answer of the server, and images belong to the run that they were made for.
         """
         import wandb
 
         try:
-            log(self, *results)
+            self.log_metrics(make_row(), step)
         except wandb.Error as error:
             self.finish()
             self.continue_offline(error)
-            log(self, *results)
+            self.log_metrics(make_row(), step)
 
     def continue_offline(self, error: Exception) -> None:
         """Log into an offline run with the same id, and print the command that uploads it."""
@@ -182,13 +182,3 @@ def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> Claim
         logger.continue_offline(error)
         logger.log_hyperparams(config)
     return logger
-
-
-def resumed_wandb_logger(folder: Path, config: dict[str, Any]) -> ClaimLogger | None:
-    """A W&B logger for results after training, in the mode of the training.
-
-    None if the run in `folder` has no W&B run.
-    """
-    if not (folder / "wandb_id.txt").exists():
-        return None
-    return wandb_logger(folder, config["wandb"], config)
