@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from itertools import chain
-from typing import Any, ClassVar, Protocol, cast, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,15 +15,11 @@ from torch.optim import Optimizer
 from callbacks.lookahead import HasNetwork, Lookahead
 
 
-class EvaluatesNetworks(HasNetwork, Protocol):
-    """A LightningModule for EMA and SWA."""
-
-    def evaluate(self, network: nn.Module, batch: Any, suffix: str) -> None:
-        """Add a batch to the epoch's `val/loss{suffix}` and `val/acc{suffix}`."""
-
-
 class Average(Callback, ABC):
-    """An average of the weights, validated during fit after the network."""
+    """An average of the weights, validated during fit after the network.
+
+    The module's `evaluate` adds a batch to the epoch's `val/loss{suffix}` and `val/acc{suffix}`.
+    """
 
     #: ending of its metrics, as in `val/acc_ema`
     suffix: ClassVar[str]
@@ -49,7 +45,7 @@ class Average(Callback, ABC):
         if self.network is None or trainer.state.fn != TrainerFn.FITTING:
             return
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            cast(EvaluatesNetworks, pl_module).evaluate(self.network, batch, self.suffix)
+            cast(Any, pl_module).evaluate(self.network, batch, self.suffix)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Used when training starts: the network is not on its device yet, and has no optimizer.

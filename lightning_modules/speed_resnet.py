@@ -1,9 +1,8 @@
 """SpeedResNet as a LightningModule."""
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_modules.classifier import Batch, ImageClassifier
@@ -13,13 +12,6 @@ from lightning_modules.optimizers import optimizer_steps
 
 #: number of training images that the whitening layer is computed from
 WHITENED_IMAGES = 5_000
-
-
-class HasTrainingImages(Protocol):
-    """A data module for the whitening layer."""
-
-    def training_images(self, count: int) -> Tensor:
-        """Return the first `count` training images, normalised, not augmented."""
 
 
 class SpeedResNetClassifier(ImageClassifier):
@@ -81,12 +73,11 @@ class SpeedResNetClassifier(ImageClassifier):
     def on_fit_start(self) -> None:
         if self._whitening is None or self._whitening.fitted:
             return
-        data: HasTrainingImages | None = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "training_images"):
             raise MisconfigurationException(
                 "whitening must be off if the Trainer has no data module with training_images"
             )
-        assert data is not None
         self._whitening.fit_patches(data.training_images(WHITENED_IMAGES))
 
     def on_train_start(self) -> None:
