@@ -25,19 +25,17 @@ class LastCheckpoint(Checkpoint):
     validation, and nothing is repeated. A second signal ends the run at once.
     """
 
-    def __init__(
-        self, dirpath: str, every: timedelta = timedelta(seconds=30), agree_every: int = 50
-    ) -> None:
+    #: optimizer steps between two checks whether a save is due; it synchronises several processes
+    agree_every = 50
+
+    def __init__(self, dirpath: str, every: timedelta = timedelta(seconds=30)) -> None:
         """
         Args:
             dirpath: folder of the checkpoint.
             every: minimum time between two saves.
-            agree_every: optimizer steps between two checks whether a save is due, if there are
-                several processes. A check synchronises them.
         """
         self.path = Path(dirpath) / "last.ckpt"
         self.every = every
-        self.agree_every = agree_every
         self._written = 0.0
         self._exists = False
         self._unwritten: dict[str, Any] = {}

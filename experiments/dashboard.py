@@ -57,10 +57,7 @@ def logged_by(runs: Sequence[Path]) -> set[str] | None:
         return None
     keys: set[str] = set()
     for run in runs:
-        try:
-            found = logged_keys(run)
-        except (OSError, ValueError) as error:
-            raise UserError(str(error)) from None
+        found = logged_keys(run)
         if not found:
             raise UserError(
                 f"{run} has no W&B files: name a run that was trained with --wandb offline"

@@ -89,11 +89,6 @@ def command_of(flags: argparse.Namespace) -> str:
     return f"python experiments/screen.py {flags.suite}{rows} {sizes}"
 
 
-def page_name(flags: argparse.Namespace, suite: Suite) -> str:
-    """The page's name: the suite, and the rows of `--rows`."""
-    return "-".join([suite.name, *(suite.rows if flags.rows else [])])
-
-
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
@@ -115,7 +110,8 @@ def main() -> None:
         row_of(suite, name, rungs[0])  # rejects a row now, not hours later
     worker = Worker(suite, place, deadline, stop.is_set)
     ended = screen(worker, rungs, partial(print, flush=True))
-    page = flags.results / f"{page_name(flags, suite)}.md"
+    name = "-".join([suite.name, *(suite.rows if flags.rows else [])])
+    page = flags.results / f"{name}.md"
     results = load_results(flags.results)
     flags.results.mkdir(parents=True, exist_ok=True)
     write_atomically(page, render(suite, rungs, results, command_of(flags)))

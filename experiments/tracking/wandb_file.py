@@ -6,6 +6,8 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
+from experiments.console import UserError
+
 HEADER = b":W&B\xe1\xbe\x00"
 BLOCK = 32_768
 # A fragment of a record: checksum, length, and its kind: the whole record (1), its first (2), a
@@ -14,40 +16,32 @@ FRAGMENT = Struct("<IHB")
 
 
 def logged_keys(folder: Path) -> set[str]:
-    """Keys of the metrics, tables and images that the run in a folder has logged.
-
-    ValueError, in one line, if a file is not from W&B or is damaged.
-    """
+    """Keys of the metrics, tables and images that the run in a folder has logged."""
     return {key for row in logged_rows(folder) for key in row}
 
 
 def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows that all launches logged; a table or an image is given as its location.
 
-    ValueError, in one line, if a file is not from W&B or is damaged.
+    UserError if a file is not from W&B or is damaged.
     """
     # These packages may be missing.
-    from google.protobuf.message import (  # type: ignore[import-untyped]
-        DecodeError,
-    )
-    from wandb.proto.wandb_internal_pb2 import (  # type: ignore[attr-defined]
-        Record,
-    )
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for file in sorted(folder.glob("wandb/*run-*/*.wandb")):
         for content in read_records(file):
-            try:
-                record = Record.FromString(content)
-            except DecodeError:
-                raise ValueError(f"{file} is damaged") from None
             row: dict[str, Any] = {}
-            for item in record.history.item:
-                key, *part = item.nested_key or [item.key]
-                value = json.loads(item.value_json)
-                if part:
-                    row.setdefault(key, {})[part[0]] = value
-                else:
-                    row[key] = value
+            try:
+                for item in Record.FromString(content).history.item:
+                    key, *part = item.nested_key or [item.key]
+                    value = json.loads(item.value_json)
+                    if part:
+                        row.setdefault(key, {})[part[0]] = value
+                    else:
+                        row[key] = value
+            except (DecodeError, ValueError):
+                raise UserError(f"{file} is damaged") from None
             if row:
                 yield row
 
@@ -55,12 +49,12 @@ def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
 def read_records(file: Path) -> Iterator[bytes]:
     """The records in a file of W&B: a header, then LevelDB's log format.
 
-    An incomplete record at the end, as in a running run, is left out. ValueError if the header
-    is not W&B's.
+    An incomplete record at the end, as in a running run, is left out. UserError if the header is
+    not W&B's.
     """
     content = file.read_bytes()
     if not content.startswith(HEADER):
-        raise ValueError(f"{file} is not a file of W&B, or of another version")
+        raise UserError(f"{file} is not a file of W&B, or of another version")
     position, record = len(HEADER), b""
     while True:
         left = BLOCK - position % BLOCK

@@ -15,17 +15,13 @@ FOLDER = "SUB5M_RUN_FOLDER"
 RANKS = (("RANK",), ("NODE_RANK", "LOCAL_RANK"), ("SLURM_PROCID",))
 
 
-def _is_zero(variables: tuple[tuple[str, ...], ...]) -> bool:
-    for names in variables:
+def is_first() -> bool:
+    """Whether this is rank 0, the only process that writes; true for a single process."""
+    for names in RANKS:
         given = [os.environ[name] for name in names if name in os.environ]
         if given:
             return all(value == "0" for value in given)
     return True
-
-
-def is_first() -> bool:
-    """Whether this is rank 0, the only process that writes; true for a single process."""
-    return _is_zero(RANKS)
 
 
 def started_outside() -> int:
