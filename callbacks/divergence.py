@@ -83,9 +83,11 @@ class Divergence(Callback):
 
     def _check_all(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check all losses so far, which waits for the device."""
-        for value in (self._seen, self._sum):
-            if value is not None:
-                self._check(trainer, pl_module, value.cpu())
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()  # `_seen` may be on its way
+        sums = [x.cpu() for x in (self._seen, self._sum) if x is not None]
+        if sums:  # one check, because each may cause a rollback
+            self._check(trainer, pl_module, torch.stack(sums).sum())
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, value: Tensor) -> None:
         finite = bool(torch.isfinite(value)) or self._overflowed(trainer, pl_module)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from callbacks import Divergence
 from experiments.console import UserError
 
 RECIPE = ("--trainer.max_epochs=6", "--ema.decay=0.9", "--lookahead.k=2", "--model.schedule=cosine")
@@ -57,6 +58,14 @@ def test_rollback_restores_the_checkpoint_and_halves_the_rate(tiny, command):
     assert finite(state["callbacks"]["EMA"]["average"])
     assert len(state["callbacks"]["Divergence"]["rollbacks"]) == 2
     assert run.record.rollbacks == 2
+
+
+def test_a_divergence_that_two_checks_at_once_would_see_is_one_rollback(tiny, command, monkeypatch):
+    monkeypatch.setattr(Divergence, "EVERY", 2)
+    run = command(tiny(*RECIPE, "--on_nan=rollback"), callbacks=[Poison(2)])
+    assert run.record.steps % 6 == 0
+    assert (run.record.steps // 6) % 2 == 1  # the last check of an epoch has two sums
+    assert run.record.rollbacks == 1
 
 
 def test_a_third_divergence_ends_the_run(tiny, command):
