@@ -130,10 +130,10 @@ class Divergence(Callback):
         if "MixedPrecision" in checkpoint:  # the fp16 scaler's state
             trainer.precision_plugin.load_state_dict(checkpoint["MixedPrecision"])
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it undeclared
-            state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(callback, Average | Lookahead) and state:
+            if isinstance(callback, Average | Lookahead):
                 callback.on_train_end(trainer, pl_module)  # removes its hook
-                callback.load_state_dict(state)
+                # Before its first average, SWA has no state.
+                callback.load_state_dict(checkpoint["callbacks"].get(callback.state_key, {}))
                 callback.on_train_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -68,6 +68,15 @@ def test_a_divergence_that_two_checks_at_once_would_see_is_one_rollback(tiny, co
     assert run.record.rollbacks == 1
 
 
+def test_a_rollback_to_before_the_first_average_begins_the_average_anew(tiny, command):
+    swa = ("--ema=false", "--swa.start=0.5")
+    run = command(tiny(*RECIPE, *swa, "--on_nan=rollback"), callbacks=[Poison(3)])
+    assert run.record.rollbacks == 1
+    state = torch.load(run.folder / "last.ckpt", weights_only=True)["callbacks"]["SWA"]
+    assert finite(state["average"])
+    assert state["updates"] == 2
+
+
 def test_a_third_divergence_ends_the_run(tiny, command):
     with pytest.raises(UserError, match="the training loss is not finite"):
         command(tiny(*RECIPE, "--on_nan=rollback"), callbacks=[Poison(1, 2, 3)])
