@@ -65,7 +65,9 @@ class Lookahead(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = cast(HasNetwork, pl_module).network
-        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        # A module may freeze a parameter during training, before a rollback restores it.
+        known, named = self._restored.get("slow", {}), network.named_parameters()
+        trained = {name: p for name, p in named if p.requires_grad or name in known}
         self._fast = list(trained.values())
         self._slow = {name: p.detach().clone() for name, p in trained.items()}
         self.steps = 0

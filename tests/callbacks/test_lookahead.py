@@ -82,6 +82,16 @@ def test_frozen_parameters_are_left_alone(fit, tiny):
     assert "0.weight" not in lookahead.state_dict()["slow"]
 
 
+def test_a_restored_parameter_that_is_frozen_by_now_keeps_its_slow_weights(fit, tiny):
+    module, lookahead = tiny(), Lookahead()
+    trainer = fit(module, lookahead)
+    state = lookahead.state_dict()
+    module.network[0].bias.requires_grad_(False)
+    lookahead.load_state_dict(state)
+    lookahead.on_train_start(trainer, module)
+    assert lookahead.state_dict()["slow"].keys() == state["slow"].keys()
+
+
 def test_a_step_that_the_loss_scaler_skips_does_not_count(fit, tiny):
     half = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     lookahead = Lookahead()
