@@ -71,7 +71,9 @@ class LastCheckpoint(Checkpoint):
         # A run that resumes between a batch and its validation would skip that validation.
         ends = batch_idx + 1 == trainer.num_training_batches
         every = trainer.val_check_batch
-        validated = every is not None and (batch_idx + 1) % every == 0
+        whole_run = trainer.check_val_every_n_epoch is None
+        batches = trainer.fit_loop.total_batch_idx if whole_run else batch_idx
+        validated = every is not None and (batches + 1) % every == 0
         if not due or ends or validated or trainer.global_step == trainer.max_steps:
             return
         # A resumed run logs only the steps after the checkpoint.

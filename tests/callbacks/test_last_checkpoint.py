@@ -49,6 +49,13 @@ ALWAYS = timedelta(0)
         (ALWAYS, {"max_steps": 4}, [1, 2, 3], 4),
         # The epoch ends after seven batches, so batch 7 alone is a step.
         (ALWAYS, {"accumulate_grad_batches": 3}, [1, 2, 3, 4, 5], 6),
+        # Step 10 is followed by a validation.
+        (
+            ALWAYS,
+            {"check_val_every_n_epoch": None, "val_check_interval": 10},
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13],
+            14,
+        ),
     ],
 )
 def test_it_is_written_only_where_a_resumed_run_skips_nothing(
