@@ -68,7 +68,8 @@ class Display(ProgressBar):
         self._steps = 0
         # The parameters that `--model.lr` is for: Muon's filters and biases have other rates.
         groups, peak = trainer.optimizers[0].param_groups, pl_module.hparams["lr"]
-        self._group = next((x for x in groups if x.get("initial_lr") == peak), groups[0])
+        rates = [group.get("initial_lr") for group in groups]
+        self._group = rates.index(peak) if peak in rates else 0
         self._start_bar(trainer, self._epoch_name(trainer, trainer.current_epoch), "first step")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -212,7 +213,8 @@ class Display(ProgressBar):
         for key, accuracy in self._validation.items():
             parts.append(f"{key.replace('/acc_', ' ').replace('/acc', '')} {accuracy:.2%}")
         self._validation = {}
-        parts += [f"lr {self._group['lr']:.3g}", duration(now - self._epoch_began)]
+        rate = trainer.optimizers[0].param_groups[self._group]["lr"]
+        parts += [f"lr {rate:.3g}", duration(now - self._epoch_began)]
         left = None if self._first is None else self._left(trainer, now, epoch + 1.0)
         if left:
             parts.append(f"{duration(left)} left")

@@ -1,6 +1,7 @@
 """A loss that is not finite ends a run, or sends it back to its last checkpoint."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -75,6 +76,13 @@ def test_a_rollback_to_before_the_first_average_begins_the_average_anew(tiny, co
     state = torch.load(run.folder / "last.ckpt", weights_only=True)["callbacks"]["SWA"]
     assert finite(state["average"])
     assert state["updates"] == 2
+
+
+def test_after_a_rollback_the_lines_show_the_halved_rate(tiny, command):
+    poison, shown = Poison(2), "--trainer.enable_progress_bar=true"
+    run = command(tiny(*RECIPE, shown, "--on_nan=rollback"), callbacks=[poison])
+    rates = [float(x) for x in re.findall(r"^epoch .*, lr ([\d.e-]+), ", run.output, re.MULTILINE)]
+    assert rates[:5] == pytest.approx([poison.rates[epoch] for epoch in range(1, 6)], rel=1e-2)
 
 
 def test_a_third_divergence_ends_the_run(tiny, command):
