@@ -18,6 +18,7 @@ from experiments.tracking.wandb_keys import (
 )
 
 WEIGHTS = ("raw", "ema", "swa")
+AVERAGES = ("", "_ema", "_swa")
 CLAIM_KEYS = list(dict.fromkeys(key for claim in CLAIMS.values() for key in claim))
 #: columns of the table of runs, after their names
 COLUMNS = ("test/selected/accuracy", "val/selected/accuracy", "parameters")
@@ -25,81 +26,66 @@ COLUMNS = ("test/selected/accuracy", "val/selected/accuracy", "parameters")
 
 def build_workspace(entity: str, project: str) -> ws.Workspace:
     """The workspace of a project's runs; nothing is saved, and no account is needed."""
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name="Sub5M",
-        sections=[
-            _section("Curves", curves()),
-            _section("Accuracy against size", sizes()),
-            _section("Strategies of prediction", strategies(), columns=2),
-            _section("Calibration", calibration()),
-            _section("Confusion matrix", [_chart(CONFUSION)], columns=1),
-            _section("Images", images(), columns=2),
-        ],
-        runset_settings=ws.RunsetSettings(pinned_columns=[f"summary:{key}" for key in COLUMNS]),
-    )
-
-
-def curves() -> list[wr.LinePlot]:
-    """Raw and averaged weights over epochs, which Lightning counts from 0, and the rate by step."""
-
-    def over_epochs(title: str, keys: list[str]) -> wr.LinePlot:
-        return wr.LinePlot(title=title, x="epoch", title_x="epoch, from 0", y=[*keys])
-
-    averages = ("", "_ema", "_swa")
-    validation = [f"val/acc{suffix}" for suffix in averages]
-    return [
-        over_epochs("Validation accuracy, and the paper's claim", [*validation, *CLAIM_KEYS]),
-        over_epochs("Validation loss", [f"val/loss{suffix}" for suffix in averages]),
-        over_epochs(
+    curves = [
+        _over_epochs(
+            "Validation accuracy, and the paper's claim",
+            [*(f"val/acc{suffix}" for suffix in AVERAGES), *CLAIM_KEYS],
+        ),
+        _over_epochs("Validation loss", [f"val/loss{suffix}" for suffix in AVERAGES]),
+        _over_epochs(
             "Training accuracy (soft: against mixed targets)", ["train/acc", "train/acc_soft"]
         ),
-        over_epochs("Training loss", ["train/loss"]),
+        _over_epochs("Training loss", ["train/loss"]),
         # Only fp16 has a loss scale.
         wr.LinePlot(title="Gradients", x="epoch", metric_regex="^train/(gradient_norm|loss_scale)"),
         # Named by the optimizer, and by the parameter group if there are several.
         wr.LinePlot(title="Learning rate", x="trainer/global_step", metric_regex="^lr-.*"),
     ]
-
-
-def sizes() -> list[wr.ScatterPlot | wr.BarPlot]:
-    """Accuracy against cost, with a point for each run."""
-
-    def against(key: str, title: str) -> wr.ScatterPlot:
-        return wr.ScatterPlot(
-            title=f"Test accuracy against {title}",
-            x=wr.SummaryMetric(key),
-            y=wr.SummaryMetric("test/selected/accuracy"),
-        )
-
-    return [
-        against("parameters", "parameters (budget: 5,000,000)"),
-        against("operations_per_image", "operations per image"),
+    sizes: list[PanelTypes] = [
+        _accuracy_against("parameters", "parameters (budget: 5,000,000)"),
+        _accuracy_against("operations_per_image", "operations per image"),
         _bars("Test accuracy of each set of weights", "accuracy"),
     ]
-
-
-def strategies() -> list[wr.CustomChart | wr.WeavePanelSummaryTable]:
-    """Results of `evaluate.py`, for the runs that it has evaluated."""
-    return [_chart(STRATEGIES), wr.WeavePanelSummaryTable(table_name=STRATEGIES.table)]
-
-
-def calibration() -> list[wr.CustomChart | wr.BarPlot]:
-    """Calibration of the probabilities."""
-    return [
+    # Results of `evaluate.py`, for the runs that it has evaluated.
+    strategies: list[PanelTypes] = [
+        _chart(STRATEGIES),
+        wr.WeavePanelSummaryTable(table_name=STRATEGIES.table),
+    ]
+    calibration: list[PanelTypes] = [
         _chart(CALIBRATION),
         _bars("Expected calibration error on the test set", "ece"),
         _bars("Negative log-likelihood on the test set", "nll"),
     ]
-
-
-def images() -> list[wr.MediaBrowser]:
-    """Augmented training images, and the hardest test images."""
-    return [
+    images = [
         wr.MediaBrowser(title="Training images, augmented", media_keys=[AUGMENTED], num_columns=1),
         wr.MediaBrowser(title="Hardest test images", media_keys=[HARDEST], num_columns=6),
     ]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="Sub5M",
+        sections=[
+            _section("Curves", curves),
+            _section("Accuracy against size", sizes),
+            _section("Strategies of prediction", strategies, columns=2),
+            _section("Calibration", calibration),
+            _section("Confusion matrix", [_chart(CONFUSION)], columns=1),
+            _section("Images", images, columns=2),
+        ],
+        runset_settings=ws.RunsetSettings(pinned_columns=[f"summary:{key}" for key in COLUMNS]),
+    )
+
+
+def _over_epochs(title: str, keys: list[str]) -> wr.LinePlot:
+    return wr.LinePlot(title=title, x="epoch", title_x="epoch, from 0", y=[*keys])
+
+
+def _accuracy_against(key: str, title: str) -> wr.ScatterPlot:
+    return wr.ScatterPlot(
+        title=f"Test accuracy against {title}",
+        x=wr.SummaryMetric(key),
+        y=wr.SummaryMetric("test/selected/accuracy"),
+    )
 
 
 def _section(name: str, panels: Sequence[PanelTypes], columns: int = 3) -> ws.Section:
