@@ -37,10 +37,7 @@ class Lookahead(Callback):
     """
 
     def __init__(
-        self,
-        k: int = 5,
-        alpha: float = 0.5,
-        schedule: Literal["constant", "cubic"] = "constant",
+        self, k: int = 5, alpha: float = 0.5, schedule: Literal["constant", "cubic"] = "constant"
     ) -> None:
         """
         Args:

@@ -173,11 +173,7 @@ def send(run: "FinishedRun", evaluation: "Evaluation") -> None:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    from experiments.inference.evaluating import (
-        check_alike,
-        evaluate_run,
-        evaluate_together,
-    )
+    from experiments.inference.evaluating import check_alike, evaluate_run, evaluate_together
     from experiments.inference.finished import open_run
     from experiments.records.record import write_record
     from experiments.reporting.tables import show_evaluation, show_figure_1

@@ -26,15 +26,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, get_args
 
-from experiments.claims.suites import (
-    RESULTS,
-    SCALES,
-    SUITES,
-    Scale,
-    Suite,
-    read_rows,
-    read_suites,
-)
+from experiments.claims.suites import RESULTS, SCALES, SUITES, Scale, Suite, read_rows, read_suites
 from experiments.console import ArgumentParser, UserError, command, duration
 
 if TYPE_CHECKING:

@@ -38,14 +38,6 @@ class SAMResNetClassifier(ImageClassifier):
             classes: classes of the data set, which run.py counts.
         """
         network = SAMResNet(
-            base_width,
-            blocks,
-            se,
-            se_reduction,
-            activation,
-            attention,
-            stem_se,
-            dropout,
-            classes,
+            base_width, blocks, se, se_reduction, activation, attention, stem_se, dropout, classes
         )
         super().__init__(network, **training)

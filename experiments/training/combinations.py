@@ -7,11 +7,7 @@ from jsonargparse import Namespace
 
 from datamodules.datasets import open_data_set
 from experiments.training.length import steps_of_epochs, training_images
-from experiments.training.trainer import (
-    resolve_channels_last,
-    resolve_compile,
-    resolve_precision,
-)
+from experiments.training.trainer import resolve_channels_last, resolve_compile, resolve_precision
 from lightning_modules.classifier import CAPTURED
 from lightning_modules.optimizers import refuse_fused
 
@@ -29,15 +25,8 @@ NEEDS = {
 IRRELEVANT = frozenset(
     [
         # folders and names
-        *(
-            "name",
-            "output",
-            "ckpt_path",
-            "allow_changes",
-            "data.root",
-            "data.download",
-            "trainer.default_root_dir",
-        ),
+        *("name", "output", "ckpt_path", "allow_changes"),
+        *("data.root", "data.download", "trainer.default_root_dir"),
         # the seed, which a record contains separately
         *("seed", "seed_everything", "data.seed"),
         # output and logging

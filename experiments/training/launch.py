@@ -13,11 +13,7 @@ import yaml
 from experiments.console import ArgumentParser, UserError, near
 from experiments.presets import EXPERIMENTS
 from experiments.records.integrity import check_archive, check_seal
-from experiments.training.processes import (
-    agree_on_a_name,
-    handed_on,
-    is_first,
-)
+from experiments.training.processes import agree_on_a_name, handed_on, is_first
 from experiments.training.run_folder import (
     LAST,
     PREVIOUS,
