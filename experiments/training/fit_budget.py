@@ -70,8 +70,7 @@ def fit_to_budget(arch: str, config: Namespace, flags: list[str]) -> FittedBudge
     config.model[cls.grows] = chosen.steps * cls.grows_by
     config.fit_budget = None
     if config.budget is True:
-        default = ParameterBudget()
-        config.budget = Namespace(limit=default.limit, action=default.action)
+        config.budget = Namespace(**vars(ParameterBudget()))
     if config.budget:
         config.budget.limit = min(config.budget.limit, budget)
     other = next((fit for fit in (largest, aligned) if fit and fit != chosen), None)

@@ -6,7 +6,6 @@ import warnings
 
 #: warnings about decisions of this project
 WARNINGS = (
-    "Experiment logs directory .* exists and is not empty",  # the run folder, with its config
     "Checkpoint directory .* exists and is not empty",
     "The number of training batches .* is smaller than the logging interval",
     "Total length of `EvalLoader` across ranks is zero",  # val_fraction 0
