@@ -1,7 +1,6 @@
 """CIFAR-10-C's corruptions with their parameters at five severities."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,32 +14,16 @@ SEVERITIES = (1, 2, 3, 4, 5)
 #: images per batch
 CHUNK = 1000
 
-Parameters = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """A function, and its arguments at each of the five severities."""
-
-    function: Callable[..., Tensor]
-    parameters: tuple[Parameters, Parameters, Parameters, Parameters, Parameters]
-
-
-CORRUPTIONS = {
-    "gaussian_noise": Corruption(
-        noise.gaussian_noise, ((0.04,), (0.06,), (0.08,), (0.09,), (0.10,))
-    ),
-    "shot_noise": Corruption(noise.shot_noise, ((500,), (250,), (100,), (75,), (50,))),
-    "impulse_noise": Corruption(noise.impulse_noise, ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,))),
-    "defocus_blur": Corruption(
-        blur.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))
-    ),
-    "glass_blur": Corruption(
-        blur.glass_blur, ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))
-    ),
-    "motion_blur": Corruption(blur.motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
-    "zoom_blur": Corruption(blur.zoom_blur, ((1.06,), (1.11,), (1.16,), (1.21,), (1.26,))),
-    "snow": Corruption(
+#: name -> function, and its arguments at each of the five severities
+CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[Any, ...], ...]]] = {
+    "gaussian_noise": (noise.gaussian_noise, ((0.04,), (0.06,), (0.08,), (0.09,), (0.10,))),
+    "shot_noise": (noise.shot_noise, ((500,), (250,), (100,), (75,), (50,))),
+    "impulse_noise": (noise.impulse_noise, ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,))),
+    "defocus_blur": (blur.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
+    "glass_blur": (blur.glass_blur, ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))),
+    "motion_blur": (blur.motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
+    "zoom_blur": (blur.zoom_blur, ((1.06,), (1.11,), (1.16,), (1.21,), (1.26,))),
+    "snow": (
         weather.snow,
         (
             (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
@@ -50,11 +33,11 @@ CORRUPTIONS = {
             (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ),
     ),
-    "frost": Corruption(weather.frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
-    "fog": Corruption(weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
-    "brightness": Corruption(weather.brightness, ((0.05,), (0.1,), (0.15,), (0.2,), (0.3,))),
-    "contrast": Corruption(digital.contrast, ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,))),
-    "elastic_transform": Corruption(
+    "frost": (weather.frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
+    "fog": (weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+    "brightness": (weather.brightness, ((0.05,), (0.1,), (0.15,), (0.2,), (0.3,))),
+    "contrast": (digital.contrast, ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,))),
+    "elastic_transform": (
         digital.elastic_transform,
         (
             (0, 0, 0.08),
@@ -64,11 +47,11 @@ CORRUPTIONS = {
             (0.1, 0.03, 0.03),
         ),
     ),
-    "pixelate": Corruption(digital.pixelate, ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,))),
-    "jpeg_compression": Corruption(digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,))),
-    "speckle_noise": Corruption(noise.speckle_noise, ((0.06,), (0.1,), (0.12,), (0.16,), (0.2,))),
-    "gaussian_blur": Corruption(blur.gaussian_blur, ((0.4,), (0.6,), (0.7,), (0.8,), (1,))),
-    "spatter": Corruption(
+    "pixelate": (digital.pixelate, ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,))),
+    "jpeg_compression": (digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,))),
+    "speckle_noise": (noise.speckle_noise, ((0.06,), (0.1,), (0.12,), (0.16,), (0.2,))),
+    "gaussian_blur": (blur.gaussian_blur, ((0.4,), (0.6,), (0.7,), (0.8,), (1,))),
+    "spatter": (
         weather.spatter,
         (
             (0.62, 0.1, 0.7, 0.7, 0.5, False),
@@ -78,7 +61,7 @@ CORRUPTIONS = {
             (0.65, 0.1, 0.5, 0.68, 0.6, True),
         ),
     ),
-    "saturate": Corruption(digital.saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
+    "saturate": (digital.saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
 }
 
 #: the 15 corruptions of the benchmark; the other four are extra
@@ -98,12 +81,11 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE):
         shape = tuple(images.shape)
         raise ValueError(f"images must be uint8 (N, 3, 32, 32), got {images.dtype} {shape}")
-    corruption = CORRUPTIONS[name]
-    parameters = corruption.parameters[severity - 1]
+    function, parameters = CORRUPTIONS[name]
     generator = torch.Generator().manual_seed(derive_seed(seed, name, severity))
     results = []
     for chunk in images.split(CHUNK):
-        changed = corruption.function(chunk / 255, generator, *parameters)
+        changed = function(chunk / 255, generator, *parameters[severity - 1])
         # Not rounded, as published. In 32 bits a value may be slightly below a whole number.
         results.append((changed.clamp(0, 1) * 255 + 1e-3).byte())
     return torch.cat(results)

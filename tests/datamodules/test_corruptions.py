@@ -135,7 +135,7 @@ def test_geometry_leaves_a_plain_image_plain(severity: int) -> None:
 
 
 def test_an_elastic_transform_without_strength_is_none() -> None:
-    function = CORRUPTIONS["elastic_transform"].function
+    function, _ = CORRUPTIONS["elastic_transform"]
     images = NOISE / 255
     still = function(images, torch.Generator().manual_seed(0), 0, 0, 0)
     torch.testing.assert_close(still, images, atol=1e-4, rtol=0)
