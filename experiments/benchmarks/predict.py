@@ -6,6 +6,7 @@ evaluation mode, and the average over views.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -16,9 +17,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from datamodules.facts import CIFAR10_MEAN, CIFAR10_STD
+from datamodules.normalisation import eval_batch_size
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks.timing import Ratio, alternate, ratio
-from experiments.inference.finished import FinishedRun, open_run
+from experiments.inference.evaluation import open_images
+from experiments.inference.finished import open_run
 from experiments.inference.strategies import PLAIN, STRATEGIES
 from experiments.presets import PRESETS
 from experiments.training.configuration import resolve_config
@@ -34,16 +37,19 @@ TRAINED = [*UNTRAINED, "adaptive"]
 @torch.inference_mode()
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure a row for each strategy; UserError if the run or its images are missing."""
+    device = torch.device(flags.device)
+    split: str | None = None
     if flags.run:
         run = open_run(flags.run)
         module, precision = run.network(), run.record.precision
-        loader, split = images_of(run, flags.root)
+        # Validation images, or else test images.
+        split, loader = next(iter(open_images(run, flags.root, device).items()))
         subject, names = run.record.name, TRAINED
     else:
         config = resolve_config(["--arch", flags.arch])
         module = build_network(PRESETS.get(flags.arch, flags.arch), config["model"]).eval()
         precision, subject, names = config["trainer"]["precision"], flags.arch, UNTRAINED
-        loader, split = noise(flags.images, config["data"]["eval_batch_size"] or 250), None
+        loader = noise(flags.images, config["data"]["eval_batch_size"] or eval_batch_size(device))
     number_format: Any = flags.precision or precision
     fabric = Fabric(
         accelerator=flags.device,
@@ -51,7 +57,8 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
         precision=resolve_precision(number_format, flags.device),
     )
     network = fabric.setup_module(module)
-    loader = first(loader, flags.images, fabric.device)
+    images, labels = (x[: flags.images].to(device) for x in (loader.images, loader.labels))
+    loader = replace(loader, images=images, labels=labels)
 
     answers: dict[str, list[Tensor]] = {}
 
@@ -89,17 +96,6 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def images_of(run: FinishedRun, root: str | None) -> tuple[EvalLoader, str]:
-    """The run's validation images, or else its test images, and the name of the split."""
-    data = run.data(root)
-    data.prepare_data()
-    data.setup("validate")
-    if loader := data.val_dataloader():
-        return loader, "val"
-    data.setup("test")
-    return data.test_dataloader(), "test"
-
-
 def noise(count: int, batch_size: int) -> EvalLoader:
     """Random pixels: times do not depend on the pixels."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
@@ -107,13 +103,6 @@ def noise(count: int, batch_size: int) -> EvalLoader:
     return EvalLoader(
         images, labels, batch_size, torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)
     )
-
-
-def first(loader: EvalLoader, count: int, device: torch.device) -> EvalLoader:
-    """The first images of a loader, on a device."""
-    tensors = (loader.images[:count], loader.labels[:count])
-    images, labels, mean, std = (x.to(device) for x in (*tensors, loader.mean, loader.std))
-    return EvalLoader(images, labels, loader.batch_size, mean, std)
 
 
 def share(true: Tensor) -> float:

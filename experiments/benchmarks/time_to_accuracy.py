@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import zip_longest
 from math import inf, isfinite
@@ -201,8 +202,7 @@ def answer(
     networks: Mapping[str, nn.Module], loader: EvalLoader, device: torch.device, strategy: Strategy
 ) -> tuple[float, float]:
     """Accuracy of a strategy on a loader's images, and its seconds."""
-    loader.images, loader.labels = loader.images.to(device), loader.labels.to(device)
-    loader.mean, loader.std = loader.mean.to(device), loader.std.to(device)
+    loader = replace(loader, images=loader.images.to(device), labels=loader.labels.to(device))
     module = strategy.build(networks, loader.mean, loader.std)
     start = now(device)
     classes = torch.cat([module(images).argmax(dim=1) for images, _ in loader])

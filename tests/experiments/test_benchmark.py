@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms import v2
 
 import datamodules.cifar10
+import datamodules.tensor_loader
 from datamodules.augmentation import cutout
 from datamodules.facts import CIFAR10_MEAN, CIFAR10_STD
 from datamodules.normalisation import normalise
@@ -23,6 +24,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.flags import KINDS
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, ratio
+from experiments.inference import evaluation
 from experiments.presets import EXPERIMENTS
 from experiments.records import record
 from experiments.records.record import read_benchmark
@@ -274,6 +276,20 @@ def test_predicting_with_a_run_is_scored_on_validation_by_evaluates_own_answers(
     assert rows["plain"]["accuracy"] == run.record.scores["val"]["raw"].accuracy
     assert 0 <= rows["adaptive"]["unsure"] <= 1
     assert rows["plain"]["unsure"] is None
+
+
+def test_prediction_is_timed_in_evaluates_batches_of_the_device(measured, experiment, monkeypatch):
+    run = experiment("--data.eval_batch_size=null")
+    sizes = set()
+
+    def spy(images, mean, std):
+        sizes.add(len(images))
+        return normalise(images, mean, std)
+
+    monkeypatch.setattr(evaluation, "eval_batch_size", lambda device: 120)
+    monkeypatch.setattr(datamodules.tensor_loader, "normalise", spy)
+    measured("predict", f"--run={run.folder}", "--repeats=1")
+    assert sizes == {120, 80}  # of 200 validation images
 
 
 def test_a_run_without_validation_is_timed_on_test_images_and_not_scored(measured, experiment):
