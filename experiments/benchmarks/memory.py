@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +29,6 @@ def peak_growth(function: Callable[[], object], device: torch.device) -> int:
     events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     return max(accumulate(changes, initial=0))
-
-
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, also within dictionaries."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, dict):
-            found += tensors_in(value.values())
-        elif isinstance(value, Tensor):
-            found.append(value)
-    return found
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:

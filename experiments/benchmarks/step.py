@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.flags import MEMORY_FORMATS, TORCH_MODES, chosen
-from experiments.benchmarks.memory import held_bytes, peak_growth, saved_bytes, tensors_in
+from experiments.benchmarks.memory import held_bytes, peak_growth, saved_bytes
 from experiments.benchmarks.timing import (
     Ratio,
     alternate,
@@ -134,7 +134,8 @@ class Step:
     def peak_memory(self) -> int:
         """The most bytes of tensors that training holds at once, after a first step."""
         parameters = list(self.module.parameters())
-        state = tensors_in(self.optimizer.state.values())
+        values = (x for state in self.optimizer.state.values() for x in state.values())
+        state = [x for x in values if isinstance(x, Tensor)]
         gradients = [p.grad for p in parameters if p.grad is not None]
         held = held_bytes([*parameters, *gradients, *self.module.buffers(), *state, *self.batch])
         return held + peak_growth(self, self.batch[0].device)
