@@ -72,7 +72,7 @@ class ClaimRow:
             return f"{value} [{low}, {high}] over images"
         if self.claim.metric == SPREAD:  # not symmetric
             return f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]"
-        return f"{value} ± {(interval[1] - interval[0]) / 2:.2f}"
+        return value + self.estimate.margin
 
     @property
     def n(self) -> str:
@@ -142,7 +142,7 @@ def _count(suite: Suite, claim: Claim) -> ClaimRow:
     }
     value = claim.measure(counts)
     verdict = judge((claim.claimed.low, claim.claimed.high), (value, value), claim.threshold)
-    exact = Estimate(value, None, value, value, ())
+    exact = Estimate(value, None, (value, value), ())
     return ClaimRow(suite, claim, "counted", exact, verdict, note=claim.note)
 
 

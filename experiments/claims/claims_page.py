@@ -87,7 +87,7 @@ def _headlines(rows: list[ClaimRow]) -> str:
         ]
         for x in best.values()
     ]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _full_length(rows: list[ClaimRow], results: Results) -> str:
@@ -130,7 +130,7 @@ def _summary(rows: list[ClaimRow]) -> str:
         [f"**{verdict}**", *(str(counts[column, verdict] or "") for column in columns), meaning]
         for verdict, meaning in MEANING.items()
     ]
-    return _table(["verdict", *columns, "meaning"], lines)
+    return markdown_table(["verdict", *columns, "meaning"], lines)
 
 
 def _claims(rows: list[ClaimRow]) -> str:
@@ -141,7 +141,7 @@ def _claims(rows: list[ClaimRow]) -> str:
         verdict = f"**{row.verdict}**" + (" (short)" if row.scale == "short" else "")
         cells = [row.claimed, row.scale, row.measured, row.n, verdict, row.seeds]
         lines.append([claim, row.source, *cells, f"`{row.command}`"])
-    return _table([*header, "command"], lines)
+    return markdown_table([*header, "command"], lines)
 
 
 def _measurements(suite: Suite, results: Results) -> str:
@@ -159,7 +159,7 @@ def _measurements(suite: Suite, results: Results) -> str:
         return ""
     weights = "raw / averaged weights"
     header = ["row", "scale", "parameters", f"validation, {weights}", f"test, {weights}", "records"]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _accuracy(records: list[Record], split: str) -> str:
@@ -169,11 +169,11 @@ def _accuracy(records: list[Record], split: str) -> str:
         known = [100 * score.accuracy for score in scores if score]
         if known:
             x = mean_of(known)
-            half = f" ± {(x.interval[1] - x.interval[0]) / 2:.2f}" if x.interval else ""
-            cells.append(f"{x.value:.2f}{half}")
+            cells.append(f"{x.value:.2f}{x.margin}")
     return " / ".join(cells)
 
 
-def _table(header: list[str], lines: Iterable[list[str]]) -> str:
+def markdown_table(header: list[str], lines: Iterable[list[str]]) -> str:
+    """A table in Markdown."""
     rows = [header, ["---"] * len(header), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

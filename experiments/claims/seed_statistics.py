@@ -1,7 +1,7 @@
 """Statistics of a few training runs: means, differences and their intervals.
 
 How sure one run is about other test images is another question:
-`experiments/inference/bootstrap.py`.
+`experiments.inference.evaluation.paired_bootstrap`.
 """
 
 from collections.abc import Sequence
@@ -26,28 +26,29 @@ class Estimate:
 
     value: float  # nan if it is not defined
     sd: float | None  # of one run; pooled over both sides of a difference; None for n = 1
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     n: tuple[int, ...]  # number of runs, of both sides of a difference
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        if self.low is None or self.high is None:
-            return None
-        return self.low, self.high
+    def margin(self) -> str:
+        """Half the width of the interval, such as " ± 0.08"; empty without an interval."""
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        return f" ± {(high - low) / 2:.2f}"
 
 
 def mean_of(values: Sequence[float]) -> Estimate:
     """Mean with its t-interval."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return Estimate(mean, None, None, None, (len(values),))
+        return Estimate(mean, None, None, (len(values),))
     sd = float(np.std(values, ddof=1))
     low, high = mean, mean
     if np.ptp(values) > 0:
         interval = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
         low, high = float(interval.low), float(interval.high)
-    return Estimate(mean, sd, low, high, (len(values),))
+    return Estimate(mean, sd, (low, high), (len(values),))
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
@@ -68,18 +69,18 @@ def welch_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate
     value = float(np.mean(ours) - np.mean(theirs))
     n = (len(ours), len(theirs))
     if min(n) < 2:
-        return Estimate(value, None, None, None, n)
+        return Estimate(value, None, None, n)
     variances = np.var(ours, ddof=1), np.var(theirs, ddof=1)
     low, high = value, value
     if np.ptp(ours) > 0 or np.ptp(theirs) > 0:
         interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(LEVEL)
         low, high = float(interval.low), float(interval.high)
-    return Estimate(value, sqrt(sum(variances) / 2), low, high, n)
+    return Estimate(value, sqrt(sum(variances) / 2), (low, high), n)
 
 
 def undefined(*n: int) -> Estimate:
     """An estimate without a value, because `n` runs (of each side) are too few."""
-    return Estimate(nan, None, None, None, n)
+    return Estimate(nan, None, None, n)
 
 
 def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
@@ -92,7 +93,7 @@ def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
         return undefined(*n)
     ratio = float(np.std(ours, ddof=1) / np.std(theirs, ddof=1))
     low, high = stats.f.interval(LEVEL, n[0] - 1, n[1] - 1)
-    return Estimate(ratio, None, ratio / sqrt(high), ratio / sqrt(low), n)
+    return Estimate(ratio, None, (ratio / sqrt(high), ratio / sqrt(low)), n)
 
 
 def needed_seeds(

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from experiments.claims.claims import parameters_of, reservations
+from experiments.claims.claims_page import markdown_table
 from experiments.claims.matching import Results, load_results
 from experiments.claims.seed_statistics import Estimate, mean_of
 from experiments.inference.strategies import PLAIN, STRATEGIES
@@ -176,7 +177,7 @@ def _known() -> Iterator[Point]:
             yield Point(
                 group,
                 x.name,
-                Estimate(x.accuracy, None, None, None, ()),
+                Estimate(x.accuracy, None, None, ()),
                 parameters=parameters,
                 operations=petaflop and 1e15 * petaflop,
                 note=x.note,
@@ -187,10 +188,7 @@ def _known() -> Iterator[Point]:
 
 def in_words(estimate: Estimate) -> str:
     """`95.31 ± 0.08, n = 3`, without the interval or n if they are unknown."""
-    text = f"{estimate.value:.2f}"
-    if estimate.interval:
-        low, high = estimate.interval
-        text += f" ± {(high - low) / 2:.2f}"
+    text = f"{estimate.value:.2f}{estimate.margin}"
     return f"{text}, n = {estimate.n[0]}" if estimate.n else text
 
 
@@ -198,7 +196,7 @@ def render(points: Sequence[Point]) -> str:
     """The page, with the points numbered as in the picture."""
     header = ["point", "network", "accuracy", "several views", "parameters", "PFLOP"]
     header += ["training", "source"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for number, x in enumerate(points, 1):
         name = f"**`{x.name}`**" if x.group == "this project" else x.name
         counts = [
@@ -211,8 +209,9 @@ def render(points: Sequence[Point]) -> str:
         elif x.views:
             views = f"{in_words(x.views)} ({x.strategy})"
         lines.append([str(number), name, accuracy, views, *counts, x.note, x.source])
-    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
-    return HEAD + "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return HEAD + markdown_table(
+        header, ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    )
 
 
 def draw(points: Sequence[Point]) -> Figure:

@@ -1,7 +1,8 @@
 """The page of a screening as Markdown, made from its records alone."""
 
+from experiments.claims.claims_page import markdown_table
 from experiments.claims.matching import Results
-from experiments.claims.seed_statistics import Estimate, mean_of, welch_difference
+from experiments.claims.seed_statistics import mean_of, welch_difference
 from experiments.claims.suites import Suite
 from experiments.records.record import Record
 from experiments.reproduction.halving import Rung, records_of, val_accuracy
@@ -28,7 +29,7 @@ one of them was left out earlier."""
 def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> str:
     """The page, ordered by the number of complete columns, then by accuracy."""
     header = ["row", *(f"epochs {x.epochs}, n = {x.seeds}" for x in rungs), "gain"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     records = {name: [records_of(suite, name, x, results) for x in rungs] for name in suite.rows}
     found = {name: [[val_accuracy(x) for x in of] for of in records[name]] for name in suite.rows}
     base = next(iter(found.values()))
@@ -44,9 +45,7 @@ def render(suite: Suite, rungs: list[Rung], results: Results, command: str) -> s
         title = f"`{name}`: {suite.rows[name].title}"
         lines.append([title, *cells, _gain(found[name], base)])
     used = [record for of_row in records.values() for of_rung in of_row for record in of_rung]
-    return _head(suite, command, used, len(rungs) > 1) + "".join(
-        f"| {' | '.join(line)} |\n" for line in lines
-    )
+    return _head(suite, command, used, len(rungs) > 1) + markdown_table(header, lines)
 
 
 def _head(suite: Suite, command: str, records: list[Record], several: bool) -> str:
@@ -67,19 +66,13 @@ def _accuracy(values: list[float], seeds: int) -> str:
     if not values:
         return ""
     fewer = f" (n = {len(values)})" if len(values) < seeds else ""
-    return _in_words(mean_of(values), ".2f") + fewer
+    mean = mean_of(values)
+    return f"{mean.value:.2f}{mean.margin}{fewer}"
 
 
 def _gain(ours: list[list[float]], base: list[list[float]]) -> str:
     both = [(x, y) for x, y in zip(ours, base, strict=True) if x and y]
     if ours is base or not both:
         return ""
-    return _in_words(welch_difference(*both[-1]), "+.2f")
-
-
-def _in_words(estimate: Estimate, form: str) -> str:
-    value = f"{estimate.value:{form}}"
-    if estimate.interval is None:
-        return value
-    low, high = estimate.interval
-    return f"{value} ± {(high - low) / 2:.2f}"
+    gain = welch_difference(*both[-1])
+    return f"{gain.value:+.2f}{gain.margin}"
