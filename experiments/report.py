@@ -46,12 +46,15 @@ def make_page(flags: argparse.Namespace) -> None:
     found = collect(flags.runs)
     # Settings and verdicts need torch and Lightning, whose import takes seconds.
     from experiments.claims.claims import claim_rows
+    from experiments.claims.matching import Results
+    from experiments.claims.suites import load_suites
     from experiments.records.record import write_atomically
     from experiments.reporting.configurations import configurations
     from experiments.reporting.page import render
 
     rows = configurations(found.entries)
-    claims = claim_rows(found.records, found.evaluations) if found.records else []
+    results = Results(tuple(found.records), tuple(found.evaluations))
+    claims = claim_rows(results, load_suites().values()) if found.records else []
     with_folders = [entry for row in rows for entry in row.entries if entry.run]
     details = []
     if with_folders:

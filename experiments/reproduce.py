@@ -165,14 +165,13 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
     from experiments.claims.matching import load_results
     from experiments.reporting.tables import print_table
 
-    found = load_results(results)
     table = Table(title=f"Claims, {SCALES[scale]}", show_lines=True)
     for column in ("claim", "claimed", "measured", "n", "verdict", "seeds\nneeded"):
         table.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
-    for row in claim_rows(found.records, found.evaluations, {x.name: x for x in suites}):
+    for row in claim_rows(load_results(results), suites):
         if row.scale in (scale, "counted"):
             verdict = f"{row.verdict} (short)" if row.scale == "short" else row.verdict
-            cells = (row.text, row.claimed, row.measured, row.n, verdict, row.seeds)
+            cells = (row.claim.text, row.claimed, row.measured, row.n, verdict, row.seeds)
             table.add_row(*(escape(cell) for cell in cells))
     print_table(table)
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -17,9 +17,9 @@ from experiments.claims.estimates import (
 )
 from experiments.claims.matching import Results, config_of_row
 from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
-from experiments.claims.suites import Claim, Row, Scale, Suite, load_suites
+from experiments.claims.suites import Claim, Scale, Suite
 from experiments.claims.verdicts import Verdict, judge
-from experiments.records.record import Evaluation, Record
+from experiments.records.record import Record
 from experiments.training.configuration import on_meta
 from experiments.training.experiment import operations_per_image
 from lightning_modules.networks import count_parameters
@@ -41,14 +41,6 @@ class ClaimRow:
     seeds_needed: int | None = None  # None without a claimed difference or a known sd
     paired: bool = False  # whether both sides of the difference come from the same runs
     note: str | None = None  # our reading, or the reason why it cannot be judged
-
-    @property
-    def source(self) -> str:
-        return self.claim.source
-
-    @property
-    def text(self) -> str:
-        return self.claim.text
 
     @property
     def claimed(self) -> str:
@@ -112,18 +104,13 @@ class ClaimRow:
         return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.2f}"
 
 
-def claim_rows(
-    records: Iterable[Record],
-    evaluations: Iterable[Evaluation] = (),
-    suites: Mapping[str, Suite] | None = None,
-) -> list[ClaimRow]:
+def claim_rows(results: Results, suites: Iterable[Suite]) -> list[ClaimRow]:
     """Every claim of the suites at full scale, and at short scale if there are records.
 
     A counted claim has one row. ValueError if a row's network cannot be built.
     """
-    results = Results(tuple(records), tuple(evaluations))
     rows: list[ClaimRow] = []
-    for suite in (load_suites() if suites is None else suites).values():
+    for suite in suites:
         for claim in suite.claims:
             if claim.counted:
                 rows.append(_count(suite, claim))
@@ -144,11 +131,6 @@ def _count(suite: Suite, claim: Claim) -> ClaimRow:
     verdict = judge((claim.claimed.low, claim.claimed.high), (value, value), claim.threshold)
     exact = Estimate(value, None, (value, value), ())
     return ClaimRow(suite, claim, "counted", exact, verdict, note=claim.note)
-
-
-def parameters(row: Row) -> int:
-    """Count the trainable parameters of a row's network at full scale."""
-    return parameters_of(config_of_row(row, "full"))
 
 
 def parameters_of(config: dict[str, Any]) -> int:

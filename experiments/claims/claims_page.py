@@ -52,7 +52,7 @@ If runs of one claim differ in precision, or come from uncommitted code, the cla
 def render(results: Results, suites: dict[str, Suite] | None = None) -> str:
     """The page; ValueError if a suite is malformed."""
     suites = load_suites() if suites is None else suites
-    rows = claim_rows(results.records, results.evaluations, suites)
+    rows = claim_rows(results, suites.values())
     parts = [TITLE, _headlines(rows), _full_length(rows, results), HEAD, _summary(rows)]
     for suite in suites.values():
         of_suite = [row for row in rows if row.suite.name == suite.name]
@@ -79,7 +79,7 @@ def _headlines(rows: list[ClaimRow]) -> str:
     header = ["claim", "claimed", "measured", "scale", "verdict"]
     lines = [
         [
-            f"{x.text} ({x.source})",
+            f"{x.claim.text} ({x.claim.source})",
             x.claimed,
             x.measured,
             x.scale if x.estimate else "",
@@ -137,10 +137,10 @@ def _claims(rows: list[ClaimRow]) -> str:
     header = ["claim", "source", "claimed", "scale", "measured", "n", "verdict", "seeds needed"]
     lines = []
     for row in rows:
-        claim = f"{row.text} (*{row.note}*)" if row.note else row.text
+        claim = row.claim.text + (f" (*{row.note}*)" if row.note else "")
         verdict = f"**{row.verdict}**" + (" (short)" if row.scale == "short" else "")
         cells = [row.claimed, row.scale, row.measured, row.n, verdict, row.seeds]
-        lines.append([claim, row.source, *cells, f"`{row.command}`"])
+        lines.append([claim, row.claim.source, *cells, f"`{row.command}`"])
     return markdown_table([*header, "command"], lines)
 
 

@@ -101,7 +101,7 @@ def assess(suite):
     """The row of one claim, by default at full scale."""
 
     def assess(claim, records=(), evaluations=(), scale="full"):
-        rows = claim_rows(records, evaluations, {suite.name: suite})
+        rows = claim_rows(Results(tuple(records), tuple(evaluations)), [suite])
         found = [row for row in rows if row.claim.id == claim and row.scale == scale]
         return found[0] if found else None
 
@@ -234,7 +234,7 @@ def test_half_of_a_gain_is_between_two_fifths_and_three_fifths_of_it(runs):
             evaluation_of(x, flip=raw + share * 0.003, tta=raw + 0.003)
             for x, raw in zip(records, RAW, strict=True)
         ]
-        rows = claim_rows(records, found, {suite.name: suite})
+        rows = claim_rows(Results(tuple(records), tuple(found)), [suite])
         of_share = [x.verdict for x in rows if x.claim.id.startswith("flip_share")]
         assert of_share == verdicts
 
@@ -456,7 +456,7 @@ def test_a_suite_without_short_scale_has_one_row_for_each_claim(tmp_path, suite,
     path = tmp_path / "full.yaml"
     path.write_text(SUITE.replace("short: {trainer.max_epochs: 30}\n", ""))
     full = load_suite(path)
-    rows = claim_rows(runs("base", RAW), suites={full.name: full})
+    rows = claim_rows(Results(tuple(runs("base", RAW))), [full])
     assert len(rows) == len(full.claims)
 
 
@@ -512,7 +512,7 @@ def test_counting_decides_what_is_arithmetic(claim, claimed, measured, verdict):
     (only,) = [
         replace(suite, claims=(x,)) for suite in suites for x in suite.claims if x.id == claim
     ]
-    (row,) = claim_rows([], suites={"counts": only})
+    (row,) = claim_rows(Results(()), [only])
     assert (row.claimed, row.measured, row.verdict) == (claimed, measured, verdict)
 
 
