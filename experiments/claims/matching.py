@@ -11,9 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from experiments.claims.measures import SINGLE_VIEWS
 from experiments.claims.suites import RESULTS, Row, Scale
 from experiments.console import ArgumentParser, UserError
-from experiments.inference.strategies import PLAIN
 from experiments.records.record import Evaluation, Record, read_any
 from experiments.training.cli import SWITCHES
 from experiments.training.combinations import IRRELEVANT
@@ -140,7 +140,11 @@ class Results:
 def _agree(evaluation: Evaluation, record: Record) -> bool:
     """Whether both have the same accuracy, up to the rounding of devices and precisions."""
     split = "test" if "test" in record.scores else "val"
-    ours, theirs = (evaluation.strategies[PLAIN].scores[split], record.scores[split]["raw"])
+    ours = evaluation.strategies[evaluation.baseline].scores[split]
+    # An export has one set of weights, which may be another one than the evaluation's baseline.
+    theirs = record.scores[split].get(SINGLE_VIEWS[evaluation.baseline])
+    if theirs is None:
+        return False
     return ours.images == theirs.images and abs(ours.accuracy - theirs.accuracy) <= 0.002
 
 

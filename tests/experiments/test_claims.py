@@ -208,6 +208,21 @@ def test_an_evaluation_of_another_run_of_that_name_is_left_out(assess, runs):
     assert assess("flip", [record], [evaluation_of(other, flip=0.96)]).estimate is None
 
 
+def test_evaluations_of_exports_with_one_set_of_weights_match_by_these_weights(runs):
+    (record,) = runs("full", [0.9], [0.95])
+    whole = evaluation_of(record, ema=0.95)
+    results = {"ema": whole.strategies["ema"]}
+    alone = replace(whole, baseline="ema", strategies=results)
+    of_ema, of_raw = (
+        replace(record, scores={"test": {name: record.scores["test"][name]}})
+        for name in ("ema", "raw")
+    )
+    assert Results((of_ema,), (alone,)).evaluation_of(of_ema) is alone
+    assert Results((record,), (alone,)).evaluation_of(record) is alone
+    assert Results((of_raw,), (alone,)).evaluation_of(of_raw) is None
+    assert Results((of_ema,), (whole,)).evaluation_of(of_ema) is None
+
+
 def test_of_a_single_run_the_interval_over_images_is_shown_and_decides_nothing(assess, runs):
     (record,) = runs("full", [0.9])
     row = assess("flip", [record], [evaluation_of(record, flip=0.904)])
