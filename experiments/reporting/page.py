@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from experiments.claims.claims import ClaimRow
 from experiments.claims.seed_statistics import Estimate
 from experiments.claims.verdicts import MEANING
+from experiments.records.images import SOURCES
 from experiments.reporting.configurations import Configuration
 from experiments.reporting.figures import BUDGET, Result, draw_results
 from experiments.reporting.inline import Chart, chart
@@ -60,6 +61,7 @@ def render(
         rows=[row for row in rows if not row.folded],
         runs=sum(len(row.entries) for row in rows),
         scatter=scatter(rows),
+        sources=SOURCES,
         # Both files are this project's own, so they are not escaped.
         script=Markup(script),
         script_hash=Markup(f"sha256-{digest}"),

@@ -18,6 +18,7 @@ import experiments.reporting.run_details
 from datamodules.corruptions import BENCHMARK, CORRUPTIONS
 from experiments.claims.suites import load_suites
 from experiments.inference.strategies import STRATEGIES
+from experiments.records.provenance import ROOT
 from experiments.records.record import (
     Calibration,
     Record,
@@ -279,6 +280,27 @@ def test_images_of_another_test_set_are_not_shown_as_the_runs(
         return images, labels.roll(1)
 
     assert "these test images are not the images of the run" in report(run, images=relabelled)
+
+
+def test_images_of_another_data_set_are_named_and_not_called_synthetic(
+    report: Report, run: Path, record: Record, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    write_record(replace(record, source="cifar100"), copy / "result.json")
+    html = report(copy)
+    assert '<span class="badge">CIFAR-100</span>' in html
+    assert f"epochs of {record.train_images:,} images of CIFAR-100, seed" in html
+    assert '<span class="badge">synthetic</span>' not in html
+    assert '<span class="badge">synthetic</span>' in report(run)
+
+
+def test_a_strategy_that_was_chosen_without_validation_was_chosen_beforehand(
+    report: Report, run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    evaluated = ROOT / "weights" / "tiny_100k" / "evaluation.json"
+    shutil.copy(evaluated, copy)
+    assert "★ chosen beforehand." in report(copy)
 
 
 def test_corruption_errors_are_means_over_severities(
