@@ -49,7 +49,7 @@ def main() -> None:
 
     from experiments.benchmarks.benchmark_record import make_benchmark
     from experiments.records.provenance import describe_device, git_state
-    from experiments.records.record import write_benchmark
+    from experiments.records.record import write_record
     from experiments.reporting.tables import print_table
     from experiments.training.allocator import keep_freed_memory
     from experiments.training.quiet import quiet
@@ -71,7 +71,7 @@ def main() -> None:
         for row in module.measure(flags):
             rows.append(row)
             if flags.output:
-                write_benchmark(make_benchmark(flags, code, rows), flags.output)
+                write_record(make_benchmark(flags, code, rows), flags.output)
     finally:  # also if a later row fails, the disk is full, or Ctrl-C ends the command
         if rows:
             print_table(module.table(rows))

@@ -231,16 +231,12 @@ class Benchmark:
 Digested = TypeVar("Digested", Record, Evaluation, Shift)
 
 
-def write_record(record: Record | Evaluation | Shift, path: Path) -> None:
+def write_record(record: Record | Evaluation | Shift | Benchmark, path: Path) -> None:
     """Write the whole record, or nothing."""
     fields = asdict(record)
-    fields["digest"] = _digest(fields)
+    if "digest" in fields:
+        fields["digest"] = _digest(fields)
     write_atomically(path, json.dumps(fields, indent=2) + "\n")
-
-
-def write_benchmark(benchmark: Benchmark, path: Path) -> None:
-    """Write the whole record, or nothing."""
-    write_atomically(path, json.dumps(asdict(benchmark), indent=2) + "\n")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -154,7 +154,7 @@ def test_what_was_measured_is_shown_where_the_disk_is_full_by_then(tmp_path, mon
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(record, "write_benchmark", full)
+    monkeypatch.setattr(record, "write_record", full)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "predict", f"--output={tmp_path / 'a.json'}"])
     assert "No space left" in refusal(act=benchmark.main)
     assert shown == [[{"accuracy": 0.9}]]
