@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ from experiments.records.record import Record, read_benchmark, write_atomically
 from experiments.reporting.figures import BUDGET
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.configuration import resolve_config
+from experiments.training.length import training_images
 
 PAGE, PICTURE = "FRONTIER.md", "frontier.png"
 # In the picture's own metadata.
@@ -119,7 +120,9 @@ def _recorded(results: Results) -> Iterator[Point]:
             ", ".join(dict.fromkeys(names)),
             first.parameters,
             operations_of_training(first.config),
-            "; ".join([f"{_images(first.config)}, {length}", *reservations(records)]),
+            "; ".join(
+                [f"{training_images(first.config):,} images, {length}", *reservations(records)]
+            ),
             ", ".join(x.name for x in records),
         )
 
@@ -133,10 +136,6 @@ def _longest(records: list[Record]) -> str:
         f"{s / 60:.0f} min on {device}" if s >= 60 else f"{s:.0f} s on {device}"
         for device, s in seconds.items()
     )
-
-
-def _images(config: dict[str, Any]) -> str:
-    return f"{50_000 - round(50_000 * config['data']['val_fraction']):,} images"
 
 
 def _counts(record: Record) -> bool:
@@ -161,7 +160,8 @@ def _raced(path: Path) -> Iterator[Point]:
         strategy,
         parameters_of(config),
         rows[0]["operations"],
-        f"{_images(config)}, {minutes:.0f} min on {benchmark.device}; operations counted as it ran",
+        f"{training_images(config):,} images, {minutes:.0f} min on {benchmark.device}; operations "
+        "counted as it ran",
         path.stem,
     )
 
@@ -255,10 +255,10 @@ def _scatter(axis: Axes, points: Sequence[Point], x: Sequence[float | None]) -> 
 
 def write_frontier(folder: Path) -> Path:
     """Write the page and its picture into a folder, from the records under it."""
-    points = find_points(folder)
-    page, partial = render(points), folder / f"partial-{PICTURE}"
-    draw(points).savefig(partial, metadata={DRAWN_WITH: fingerprint(page)})
-    partial.replace(folder / PICTURE)
+    points, picture = find_points(folder), BytesIO()
+    page = render(points)
+    draw(points).savefig(picture, metadata={DRAWN_WITH: fingerprint(page)})
+    write_atomically(folder / PICTURE, picture.getvalue())
     write_atomically(folder / PAGE, page)
     return folder / PAGE
 
