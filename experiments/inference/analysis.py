@@ -1,4 +1,4 @@
-"""Pure analysis of predictions: reliability, confusion, and the hardest images."""
+"""Pure analysis of predictions: reliability and the hardest images."""
 
 from dataclasses import dataclass
 
@@ -50,16 +50,6 @@ def wilson_interval(shares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     spread = shares * (1 - shares) / counts + (z / (2 * counts)) ** 2
     half = z / (1 + z**2 / counts) * spread.sqrt()
     return middle - half, middle + half
-
-
-def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count images by class (rows) and predicted class (columns), int64 (C, C).
-
-    Logits are (N, C), labels int64 (N,).
-    """
-    classes = logits.shape[1]
-    pairs = labels * classes + logits.argmax(dim=1)
-    return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def hardest(logits: Tensor, labels: Tensor, count: int) -> Tensor:

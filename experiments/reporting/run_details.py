@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from datamodules.corruptions import BENCHMARK
 from experiments.console import UserError
-from experiments.inference.analysis import confusion, reliability, wilson_interval
+from experiments.inference.analysis import reliability, wilson_interval
 from experiments.inference.finished import FinishedRun
 from experiments.records.metrics import read_metrics
 from experiments.records.record import Evaluation, Shift, ShiftResult
@@ -185,7 +186,8 @@ class _Parts:
         return charts
 
     def confusion(self) -> Confusion:
-        return Confusion(self.classes, confusion(*self.on("test")).tolist())
+        counts = multiclass_confusion_matrix(*self.on("test"), len(self.classes))
+        return Confusion(self.classes, counts.tolist())
 
     def hardest(self) -> list[Picture]:
         logits, labels = self.on("test")

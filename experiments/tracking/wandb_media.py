@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from experiments.inference.analysis import confusion, hardest, reliability
+from experiments.inference.analysis import hardest, reliability
 from experiments.records.record import Evaluation, Record
 from experiments.tracking.wandb_keys import (
     AUGMENTED,
@@ -89,9 +90,10 @@ def confusion_rows(
     logits: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> list[dict[str, str | int]]:
     """A row for each pair of classes."""
+    matrix = multiclass_confusion_matrix(logits, labels, len(classes))
     return [
         {"actual": classes[i], "predicted": classes[j], "images": count}
-        for i, counts in enumerate(confusion(logits, labels).tolist())
+        for i, counts in enumerate(matrix.tolist())
         for j, count in enumerate(counts)
     ]
 

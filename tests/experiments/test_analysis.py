@@ -1,15 +1,12 @@
-"""Confusion, hardest images and reliability, compared with results by hand and torchmetrics."""
+"""Hardest images and reliability, compared with results by hand and torchmetrics."""
 
 import pytest
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from experiments.inference.analysis import confusion, hardest, reliability, wilson_interval
+from experiments.inference.analysis import hardest, reliability, wilson_interval
 
 
 def predictions(count: int = 3_000, sharpness: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -61,20 +58,6 @@ def test_intervals_of_shares_are_scipys(right: int, count: int) -> None:
     low, high = wilson_interval(torch.tensor(right / count).double(), torch.tensor(count))
     theirs = binomtest(right, count).proportion_ci(0.95, method="wilson")
     assert (low.item(), high.item()) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
-
-
-def test_confusion_counts_labels_in_rows_and_predictions_in_columns() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(400, 10, generator=generator)
-    labels = torch.randint(10, (400,), generator=generator)
-    theirs = multiclass_confusion_matrix(logits.argmax(1), labels, 10)
-    assert torch.equal(confusion(logits, labels), theirs)
-
-
-def test_a_class_without_images_has_a_row_and_a_column_of_zeros() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-    expected = [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
-    assert confusion(logits, torch.tensor([0, 0])).tolist() == expected
 
 
 def test_the_hardest_image_gives_its_own_class_the_least_probability() -> None:
