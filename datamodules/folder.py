@@ -14,29 +14,22 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import make_dataset
 
 from datamodules.pictures import SUFFIXES, PictureError, read_picture
 
 Split = Literal["train", "test"]
 
 
-class _Listing(ImageFolder):
-    """The pictures of the class folders in a folder, except hidden files and folders."""
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = _class_names(Path(directory))
-        return names, {name: label for label, name in enumerate(names)}
-
-
 def _class_names(folder: Path) -> list[str]:
     return sorted(x.name for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
 
 
-def _list_pictures(folder: Path) -> list[tuple[Path, str]]:
+def _list_pictures(folder: Path, names: list[str]) -> list[tuple[Path, str]]:
     """Return paths and names of classes, in the order of both."""
-    listing = _Listing(folder, is_valid_file=_is_picture, allow_empty=True)
-    return [(Path(path), listing.classes[label]) for path, label in listing.samples]
+    labels = {name: label for label, name in enumerate(names)}
+    samples = make_dataset(folder, labels, is_valid_file=_is_picture, allow_empty=True)
+    return [(Path(path), names[label]) for path, label in samples]
 
 
 def _is_picture(path: str) -> bool:
@@ -92,7 +85,7 @@ class PictureFolder:
                     f"--data.root {root}: the class {unknown[0]} in {root}/{split} is not in "
                     f"{root}/train, which has {', '.join(classes)}"
                 )
-            pictures[split] = _list_pictures(root / split)
+            pictures[split] = _list_pictures(root / split, names)
             if empty := sorted(set(names) - {name for _, name in pictures[split]}):
                 raise MisconfigurationException(
                     f"--data.root {root}: the folder {root}/{split}/{empty[0]} contains no "
