@@ -27,9 +27,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
     parser = ArgumentParser("Measure the speed of training, of its parts and of prediction.")
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    for name, kind in KINDS.items():
-        subcommand = kinds.add_parser(name, help=kind.summary, description=kind.summary)
-        kind.add_arguments(subcommand)
+    for name, (summary, add_flags) in KINDS.items():
+        subcommand = kinds.add_parser(name, help=summary, description=summary)
+        add_flags(subcommand)
         subcommand.add_argument(
             "--device", choices=("cpu", "cuda"), help="default: cuda if available"
         )
@@ -65,7 +65,7 @@ def main() -> None:
         flags.output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(flags.output.parent, os.W_OK):
             raise UserError(f"--output {flags.output}: the folder is not writable")
-    module = import_module(f"experiments.benchmarks.{KINDS[flags.kind].module}")
+    module = import_module(f"experiments.benchmarks.{flags.kind.replace('-', '_')}")
     rows: list[dict[str, Any]] = []
     try:
         for row in module.measure(flags):

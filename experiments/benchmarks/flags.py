@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.console import UserError, near
@@ -243,24 +242,13 @@ def gpu(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One subcommand of `benchmark.py`."""
-
-    module: str  # of experiments.benchmarks, with `measure` and `table`
-    summary: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-
-
-KINDS = {
-    "data": Kind(
-        "data", "Images per second of each preset's data path, and of torchvision's.", data
-    ),
-    "step": Kind("step", "Time of a training step, for each architecture and setting.", step),
-    "overhead": Kind("overhead", "Time of an epoch in the Trainer, over a bare loop.", overhead),
-    "time-to-accuracy": Kind(
-        "time_to_accuracy", "Seconds and operations until a test accuracy.", time_to_accuracy
-    ),
-    "predict": Kind("predict", "Images per second of each strategy of prediction.", predict),
-    "gpu": Kind("gpu", "All targets of a GPU: steps, overhead, time to accuracy.", gpu),
+#: subcommand of `benchmark.py` -> its summary, and the function that adds its flags. The module of
+#: the same name, with underscores, has its `measure` and `table`.
+KINDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "data": ("Images per second of each preset's data path, and of torchvision's.", data),
+    "step": ("Time of a training step, for each architecture and setting.", step),
+    "overhead": ("Time of an epoch in the Trainer, over a bare loop.", overhead),
+    "time-to-accuracy": ("Seconds and operations until a test accuracy.", time_to_accuracy),
+    "predict": ("Images per second of each strategy of prediction.", predict),
+    "gpu": ("All targets of a GPU: steps, overhead, time to accuracy.", gpu),
 }

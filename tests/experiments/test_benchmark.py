@@ -100,7 +100,7 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
     assert record.rows
     assert not any(row.get("error") or row.get("limits_error") for row in record.rows)
     assert record.settings["device"] == "cpu"
-    module = import_module(f"experiments.benchmarks.{KINDS[kind].module}")
+    module = import_module(f"experiments.benchmarks.{kind.replace('-', '_')}")
     assert printed(module.table(record.rows), capsys) in output
 
 
