@@ -28,23 +28,9 @@ class Configuration:
         return self.entries[0].record
 
     @property
-    def command(self) -> str:
-        """The commands of the first run."""
-        return "\n".join(self.record.command)
-
-    @property
     def names(self) -> str:
         """The names of all runs."""
         return ", ".join(entry.record.name for entry in self.entries)
-
-    @property
-    def parameters(self) -> int:
-        return self.record.parameters
-
-    @property
-    def operations(self) -> int:
-        """Operations of the forward pass of one image."""
-        return self.record.operations_per_image
 
     @property
     def nll(self) -> float:

@@ -76,7 +76,7 @@ def scatter(rows: Sequence[Configuration]) -> Chart | None:
         Result(
             rank,
             row.record.arch,
-            row.parameters,
+            row.record.parameters,
             row.test.value / 100,
             None if row.test.sd is None else row.test.sd / 100,
             _on_hover(rank, row),
@@ -102,9 +102,9 @@ def _on_hover(rank: int, row: Configuration) -> str:
         f"{rank}. {row.record.arch}",
         row.settings,
         f"{_estimate(row.test)}% test, n = {row.test.n[0]}",
-        f"{row.parameters:,} parameters",
+        f"{row.record.parameters:,} parameters",
         row.names,
-        row.command,
+        *row.record.command,
     ]
     return "\n".join(filter(None, lines))
 
