@@ -1,23 +1,15 @@
 """Training as `run.py` sets it up, with callbacks that measure it."""
 
-import time
 from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from experiments.training.cli import ExperimentCLI
-from experiments.training.devices import synchronise
+from experiments.training.devices import now
 from experiments.training.launch import read_launch
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a wall clock, after the device has finished its work."""
-    synchronise(device)
-    return time.perf_counter()
 
 
 def fit(arguments: Sequence[str], *callbacks: Callback) -> ExperimentCLI:

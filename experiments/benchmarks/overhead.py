@@ -26,11 +26,12 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.benchmarks.flags import BARE_PRECISIONS
-from experiments.benchmarks.in_trainer import fit, now
+from experiments.benchmarks.in_trainer import fit
 from experiments.benchmarks.timing import Ratio, ratio
 from experiments.console import UserError
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import resolve_config
+from experiments.training.devices import now
 from experiments.training.length import batches_per_epoch
 from experiments.training.trainer import resolve_precision
 from lightning_modules.speed_resnet import SpeedResNetClassifier

@@ -42,7 +42,7 @@ from torch import nn
 
 from datamodules.tensor_loader import EvalLoader
 from experiments.benchmarks import airbench
-from experiments.benchmarks.in_trainer import fit, now
+from experiments.benchmarks.in_trainer import fit
 from experiments.benchmarks.operations import FILE, CountOperations
 from experiments.console import UserError
 from experiments.inference.evaluation import open_images, open_networks
@@ -50,6 +50,7 @@ from experiments.inference.finished import open_run
 from experiments.inference.strategies import STRATEGIES, Strategy
 from experiments.records.provenance import ROOT
 from experiments.training.cli import ExperimentCLI
+from experiments.training.devices import now
 
 RUN = ROOT / "experiments" / "run.py"
 COUNTER = f"{CountOperations.__module__}.{CountOperations.__name__}"

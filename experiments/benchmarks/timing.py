@@ -1,6 +1,5 @@
 """Wall-clock times of compared functions, measured in turns, with their medians."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -8,7 +7,7 @@ from statistics import median
 import torch
 
 from experiments.console import track
-from experiments.training.devices import synchronise
+from experiments.training.devices import now
 
 
 def alternate(
@@ -33,11 +32,9 @@ def alternate(
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, including the work that it starts on the device."""
-    synchronise(device)
-    start = time.perf_counter()
+    start = now(device)
     function()
-    synchronise(device)
-    return time.perf_counter() - start
+    return now(device) - start
 
 
 def short(number: float) -> str:

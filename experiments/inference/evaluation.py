@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from math import ceil
@@ -25,7 +24,7 @@ from experiments.console import track
 from experiments.inference.finished import FinishedRun, Weights
 from experiments.records.provenance import origin
 from experiments.records.record import Calibration, Score, StrategyScore
-from experiments.training.devices import synchronise
+from experiments.training.devices import now
 from experiments.training.trainer import Precision, resolve_precision
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.layers.routing import gates_of
@@ -208,12 +207,10 @@ def score_strategy(
 def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device) -> float:
     """Measure a module's seconds for 1,000 images that are on the device."""
     batches = [images.to(device) for images, _ in islice(loader, ceil(TIMED / loader.batch_size))]
-    synchronise(device)
-    start = time.perf_counter()
+    start = now(device)
     for images in batches:
         module(images)
-    synchronise(device)
-    return (time.perf_counter() - start) * 1_000 / sum(map(len, batches))
+    return (now(device) - start) * 1_000 / sum(map(len, batches))
 
 
 def paired_bootstrap(

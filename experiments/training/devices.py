@@ -1,5 +1,7 @@
 """Devices: waiting for one, checking several, and the effective batch size."""
 
+import time
+
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -13,6 +15,12 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has finished its work; a CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a wall clock, after the device has finished its work."""
+    synchronise(device)
+    return time.perf_counter()
 
 
 def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> None:
