@@ -58,23 +58,18 @@ def with_our_normalisation(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     contain the difference. Only the padding of images differs, by the difference of the means: less
     than 1e-4.
     """
-    scale, shift = (x.to(torch.float64) for x in _change_of_normalisation())
-    weight = state["stem.0.0.weight"].double()
-    mean = state["stem.0.1.running_mean"].double() - weight.sum((2, 3)) @ shift
-    changed = {
-        "stem.0.0.weight": weight * scale[:, None, None],
-        "stem.0.1.running_mean": mean,
-    }
-    return {**state, **{key: value.float() for key, value in changed.items()}}
-
-
-def _change_of_normalisation() -> tuple[Tensor, Tensor]:
-    """Return scale and shift (3,): the authors' pixels are ours * scale + shift."""
     mean, std, their_mean, their_std = (
         torch.tensor(x, dtype=torch.float64)
         for x in (CIFAR10.mean, CIFAR10.std, THEIR_MEAN, THEIR_STD)
     )
-    return std / their_std, (mean - their_mean) / their_std
+    # The authors' pixels are ours * scale + shift.
+    scale, shift = std / their_std, (mean - their_mean) / their_std
+    weight = state["stem.0.0.weight"].double()
+    changed = {
+        "stem.0.0.weight": weight * scale[:, None, None],
+        "stem.0.1.running_mean": state["stem.0.1.running_mean"] - weight.sum((2, 3)) @ shift,
+    }
+    return {**state, **{key: value.float() for key, value in changed.items()}}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
