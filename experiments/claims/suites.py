@@ -73,7 +73,8 @@ class Row(RowEntry):
     def flags(self, scale: Scale, seed: int) -> list[str]:
         """The flags of `run.py` that train this row, without `--teacher`."""
         values = self.overrides | {"full": {}, "short": self.short, "mini": self.mini}[scale]
-        set_to = [f"--{flag}={_flag_value(value)}" for flag, value in values.items()]
+        texts = {flag: x if isinstance(x, str) else json.dumps(x) for flag, x in values.items()}
+        set_to = [f"--{flag}={text}" for flag, text in texts.items()]
         return [f"--arch={self.arch}", *set_to, f"--seed={seed}"]
 
 
@@ -245,10 +246,6 @@ def _claim(file: YamlFile, place: Place, entry: ClaimEntry, rows: dict[str, Row]
     fields = asdict(entry) | {"measure": measure, "claimed": claimed}
     del fields["tolerance"]
     return Claim(**fields)
-
-
-def _flag_value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_suites(names: Sequence[str]) -> list[Suite]:

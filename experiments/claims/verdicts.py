@@ -42,13 +42,8 @@ def judge(claimed: Interval, measured: Interval | None, threshold: float | None)
     inside = measured[0] <= claimed[1] and claimed[0] <= measured[1]
     if threshold is None:
         return "reproduced" if inside else "contradicted"
-    on_side = (
-        measured[0] > threshold if _claims_more(claimed, threshold) else measured[1] < threshold
-    )
+    claims_more = (claimed[0] + claimed[1]) / 2 > threshold
+    on_side = measured[0] > threshold if claims_more else measured[1] < threshold
     if inside:
         return "reproduced" if on_side else "undecided"
     return "direction only" if on_side else "contradicted"
-
-
-def _claims_more(claimed: Interval, threshold: float) -> bool:
-    return (claimed[0] + claimed[1]) / 2 > threshold

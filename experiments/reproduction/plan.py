@@ -99,7 +99,8 @@ def make_plan(
         suite, row = members[0]
         evaluates = any(suite.needs_evaluation(row.name) for suite, row in members)
         records = results.of_row(row, scale)
-        open_claims = sum(_is_open(x, s, scale, results) for s, r in members for x in _of(s, r))
+        claims = [(x, s) for s, r in members for x in s.claims if r.name in x.rows]
+        open_claims = sum(_is_open(claim, s, scale, results) for claim, s in claims)
         config = config_of_row(row, scale)
         lacking = [seed for seed in sorted(wanted[training]) if seed not in records]
         for seed in sorted(wanted[training]):
@@ -151,10 +152,6 @@ def _teachers_first(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         place(job)
     return list(ordered.values())
-
-
-def _of(suite: Suite, row: Row) -> list[Claim]:
-    return [claim for claim in suite.claims if row.name in claim.rows]
 
 
 def _is_open(claim: Claim, suite: Suite, scale: Scale, results: Results) -> bool:
