@@ -3,15 +3,11 @@
 python experiments/benchmarks/airbench.py cifar10-airbench/legacy/airbench94.py
 
 The file runs once, in the current folder, and downloads CIFAR-10 to its subfolder `cifar10`. The
-last line of output is for `benchmark.py time-to-accuracy --beside`: the accuracy with the file's
-own test-time augmentation, the seconds that the file counts, and the operations of its training.
+last line of output is for `benchmark.py time-to-accuracy --beside`. The file counts the seconds of
+computing its first layer, of training, and of predicting the test set with six views.
 
 On a GPU the file runs unchanged. On a CPU a wall clock replaces CUDA's events, float32 replaces
 weights and images in fp16, and autocast to bf16 replaces the network's arithmetic in fp16.
-
-The file counts the seconds of computing its first layer, of training with augmentation, and of
-predicting the test set with six views. It does not count reading the data, building the network,
-and the accuracy after each epoch.
 """
 
 import functools

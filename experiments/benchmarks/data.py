@@ -1,12 +1,9 @@
 """`data`: images per second of each preset's data path, and of torchvision's transforms.
 
-Our side is the whole `TrainLoader`: it selects, augments, normalises and mixes images on the
-device. The stock side is a `DataLoader`. Its worker processes apply torchvision's v2 transforms to
-one image after the other, and mix the collated batch. On a GPU it has pinned memory and copies
-asynchronously. Both sides have the same strengths, probabilities and batches. Worker processes
-survive all repeats, so that no time includes their start.
-
-`--share` times a batch of our data path in turns with a training step of the preset.
+Our side is the whole `TrainLoader`. The stock side is a `DataLoader`, whose worker processes apply
+torchvision's v2 transforms to one image after the other, and mix the collated batch. Both sides
+have the same strengths, probabilities and batches. Worker processes survive all repeats, so that no
+time includes their start.
 """
 
 import argparse

@@ -1,14 +1,11 @@
 """`gpu`: every target of a GPU in one process and one record.
 
-A row is a measure with its target, and its repeats with minimum, median and maximum. The row of a
-failed measurement contains its error, and the other rows follow. After `--minutes` no row begins,
-and the current row ends after its current repeat; a compilation is not interrupted.
+The row of a failed measurement contains its error, and the other rows follow. After `--minutes` no
+row begins, and the current row ends after its current repeat; a compilation is not interrupted.
 
-The step in the Trainer is that of the unchanged preset, without validation: see `StepWindows`. Its
-share of the matrix ceiling and its memory floor are computed as in `step`. The epoch over the bare
-loop is measured as in `overhead`, and the time to 94% as in `time-to-accuracy --airbench`, whose
-target also requires a mean of 94% on CIFAR-10. Without CIFAR-10 the images are synthetic; the time
-of a step does not depend on them.
+The step in the Trainer is that of the unchanged preset, without validation. The other rows are
+measured as in `overhead` and in `time-to-accuracy --airbench`, whose target also requires a mean of
+94% on CIFAR-10. Without CIFAR-10 the images are synthetic.
 """
 
 import argparse

@@ -1,13 +1,11 @@
 """`overhead`: the time of an epoch in the Trainer of `run.py`, divided by that of a bare loop.
 
-The Trainer's side has everything that `run.py` sets up for a preset: callbacks with checkpoints and
-progress bar, CSV and W&B loggers, schedule, and metrics. An epoch is timed from its start to the
-start of the next epoch, with the checkpoint in between. There is no validation.
+The Trainer's side has everything that `run.py` sets up for a preset, without validation. An epoch
+is timed from its start to the start of the next epoch, with the checkpoint in between.
 
-The bare loop trains one epoch of the same batches after each epoch of the Trainer, in the same
-process. It has the same network, compiled or captured as in the preset, optimizer, clipping,
-autocast, EMA and Lookahead, and nothing of Lightning. Schedule, logging, progress and checkpoints
-are the overhead. The first round of both sides is a warm-up, which includes compilation.
+The bare loop trains one epoch of the same batches after each epoch of the Trainer. It has the same
+network, optimizer, clipping, autocast, EMA and Lookahead. Schedule, logging, progress and
+checkpoints are the overhead. The first round of both sides is a warm-up with compilation.
 """
 
 import argparse

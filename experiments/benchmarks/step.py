@@ -1,24 +1,15 @@
 """`step`: forward pass, backward pass and optimizer step of every preset's network.
 
 A step is the module's `training_step` under Lightning's autocast, with loss and metrics, and a step
-of the preset's optimizer for all parameters that training begins with. Images and labels are
-random tensors on the device, equal for all variants. Mixing, schedule, clipping, callbacks and
-loggers are not included.
-
-The variants of an architecture are timed in turns. Operations are counted in one step of the eager
-network. Memory is measured in a separate step: the bytes of weights, gradients, optimizer state and
-batch, and the peak of a step above them.
+of the preset's optimizer. Images and labels are random tensors on the device, equal for all
+variants. Mixing, schedule, clipping, callbacks and loggers are not included.
 
 The memory floor is the least time for moving the activations: the bytes that autograd saves for the
 backward pass, written once and read once, divided by the device's copy bandwidth. It is computed
 for the eager network; a compiled one may save less.
 
-Of the modes of `--compile`, `torch-reduce-overhead` and `torch-max-autotune` are torch's own. Their
-CUDA graphs contain only forward and backward pass. This project's `reduce-overhead` and
-`max-autotune` capture the whole step in one graph.
-
-`--profile` adds the kernel launches of a step and the milliseconds until the host has issued it,
-by torch.profiler. A CPU has no launches.
+torch's own modes of compilation have CUDA graphs of forward and backward pass only. This project's
+`reduce-overhead` and `max-autotune` capture the whole step in one graph.
 """
 
 import argparse

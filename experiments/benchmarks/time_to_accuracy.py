@@ -1,20 +1,14 @@
 """`time-to-accuracy`: train a preset with several seeds; report accuracy, time and operations.
 
-Each run is a process of `run.py`. Its network then predicts the test images with a strategy of
-`experiments.inference.strategies`, with the weights and the precision that `evaluate.py` uses.
+Each run is a process of `run.py`. Its network then predicts the test images as `evaluate.py` does.
 `training_seconds` comes from the record: from the first step to the end of the last epoch.
 `answering_seconds` is the time of predicting the whole test set, including normalisation. `seconds`
-is their sum. Only training's operations are counted: see `CountOperations`.
-
-With `--beside` the runs alternate with runs of another program. Its last line of output is a JSON
-object with its accuracy in [0, 1], its seconds, and its operations if it knows them.
+is their sum. Only training's operations are counted.
 
 With `--airbench` the other program is a file of KellerJordan/cifar10-airbench, unchanged on a GPU.
 All runs are in this process, and the first run of each side is a warm-up. Our seconds then include
 the same parts as the file's: computing the first layer, training with augmentation, and predicting
-the test set, with a synchronised device at both ends. They exclude reading images, building the
-network, and compilation. They include Lightning's start, loggers and checkpoints, which the file
-lacks.
+the test set. They also include Lightning's start, loggers and checkpoints, which the file lacks.
 """
 
 import argparse
