@@ -10,10 +10,11 @@ CARD = """---
 {metadata}
 ---
 
-# {title}
+# {record.name}
 
-{arch} with {parameters:,} parameters. The files hold its {weights} weights ({checkpoint}, after
-{epoch} epochs) in {dtype}. Its classes: {classes}.
+{record.arch} with {record.parameters:,} parameters. The files hold its {weights} weights \
+({score.checkpoint}, after
+{score.epoch} epochs) in {dtype}. Its classes: {classes}.
 {warning}
 ## Use
 
@@ -34,8 +35,10 @@ Of the run, on {source}, from one view of each image.
 
 ## Training
 
-{epochs} epochs of {train_images:,} images, {steps:,} steps, {seconds:.0f} s on {device}, precision
-{precision}, seed {seed}; one image takes {operations:,} operations. Commit {commit}, {finished}.
+{record.epochs} epochs of {record.train_images:,} images, {record.steps:,} steps, \
+{record.training_seconds:.0f} s on {record.device}, precision
+{record.precision}, seed {record.seed}; one image takes {record.operations_per_image:,} \
+operations. Commit {commit}, {record.finished}.
 
 ```
 {command}
@@ -96,13 +99,10 @@ def model_card(
     ]
     return CARD.format(
         metadata=metadata.to_yaml(),
-        title=record.name,
-        arch=record.arch,
-        parameters=record.parameters,
+        record=record,
+        score=score,
         classes=", ".join(model.classes),
         weights=weights,
-        checkpoint=score.checkpoint,
-        epoch=score.epoch,
         dtype=str(model.dtype).removeprefix("torch."),
         warning=synthetic * SYNTHETIC.format(source=SOURCES[data_set]) + record.quick * QUICK,
         source="the synthetic stand-in" if synthetic else SOURCES[data_set],
@@ -111,15 +111,6 @@ def model_card(
         count=len(model.classes),
         splits="\n".join(SPLITS[split] for split in record.scores),
         scores="\n".join(scores),
-        epochs=record.epochs,
-        train_images=record.train_images,
-        steps=record.steps,
-        seconds=record.training_seconds,
-        device=record.device,
-        precision=record.precision,
-        seed=record.seed,
-        operations=record.operations_per_image,
         commit=record.commit + (" and uncommitted changes" if record.dirty else ""),
-        finished=record.finished,
         command="\n".join(record.command),
     )
