@@ -13,19 +13,17 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from experiments.console import ArgumentParser, UserError, command, near
 from experiments.inference.strategies import STRATEGIES
+from experiments.presets import Precision
 
 if TYPE_CHECKING:
     from experiments.inference.finished import FinishedRun
     from experiments.records.record import Evaluation
 
 # Functions import torch and Lightning, which `--help` does not need.
-
-#: `experiments.training.trainer.Precision`; a test compares them
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
@@ -59,7 +57,9 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--root", help="folder of the data set (default: that of the run)")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, help="of computations (default: that of training)"
+        "--precision",
+        choices=get_args(Precision),
+        help="of computations (default: that of training)",
     )
     shift = parser.add_argument_group("distribution shift")
     shift.add_argument(

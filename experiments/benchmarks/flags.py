@@ -4,14 +4,13 @@ import argparse
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import get_args
 
 from experiments.console import UserError, near
 from experiments.inference.strategies import RAW, STRATEGIES
-from experiments.presets import EXPERIMENTS
+from experiments.presets import EXPERIMENTS, Precision
 from lightning_modules import ARCHITECTURES
 
-#: `experiments.training.trainer.Precision`; a test compares them
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
 #: precisions that `step` knows
 DTYPES = ("32-true", "bf16-mixed")
 #: precisions that the bare loop of `overhead` knows
@@ -215,7 +214,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--images", 5_000, "number of images")
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=get_args(Precision),
         help="precision (default: the precision of training)",
     )
     add_repeats(parser, default=3)

@@ -23,8 +23,8 @@ from experiments.inference.strategies import (
     joint_strategies,
     strategies_for,
 )
+from experiments.presets import Precision
 from experiments.records.record import Evaluation, StrategyResult
-from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
 
 

@@ -25,9 +25,9 @@ from experiments.inference.evaluation import (
 )
 from experiments.inference.finished import FinishedRun
 from experiments.inference.strategies import BOTH, PLAIN, Strategy
+from experiments.presets import Precision
 from experiments.records.images import SOURCES
 from experiments.records.record import Calibration, Shift, ShiftMean, ShiftResult, ShiftScore
-from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
 from lightning_modules.views import IDENTITY
 

@@ -16,14 +16,12 @@ from torch.utils._triton import has_triton
 
 from callbacks.snapshot import snapshot
 from experiments.console import UserError
+from experiments.presets import Precision
 from experiments.records.integrity import check_archive, seal_archive
 from experiments.training.run_folder import LAST, keep_previous
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.optimizers import OPTIMIZER_HPARAMS
 
-# Without bf16-true and 16-true, because Lightning then keeps metrics and averages in 16 bits too: a
-# count of images stops at 2 ** 15, and EMA does not change.
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 

@@ -3,12 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from experiments.benchmarks.flags import KINDS, PRECISIONS
-from experiments.training.trainer import Precision
+from experiments.benchmarks.flags import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {path.name for path in (ROOT / "experiments").glob("*.py")}
@@ -72,7 +70,3 @@ def test_a_report_of_a_file_that_is_no_record_is_one_line_without_torch(content,
     assert errors.startswith(f"error: {tmp_path}")
     assert len(errors.splitlines()) == 1
     assert not packages & SLOW
-
-
-def test_the_precisions_of_the_flags_are_those_of_the_trainer():
-    assert get_args(Precision) == PRECISIONS

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +19,10 @@ from torch import Tensor
 import datamodules.cifar10
 import experiments.inference.evaluation
 from datamodules.synthetic import synthetic_cifar10
-from experiments.evaluate import PRECISIONS, main
+from experiments.evaluate import main
 from experiments.inference.evaluation import calibration, paired_bootstrap
 from experiments.inference.strategies import FIGURE_1, STRATEGIES, strategies_for
 from experiments.records.record import Evaluation, read_evaluation, write_record
-from experiments.training.trainer import Precision
 from lightning_modules.prediction import fit_temperature
 
 # A small network, trained long enough for useful probabilities.
@@ -427,7 +426,3 @@ def test_the_interval_is_that_of_images_drawn_again_and_again() -> None:
 def test_a_pair_that_errs_together_differs_by_nothing() -> None:
     right = torch.arange(100) % 7 > 0
     assert paired_bootstrap(right, right) == (0.0, 0.0)
-
-
-def test_evaluation_takes_the_precisions_of_training() -> None:
-    assert get_args(Precision) == PRECISIONS
