@@ -6,22 +6,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from threading import Event
-from typing import Any, Protocol
+from typing import Protocol
 
 from experiments.reproduction.plan import Job
 from experiments.reproduction.runner import Outcome, Workplace, run_row
 
 
 class Engine(Protocol):
-    """Calls `run_row` for jobs; each call has a handle."""
+    """Calls `run_row` for jobs."""
 
-    def submit(self, job: Job) -> Any:
-        """Call `run_row` as soon as there is room, and return the handle."""
+    def submit(self, job: Job) -> Future[Outcome]:
+        """Call `run_row` as soon as there is room."""
 
-    def done(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
-        """Wait at most so many seconds for a call to end, and return the ended calls."""
-
-    def outcome(self, call: Any, job: Job) -> Outcome:
+    def outcome(self, call: Future[Outcome], job: Job) -> Outcome:
         """The outcome of an ended call."""
 
     def stop(self) -> None:
@@ -44,9 +41,6 @@ class Here:
 
     def submit(self, job: Job) -> Future[Outcome]:
         return self.threads.submit(run_row, job, self.place, self.deadline, self.stopped.is_set)
-
-    def done(self, calls: Sequence[Future[Outcome]], seconds: float) -> Sequence[Future[Outcome]]:
-        return list(wait(calls, seconds, FIRST_COMPLETED).done)
 
     def outcome(self, call: Future[Outcome], job: Job) -> Outcome:
         return call.result()
@@ -77,7 +71,7 @@ def execute(
     again after all others. A job with a teacher begins after the teacher's job.
     """
     outcomes = []
-    calls: dict[Any, Job] = {}
+    calls: dict[Future[Outcome], Job] = {}
     waiting = list(jobs)
     while calls or waiting:
         unfinished = {(job.training, job.seed) for job in (*waiting, *calls.values())}
@@ -85,7 +79,7 @@ def execute(
             if job.teacher is None or (job.teacher.training, job.teacher.seed) not in unfinished:
                 waiting.remove(job)
                 calls[engine.submit(job)] = job
-        for call in engine.done(list(calls), seconds=1):
+        for call in wait(calls, 1, FIRST_COMPLETED).done:
             job = calls.pop(call)
             outcome = engine.outcome(call, job)
             if outcome.ending == "taken" and time.time() < deadline and not stop.is_set():

@@ -1,9 +1,8 @@
 """Train rows on a Ray cluster, whose machines share the run folders and this checkout."""
 
 import socket
-from collections.abc import Sequence
+from concurrent.futures import Future
 from logging import ERROR
-from typing import Any
 
 import ray
 from ray.exceptions import RayError, TaskCancelledError
@@ -58,17 +57,14 @@ class RayCluster:
         self.calls: list[ray.ObjectRef] = []
         self.stopped = False
 
-    def submit(self, job: Job) -> Any:
+    def submit(self, job: Job) -> Future[Outcome]:
         call = self.task.remote(job, self.place, self.deadline)
         self.calls.append(call)
-        return call
+        return call.future()
 
-    def done(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
-        return ray.wait(list(calls), timeout=seconds)[0]
-
-    def outcome(self, call: Any, job: Job) -> Outcome:
+    def outcome(self, call: Future[Outcome], job: Job) -> Outcome:
         try:
-            return ray.get(call)
+            return call.result()
         except TaskCancelledError:
             return Outcome(job, "cut off")
         except RayError as error:
