@@ -19,7 +19,7 @@ from experiments.console import UserError
 from experiments.inference.analysis import reliability, wilson_interval
 from experiments.inference.finished import FinishedRun
 from experiments.records.metrics import read_metrics
-from experiments.records.record import Evaluation, Shift, ShiftResult
+from experiments.records.record import Evaluation, Shift
 from experiments.reporting.collect import Entry
 from experiments.reporting.figures import draw_curves, draw_learning_rate, draw_reliability
 from experiments.reporting.inline import Chart, chart
@@ -70,7 +70,36 @@ class RunDetails:
     def corruptions(self) -> list[list[CorruptionRow]]:
         """Errors in percent: clean, the benchmark's corruptions, the others, and calibration."""
         assert isinstance(self.shift, Shift)
-        return corruption_rows(self.shift)
+        results = self.shift.strategies.values()
+
+        def row(name: str, errors: list[float], mean: bool = False) -> CorruptionRow:
+            return CorruptionRow(name, [f"{100 * error:.2f}" for error in errors], mean)
+
+        def of(name: str) -> CorruptionRow:
+            errors = [1 - fmean(score.accuracy for score in x.corrupted[name]) for x in results]
+            return row(name.replace("_", " "), errors)
+
+        names = list(next(iter(results)).corrupted)
+        return [
+            [row("none (clean)", [1 - x.clean.accuracy for x in results])],
+            [
+                *(of(name) for name in names if name in BENCHMARK),
+                row("mCE of these 15", [x.mean_15.mce for x in results], mean=True),
+            ],
+            [
+                *(of(name) for name in names if name not in BENCHMARK),
+                row("mCE of all 19", [x.mean_19.mce for x in results], mean=True),
+            ],
+            [
+                CorruptionRow(
+                    "ECE, mean of all 19", [f"{x.mean_19.as_it_is.ece:.4f}" for x in results]
+                ),
+                CorruptionRow(
+                    "the same at the fitted temperature",
+                    [f"{x.mean_19.fitted.ece:.4f}" if x.mean_19.fitted else "" for x in results],
+                ),
+            ],
+        ]
 
 
 class ImageSource:
@@ -221,42 +250,3 @@ class _Parts:
                 f"`python experiments/evaluate.py {self.place} --shift` measures the shift"
             )
         return found
-
-
-def corruption_rows(shift: Shift) -> list[list[CorruptionRow]]:
-    """Errors in percent: clean, the benchmark's corruptions, the others, and calibration."""
-    results = shift.strategies.values()
-
-    def row(name: str, errors: list[float], mean: bool = False) -> CorruptionRow:
-        return CorruptionRow(name, [f"{100 * error:.2f}" for error in errors], mean)
-
-    def of(name: str) -> CorruptionRow:
-        return row(name.replace("_", " "), [_corruption_error(x, name) for x in results])
-
-    names = list(next(iter(results)).corrupted)
-    others = [name for name in names if name not in BENCHMARK]
-    return [
-        [row("none (clean)", [1 - x.clean.accuracy for x in results])],
-        [
-            *(of(name) for name in names if name in BENCHMARK),
-            row("mCE of these 15", [x.mean_15.mce for x in results], mean=True),
-        ],
-        [
-            *(of(name) for name in others),
-            row("mCE of all 19", [x.mean_19.mce for x in results], mean=True),
-        ],
-        [
-            CorruptionRow(
-                "ECE, mean of all 19", [f"{x.mean_19.as_it_is.ece:.4f}" for x in results]
-            ),
-            CorruptionRow(
-                "the same at the fitted temperature",
-                [f"{x.mean_19.fitted.ece:.4f}" if x.mean_19.fitted else "" for x in results],
-            ),
-        ],
-    ]
-
-
-def _corruption_error(result: ShiftResult, corruption: str) -> float:
-    """Share of images misclassified under a corruption, the mean over severities."""
-    return 1 - fmean(score.accuracy for score in result.corrupted[corruption])
