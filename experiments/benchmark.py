@@ -48,7 +48,7 @@ def main() -> None:
     import torch
 
     from experiments.benchmarks.benchmark_record import make_benchmark
-    from experiments.records.provenance import describe_device, git_state
+    from experiments.records.provenance import origin
     from experiments.records.record import write_record
     from experiments.reporting.tables import print_table
     from experiments.training.allocator import keep_freed_memory
@@ -60,7 +60,7 @@ def main() -> None:
     flags.device = flags.device or ("cuda" if available else "cpu")
     quiet()
     keep_freed_memory()  # as in run.py and evaluate.py
-    code = git_state()
+    made_by = origin(torch.device(flags.device))
     if flags.output:  # an error at once, not after minutes
         flags.output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(flags.output.parent, os.W_OK):
@@ -71,11 +71,11 @@ def main() -> None:
         for row in module.measure(flags):
             rows.append(row)
             if flags.output:
-                write_record(make_benchmark(flags, code, rows), flags.output)
+                write_record(make_benchmark(flags, made_by, rows), flags.output)
     finally:  # also if a later row fails, the disk is full, or Ctrl-C ends the command
         if rows:
             print_table(module.table(rows))
-            print(f"On {describe_device(torch.device(flags.device))}.")
+            print(f"On {made_by['device']}.")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from experiments.records.provenance import describe_device, versions
+from experiments.records.provenance import describe_device
 from experiments.records.record import Benchmark
 
 
 def make_benchmark(
-    flags: argparse.Namespace, code: tuple[str, bool], rows: Sequence[dict[str, Any]]
+    flags: argparse.Namespace, made_by: dict[str, Any], rows: Sequence[dict[str, Any]]
 ) -> Benchmark:
-    """The record of measured rows; `code` is `git_state()` at the start."""
-    commit, dirty = code
+    """The record of measured rows; `made_by` is `origin()` at the start."""
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(flags).items()
@@ -27,10 +24,7 @@ def make_benchmark(
     return Benchmark(
         kind=flags.kind,
         command=shlex.join(["python", *sys.argv]),
-        commit=commit,
-        dirty=dirty,
-        versions=versions(),
-        device=describe_device(torch.device(flags.device)),
+        **made_by,
         host=describe_device(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings,

@@ -20,7 +20,7 @@ from experiments.console import UserError
 from experiments.inference.evaluation import look, open_images, open_networks, score
 from experiments.inference.finished import FinishedRun, load_weights
 from experiments.records.integrity import seal, seal_archive
-from experiments.records.provenance import describe_device, git_state, versions
+from experiments.records.provenance import origin
 from experiments.records.record import Record, write_atomically, write_record
 from experiments.training.configuration import on_meta, resolve_config
 from experiments.training.experiment import operations_per_image
@@ -129,7 +129,7 @@ def import_weights(files: Mapping[str, Path], folder: Path, root: str | None = N
                 f"{files[name]} does not contain the weights of SAMResNet with base_width "
                 f"{size['base_width']} and blocks {size['blocks']}"
             )
-    commit, dirty = git_state()
+    here = origin()
     record = Record(
         arch="sam_resnet",
         name=folder.resolve().name,
@@ -137,11 +137,7 @@ def import_weights(files: Mapping[str, Path], folder: Path, root: str | None = N
         config=config,
         quick=False,
         source="cifar10",
-        commit=commit,
-        dirty=dirty,
-        versions=versions(),
-        device="unknown",
-        host=describe_device(),
+        **here | {"device": "unknown", "host": here["device"]},
         precision="32-true",
         seed=config["seed"],
         parameters=count_parameters(module.network),
