@@ -26,17 +26,13 @@ MARKERS = "os^Dvp*X"
 #: the most marks of a chart
 MARKS = 200
 
-#: column of metrics.csv -> label, colour and dashes
+#: column of metrics.csv for the measure acc or loss -> label, colour and dashes
 LINES = {
-    "train/acc": ("training", "train", ":"),
-    "train/acc_soft": ("training, as mixed", "train", ":"),
-    "train/loss": ("training", "train", ":"),
-    "val/acc": ("raw", "raw", "-"),
-    "val/acc_ema": ("EMA", "ema", "--"),
-    "val/acc_swa": ("SWA", "swa", "-."),
-    "val/loss": ("raw", "raw", "-"),
-    "val/loss_ema": ("EMA", "ema", "--"),
-    "val/loss_swa": ("SWA", "swa", "-."),
+    "train/{}": ("training", "train", ":"),
+    "train/{}_soft": ("training, as mixed", "train", ":"),
+    "val/{}": ("raw", "raw", "-"),
+    "val/{}_ema": ("EMA", "ema", "--"),
+    "val/{}_swa": ("SWA", "swa", "-."),
 }
 
 
@@ -119,8 +115,8 @@ def draw_curves(metrics: Mapping[str, Points], measure: str, steps_per_epoch: fl
     """Training and validation "acc" or "loss" over epochs."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axis = figure.subplots()
-    for name, (label, colour, dashes) in LINES.items():
-        if name in metrics and name.partition("/")[2].startswith(measure):
+    for column, (label, colour, dashes) in LINES.items():
+        if (name := column.format(measure)) in metrics:
             epochs, values = _over_epochs(metrics[name], steps_per_epoch)
             marker = "." if len(values) < 40 else ""
             axis.plot(epochs, values, dashes, color=COLOURS[colour], label=label, marker=marker)
