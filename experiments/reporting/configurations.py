@@ -41,8 +41,10 @@ class Configuration:
         return self.mean(lambda entry: entry.test.ece).value
 
     @property
-    def seconds(self) -> float:
-        """Mean duration of training."""
+    def seconds(self) -> float | None:
+        """Mean duration of training; None if the runs used different devices."""
+        if len({entry.record.device for entry in self.entries}) > 1:
+            return None
         return self.mean(lambda entry: entry.record.training_seconds).value
 
     @property

@@ -128,6 +128,26 @@ def test_students_of_teachers_that_differ_in_their_seed_are_one_configuration(
     assert found[settings] == 2
 
 
+def test_seconds_are_averaged_over_runs_of_one_device_only(
+    record: Record, report: Report, tmp_path: Path
+) -> None:
+    alike = [
+        Entry(
+            replace(scored(record, 0), name=f"s{seed}", seed=seed, training_seconds=60.0 + seed),
+            None,
+        )
+        for seed in range(3)
+    ]
+    (found,) = configurations(alike)
+    assert found.seconds == 61
+    other = replace(alike[0].record, name="s3", seed=3, device="NVIDIA H200")
+    (found,) = configurations([*alike, Entry(other, None)])
+    assert found.seconds is None
+    for number, entry in enumerate(found.entries):
+        write_record(entry.record, tmp_path / f"{number}.json")
+    assert report(tmp_path).count('<td class="number" data-value="">–</td>') == 1
+
+
 def test_without_any_run_it_says_what_to_do(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
