@@ -50,6 +50,7 @@ class Divergence(Callback):
         self.rollbacks: list[int] = []
         self._sum: Tensor | None = None  # of the losses since the last check
         self._seen: Tensor | None = None  # the sum before it, on its way to the host
+        self._arrival: torch.cuda.Event | None = None  # of that sum, if it comes from a GPU
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,11 +58,15 @@ class Divergence(Callback):
         loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
         self._sum = loss.clone() if self._sum is None else self._sum.add_(loss)
         if (batch_idx + 1) % self.EVERY == 0:
-            # The copy is read 25 steps later, so nothing waits for it.
+            # The copy is read 25 steps later. The host waits only if it is so far ahead.
             if self._seen is not None:
+                self._await()
                 self._check(trainer, pl_module, self._seen)
             if self._sum is not None:
                 self._seen, self._sum = self._sum.to("cpu", non_blocking=True), None
+                if loss.is_cuda:
+                    self._arrival = torch.cuda.Event()
+                    self._arrival.record()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_all(trainer, pl_module)
@@ -83,11 +88,14 @@ class Divergence(Callback):
 
     def _check_all(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check all losses so far, which waits for the device."""
-        if torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()  # `_seen` may be on its way
+        self._await()
         sums = [x.cpu() for x in (self._seen, self._sum) if x is not None]
         if sums:  # one check, because each may cause a rollback
             self._check(trainer, pl_module, torch.stack(sums).sum())
+
+    def _await(self) -> None:
+        if self._arrival is not None:
+            self._arrival.synchronize()
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, value: Tensor) -> None:
         finite = bool(torch.isfinite(value)) or self._overflowed(trainer, pl_module)

@@ -1,6 +1,7 @@
 """Checks of hyper-parameters, batches and checkpoints for all architectures."""
 
 from collections.abc import Mapping
+from math import isinf
 from typing import Any, Literal, get_args
 
 import torch
@@ -37,7 +38,7 @@ def check_hyperparameters(hparams: Mapping[str, Any], classifier: str, normalise
     """
     for name, (low, high, expected) in RANGES.items():
         above = hparams[name] > low if "above" in expected else hparams[name] >= low
-        below = hparams[name] < high if ")" in expected else hparams[name] <= high
+        below = hparams[name] < high if ")" in expected or isinf(high) else hparams[name] <= high
         if not (above and below):  # NaN is neither
             raise ValueError(f"{name} must be {expected}, got {hparams[name]}")
     choices = {"schedule": Schedule, "optimizer": OptimizerName, "compile": CompileMode}

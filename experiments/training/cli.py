@@ -143,7 +143,8 @@ class ExperimentCLI(LightningCLI):
                     f"{'; '.join(changed)}: the run began with other settings. Leave them out, or "
                     "add --allow-changes"
                 )
-            print(f"Changed settings: {'; '.join(changed)}")
+            if is_first():
+                print(f"Changed settings: {'; '.join(changed)}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(

@@ -145,7 +145,7 @@ def test_seconds_are_averaged_over_runs_of_one_device_only(
     assert found.seconds is None
     for number, entry in enumerate(found.entries):
         write_record(entry.record, tmp_path / f"{number}.json")
-    assert report(tmp_path).count('<td class="number" data-value="">–</td>') == 1
+    assert report(tmp_path).count('data-value=""') == 1
 
 
 def test_without_any_run_it_says_what_to_do(

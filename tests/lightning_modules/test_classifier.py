@@ -1,5 +1,5 @@
 import copy
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
     ("name", "value"),
     [("lr", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("rising", 1.0), ("warmup", 1.0),
      ("warmup_lr", -0.1), ("label_smoothing", 1.0), ("jsd_weight", -1.0), ("gamma", 0.0),
-     ("muon_steps", 0)],
+     ("muon_steps", 0), ("lr", inf), ("weight_decay", inf)],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value}$"):
