@@ -1,4 +1,4 @@
-"""The names of `--arch`: every architecture, and further presets.
+"""The names of `--arch`, every architecture and further presets, and of `--trainer.precision`.
 
 `configs/NAME.yaml` is the preset of NAME.
 """
