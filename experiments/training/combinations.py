@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from datamodules.datasets import open_data_set
@@ -70,7 +71,8 @@ def suit_data_set(config: Namespace, given: Collection[str]) -> None:
             f"{model.classes}: leave it out"
         )
     model.classes = classes
-    if not data_set.mirrors and not {"--data.flip", "--data.flip_mode"} & set(given):
+    asked = {"--data.flip", "--data.flip_mode"} & set(given)
+    if not (data_set.mirrors or asked or _sets_flips(config)):
         data.flip, data.flip_mode = 0.0, "random"
     if not data_set.has_test:
         if config.test and "--test" in given:
@@ -78,6 +80,13 @@ def suit_data_set(config: Namespace, given: Collection[str]) -> None:
                 f"--test true needs a test set, got no folder {data_set.root}/test: leave it out"
             )
         config.test = False
+
+
+def _sets_flips(config: Namespace) -> bool:
+    """Whether a `--config` file sets flips for the same data set, as a run's config.yaml does."""
+    files = [yaml.safe_load(path.get_content()) for path in config.config or []]
+    sections = [file["data"] for file in files if isinstance(file.get("data"), Mapping)]
+    return any(x.get("dataset") == config.data.dataset and "flip" in x for x in sections)
 
 
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:

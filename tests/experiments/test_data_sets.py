@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -191,6 +192,15 @@ def test_digits_are_not_mirrored_unless_the_flag_asks_for_it(build):
 
     assert flips() == (0.0, "random")
     assert flips("--data.flip=0.5") == (0.5, "alternating")
+
+
+@pytest.mark.parametrize(("dataset", "flip"), [("svhn", 0.5), ("cifar10", 0.0)])
+def test_the_settings_of_a_run_keep_the_flips_that_it_had_for_digits(dataset, flip, tmp_path):
+    before = resolve_config(["--arch=resnet", f"--data.dataset={dataset}", "--data.flip=0.5"])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(before))
+    again = resolve_config(["--arch=resnet", f"--config={file}", "--data.dataset=svhn"])
+    assert again["data"]["flip"] == flip
 
 
 def test_the_stand_in_has_the_classes_of_the_data_set(build):
