@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
-from datamodules.pictures import SUFFIXES, PictureError, read_picture
+from datamodules.pictures import SUFFIXES, PictureError, is_hidden, read_picture
 
 Split = Literal["train", "test"]
 
@@ -28,12 +28,12 @@ def _class_names(folder: Path) -> list[str]:
 def _list_pictures(folder: Path, names: list[str]) -> list[tuple[Path, str]]:
     """Return paths and names of classes, in the order of both."""
     labels = {name: label for label, name in enumerate(names)}
-    samples = make_dataset(folder, labels, is_valid_file=_is_picture, allow_empty=True)
+
+    def is_picture(path: str) -> bool:
+        return path.lower().endswith(SUFFIXES) and not is_hidden(Path(path), folder)
+
+    samples = make_dataset(folder, labels, is_valid_file=is_picture, allow_empty=True)
     return [(Path(path), names[label]) for path, label in samples]
-
-
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith(SUFFIXES) and not os.path.basename(path).startswith(".")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ class PictureError(ValueError):
     """A picture cannot be read."""
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Return whether a file in a folder is hidden, or one of the folders between them."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def read_picture(path: Path, side: int = 32) -> tuple[Tensor, bool]:
     """Read a picture as uint8 (3, side, side); also return whether it had another size.
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.pictures import SUFFIXES, PictureError, read_picture
+from datamodules.pictures import SUFFIXES, PictureError, is_hidden, read_picture
 from experiments.console import UserError, printable
 from experiments.inference.array_pickles import unpickle_arrays
 
@@ -71,12 +71,12 @@ def read_unlabelled(paths: Sequence[Path], side: int = 32) -> UnlabelledImages:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    """Find the pictures under a folder, except hidden files, which some systems add."""
+    """Find the pictures under a folder, except hidden files and folders."""
     pictures = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
+        and not is_hidden(path, folder)
         and (path.is_file() or path.is_symlink())
     )
     if not pictures:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,8 @@ def test_unreadable_pictures_are_skipped_and_listed(root):
     (root / "train" / "bee" / "0.png").write_bytes(b"no picture")
     (root / "train" / "bee" / "._0.png").write_bytes(b"hidden")
     (root / "train" / ".thumbnails").mkdir()
+    (root / "train" / "bee" / ".thumbnails").mkdir()
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "bee" / ".thumbnails")
     for _ in range(2):  # first decoded, then from the cache
         data = module(root)
         data.setup("fit")

@@ -178,6 +178,8 @@ def test_pictures_of_32_pixels_are_taken_as_they_are(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / "._0.png").write_text("what some systems put beside a picture")
+    (tmp_path / ".thumbnails").mkdir()
+    Image.fromarray(PIXELS[0]).save(tmp_path / ".thumbnails" / "0.png")
     found = read_unlabelled([tmp_path])
     assert torch.equal(found.images, CHANNELS_FIRST)
     assert found.ids == [str(tmp_path / f"{i}.png") for i in range(5)]
