@@ -76,10 +76,10 @@ class TrainLoader:
     """Shuffled, augmented, normalised and mixed batches of one size.
 
     A last incomplete batch is dropped. Each batch is a pure function of seed, epoch, position and
-    rank. So precision, validation and
-    interruptions do not change the following batches, and an epoch can be repeated. Targets are
-    int64 labels (B,), or float32 (B, classes) if `mixing` is active. AugMix makes several views of
-    each image, float32 (B, views, 3, H, W), and excludes `mixing`.
+    rank. So precision, validation and interruptions do not change the following batches, and an
+    epoch can be repeated. Targets are int64 labels (B,), or float32 (B, classes) if `mixing` is
+    active. AugMix makes several views of each image, float32 (B, views, 3, H, W), and excludes
+    `mixing`.
 
     With `alternating_flip` each image is mirrored in every second epoch, and `seed` chooses the
     images for the first epoch (Jordan 2024). Two successive epochs show both versions of an image;

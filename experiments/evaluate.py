@@ -65,7 +65,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     shift.add_argument(
         "--shift",
         action="store_true",
-        help="score CIFAR-10-C's 19 corruptions of the test set, generated here, instead",
+        help="instead score CIFAR-10-C's 19 corruptions of the test set, generated here",
     )
     shift.add_argument(
         "--cifar10c",

@@ -28,7 +28,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         default=Path("report"),
         help="folder for index.html (default: report)",
     )
-    parser.add_argument("--root", help="folder of the data set (default: the folder of each run)")
+    parser.add_argument("--root", help="folder of the data set (default: that of each run)")
     flags = parser.parse_args(argv)
     for folder in (flags.output, *flags.output.parents):
         if folder.exists() and not folder.is_dir():

@@ -58,7 +58,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="; ".join(f"{scale}: {text}" for scale, text in SCALES.items()),
     )
     parser.add_argument(
-        "--budget-minutes", type=float, default=math.inf, help="stop by then (default: no limit)"
+        "--budget-minutes", type=float, default=math.inf, help="limit in minutes (default: none)"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan, its operations and its time"
@@ -73,7 +73,8 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--results",
         type=Path,
         default=RESULTS,
-        help="folder of records; new ones go into its subfolder claims",
+        help="folder of records, whose subfolder claims gets the new ones (default: "
+        "experiments/results)",
     )
     parser.add_argument(
         "--rows-at-once",

@@ -48,7 +48,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--rungs", type=int, default=3, help="rounds of trainings (default: %(default)s)"
     )
     parser.add_argument(
-        "--budget-minutes", type=float, default=math.inf, help="stop by then (default: no limit)"
+        "--budget-minutes", type=float, default=math.inf, help="limit in minutes (default: none)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs"), help="folder of run folders (default: runs)"

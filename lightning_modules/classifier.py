@@ -91,7 +91,7 @@ class ImageClassifier(EvaluationModule):
             weight_decay: L2 penalty, added to the gradient.
             decay_norm_bias: also decay normalisation parameters and biases.
             schedule: learning rate over optimizer steps.
-            rising: share of training in which the rate rises (onecycle, triangular).
+            rising: share of training in which the rate rises (both onecycles, triangular).
             warmup: share of training for a linear warm-up (cosine, warmup_onecycle).
             warmup_lr: learning rate at the beginning of the warm-up.
             milestones: shares of training after which the step schedule multiplies lr by gamma.
@@ -102,7 +102,7 @@ class ImageClassifier(EvaluationModule):
             muon_lr: peak learning rate of the filters with Muon.
             muon_momentum: momentum of the filters with Muon.
             muon_steps: Newton-Schulz steps per update with Muon.
-            fused: compute SGD's step in one kernel; not in fp16.
+            fused: compute SGD's step in one kernel; not in fp16, and not with Muon.
             label_smoothing: weight of the uniform distribution in the target.
             jsd_weight: weight of the Jensen-Shannon loss of data.policy augmix (12 in its paper).
             sharpness: minimise the loss of nearby weights (SAM or ASAM), at twice the cost.

@@ -69,7 +69,8 @@ def arguments_of(launch: Launch) -> list[str]:
 class ExperimentCLI(LightningCLI):
     """`LightningCLI` for one architecture with its preset and its callbacks.
 
-    Flags replace settings of `--config` files, which replace the preset's. UserError for a mistake.
+    `--config` files and flags replace the preset's settings, in the order of the command line.
+    UserError for a mistake.
     """
 
     model: Any

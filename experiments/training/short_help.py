@@ -9,11 +9,11 @@ from experiments.presets import CONFIGS, PRESETS
 #: group -> flag, its default if the preset does not set it, and one line of help
 FLAGS: dict[str, list[tuple[str, Any, str]]] = {
     "Run": [
-        ("quick", False, "with no value: small network, short schedule: at most two minutes"),
+        ("quick", False, "give it without a value: a small network, two minutes or less"),
         ("seed", 0, "seed of weights, data order and augmentation"),
         ("name", None, "name of the run's folder"),
         ("output", "runs", "folder of all run folders"),
-        ("ckpt_path", None, "checkpoint to resume from; last finds it"),
+        ("ckpt_path", None, "checkpoint to resume from; last: of the newest unfinished run"),
         ("test", True, "read the test set once, after training"),
         ("wandb", "offline", "Weights & Biases: online, offline or disabled"),
         ("on_nan", "stop", "at a loss that is not finite: stop, or rollback"),
@@ -21,13 +21,13 @@ FLAGS: dict[str, list[tuple[str, Any, str]]] = {
     "Training": [
         ("trainer.max_epochs", 200, "epochs"),
         ("trainer.max_time", None, "time limit, DD:HH:MM:SS"),
-        ("trainer.precision", "auto", "auto, 32-true, bf16-mixed or 16-mixed"),
+        ("trainer.precision", "auto", "auto, 32-true, bf16-mixed, 16-mixed or 64-true"),
         ("trainer.devices", 1, "number of devices"),
-        ("trainer.gradient_clip_val", None, "largest norm of the gradient"),
+        ("trainer.gradient_clip_val", None, "limit of the gradient's norm, or of its values"),
         ("model.lr", 0.1, "peak learning rate"),
         ("model.weight_decay", 5e-4, "L2 penalty"),
         ("model.label_smoothing", 0.0, "weight of the uniform distribution in the target"),
-        ("teacher", None, "folder of a finished run to learn from"),
+        ("teacher", None, "folder of a finished run or an export to learn from"),
         ("model.compile", "auto", "auto, false, true, graph, reduce-overhead, max-autotune"),
     ],
     "Network": [
@@ -36,10 +36,10 @@ FLAGS: dict[str, list[tuple[str, Any, str]]] = {
     ],
     "Data": [
         ("data.dataset", "cifar10", "cifar10, cifar100, svhn or folder"),
-        ("data.root", None, "folder of the data set; null searches $CIFAR10_ROOT and data"),
-        ("data.batch_size", 128, "images in a batch"),
+        ("data.root", None, "folder of the data set; null is $CIFAR10_ROOT, else data"),
+        ("data.batch_size", 128, "training images of a step, on all devices together"),
         ("data.val_fraction", 0.1, "share of the training images for validation"),
-        ("data.policy", "none", "trivial_augment, rand_augment, auto_augment or augmix"),
+        ("data.policy", "none", "none, trivial_augment, rand_augment or augmix"),
         ("data.cutout", 0, "side of the erased square, in pixels"),
         ("data.mixup_alpha", 0.0, "MixUp's alpha; 0 is off"),
         ("data.cutmix_alpha", 0.0, "CutMix's alpha; 0 is off"),

@@ -1,14 +1,20 @@
 """`run.py --help` is short, needs no torch, and shows the values that a run would have."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from experiments.presets import EXPERIMENTS
+from callbacks import OnNaN
+from datamodules import CIFAR10DataModule
+from experiments.presets import EXPERIMENTS, Precision
 from experiments.training.configuration import resolve_config
-from experiments.training.short_help import flags_of, short_help
+from experiments.training.loggers import WandbMode
+from experiments.training.short_help import FLAGS, flags_of, short_help
+from lightning_modules.hyperparameters import CompileMode
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +31,24 @@ def test_every_value_is_the_resolved_one(arch: str) -> None:
                 continue
             assert value == (True if isinstance(resolved, dict) else resolved), flag
     assert len(short_help(arch).splitlines()) < 60
+
+
+def test_the_help_names_the_values_that_a_flag_has() -> None:
+    data = get_type_hints(CIFAR10DataModule.__init__)
+    values = {
+        "on_nan": OnNaN,
+        "wandb": WandbMode,
+        "trainer.precision": Precision,
+        "model.compile": CompileMode,
+        "data.dataset": data["dataset"],
+        "data.policy": data["policy"],
+    }
+    texts = {flag: text for flags in FLAGS.values() for flag, _, text in flags}
+    for flag, kind in values.items():
+        named = re.findall(r"[\w-]+", texts[flag])
+        # Words with an underscore or a hyphen are values. A new policy may have no help.
+        assert {x for x in named if re.search("[_-]", x)} <= set(get_args(kind)), flag
+        assert flag == "data.policy" or set(get_args(kind)) <= set(named), flag
 
 
 def test_help_imports_neither_torch_nor_lightning() -> None:
