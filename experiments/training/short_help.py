@@ -50,9 +50,10 @@ FLAGS: dict[str, list[tuple[str, Any, str]]] = {
         ("lookahead", False, "Lookahead around the optimizer"),
     ],
 }
-#: the flag of the width, for networks other than `model.base_width 64`
+#: the flag of the width, for networks in which it is not the first stage's 64 channels
 WIDTHS: dict[str, tuple[str, Any, str]] = {
     "enhanced_efficient_resnet": ("model.base_width", 31, "channels of the stem"),
+    "speed_resnet": ("model.base_width", 64, "unit of the three groups' widths, in channels"),
     "wide_resnet": ("model.widen_factor", 4.0, "width in multiples of 16, 32 and 64 channels"),
 }
 
