@@ -91,7 +91,8 @@ class ImageClassifier(EvaluationModule):
             weight_decay: L2 penalty, added to the gradient.
             decay_norm_bias: also decay normalisation parameters and biases.
             schedule: learning rate over optimizer steps.
-            rising: share of training in which the rate rises (both onecycles, triangular).
+            rising: share of training in which the rate rises (onecycle, warmup_onecycle,
+                triangular).
             warmup: share of training for a linear warm-up (cosine, warmup_onecycle).
             warmup_lr: learning rate at the beginning of the warm-up.
             milestones: shares of training after which the step schedule multiplies lr by gamma.
