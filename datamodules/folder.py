@@ -72,6 +72,12 @@ class PictureFolder:
                 f"--data.root {root} must have two or more classes, got "
                 f"{', '.join(classes) or 'none'} in {root}/train: one folder for each class"
             )
+        for name in classes:
+            if (shown := os.fsencode(name).decode(errors="replace")) != name:
+                raise MisconfigurationException(
+                    f"--data.root {root}: the name of the class folder {shown} in {root}/train is "
+                    "not UTF-8: rename it, for example to class_1"
+                )
         splits: list[Split] = ["train", "test"] if (root / "test").is_dir() else ["train"]
         pictures: dict[Split, list[tuple[Path, str]]] = {}
         for split in splits:

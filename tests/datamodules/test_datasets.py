@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,12 @@ def test_mistakes_in_the_structure_of_a_folder_are_named(root):
     refused(root / "one", "must have two or more classes, got ant in")
     with pytest.raises(MisconfigurationException, match=r"--data.dataset folder needs --data.root"):
         CIFAR10DataModule(dataset="folder", source="folder")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="every name is UTF-8")
+def test_a_class_whose_name_no_file_could_contain_is_an_error(root):
+    os.mkdir(os.fsencode(root / "train") + b"/b\xe4r")
+    refused(root, "the name of the class folder b\ufffdr in .*/train is not UTF-8: rename it")
 
 
 # Synthetic images
