@@ -30,13 +30,18 @@ def open_predictor(folder: Path) -> Predictor:
         run = open_run(folder)
         return Predictor(run.record.name, run.images, _best_strategy(run), run.network)
     exported = open_network(folder)
+    default = PLAIN
+    if (folder / "result.json").exists():
+        run = open_run(folder)
+        # The single network has the names of raw weights: flip, which has the views of ema+flip.
+        default = _best_strategy(run).removeprefix(run.record.weights[0]).lstrip("+") or PLAIN
 
     def network(weights: str) -> nn.Module:
         if weights != "raw":
             raise UserError(f"{folder} has a single network: name a --strategy without {weights}")
         return exported.network
 
-    return Predictor(folder.resolve().name, exported.images, PLAIN, network)
+    return Predictor(folder.resolve().name, exported.images, default, network)
 
 
 def _best_strategy(run: FinishedRun) -> str:

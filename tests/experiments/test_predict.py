@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
-from experiments.exports.exporting import pretrained
+from experiments.exports.exporting import of_weights, pretrained
 from experiments.inference.finished import open_run
 from experiments.predict import main
 from experiments.records.record import Evaluation, write_record
@@ -72,16 +72,20 @@ def test_the_weights_that_validation_selected_are_the_default(
 def test_what_an_evaluation_chose_comes_before_that(
     predict: Predict, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluated = tmp_path / "evaluated"
+    exported, evaluated = tmp_path / "exported", tmp_path / "evaluated"
     shutil.copytree(run, evaluated)
+    pretrained(open_run(run), "ema", "float32").save_pretrained(exported)
+    write_record(of_weights(open_run(run).record, "ema"), exported / "result.json")
     evaluation = Evaluation(
         runs=["predict"], command="", source="synthetic", commit="", dirty=False, versions={},
         device="", precision="32-true", finished="", baseline="plain", chosen="ema+flip",
         strategies={},
     )  # fmt: skip
-    write_record(evaluation, evaluated / "evaluation.json")
-    predict("set.pkl", run=str(evaluated))
-    assert "predict, ema+flip" in capsys.readouterr().out
+    for folder, title in ((evaluated, "predict, ema+flip"), (exported, "exported, flip")):
+        write_record(evaluation, folder / "evaluation.json")
+        predict("set.pkl", "--probabilities", f"--output={folder.name}.csv", run=str(folder))
+        assert title in capsys.readouterr().out
+    assert Path("exported.csv").read_text() == Path("evaluated.csv").read_text()
 
 
 def test_probabilities_are_the_softmax_of_the_runs_logits(predict: Predict, run: Path) -> None:
