@@ -48,6 +48,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         "--push", metavar="USER/NAME", help="upload to this repository on Hugging Face's Hub"
     )
     flags = parser.parse_args(argv)
+    if flags.root and not flags.verify:
+        raise UserError(f"--root {flags.root} needs --verify: only that reads images")
     flags.output = flags.output or flags.run / "export"
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:

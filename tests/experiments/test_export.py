@@ -243,6 +243,7 @@ def export(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"weights": "swa"}, "has no swa weights"),
         ({"weights": "best"}, "invalid choice: 'best'"),
         ({"dtype": "int8"}, "invalid choice: 'int8'"),
+        ({"root": "data"}, "--root data needs --verify"),
         ({"push": "me/mine"}, "--push needs a login on Hugging Face's Hub"),
         ({"output": "/dev/null/out"}, "--output /dev/null/out cannot be written: "),
     ],
