@@ -127,10 +127,12 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
     fraction, size = config.data.val_fraction, config.data.batch_size
     images = training_images(config.as_dict())
     whole = {"data": config.data.as_dict() | {"val_fraction": 0.0}}
-    if 0 < fraction < 1 and images == training_images(whole):
-        raise ValueError(
-            f"--data.val_fraction {fraction} leaves no validation image: use 0 for none"
-        )
+    numbers = {
+        "validation image: use 0 for none": training_images(whole) - images,
+        "training image: use a smaller share, such as 0.1": images,
+    }
+    if 0 < fraction < 1 and (lacking := [text for text, number in numbers.items() if not number]):
+        raise ValueError(f"--data.val_fraction {fraction} leaves no {lacking[0]}")
     if 0 <= fraction < 1 and size > images:
         raise ValueError(
             f"--data.batch_size must be at most the {images:,} training images, got {size}"
