@@ -1,7 +1,7 @@
 """Knowledge distillation: teachers, and the loss of their student."""
 
 from collections.abc import Sequence
-from math import log
+from math import inf, log
 from typing import Literal
 
 import torch
@@ -55,8 +55,10 @@ class Distillation:
         weight: float = 0.9,
         reduction: Reduction = "batchmean",
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, such as 4, got {temperature}")
+        if not 0 < temperature < inf:
+            raise ValueError(
+                f"temperature must be above 0 and finite, such as 4, got {temperature}"
+            )
         if not 0 <= weight <= 1:
             raise ValueError(f"weight must be in [0, 1], such as 0.9, got {weight}")
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]

@@ -129,6 +129,7 @@ def test_the_teacher_has_the_students_memory_format_and_device():
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite"),
         ({"weight": 1.5}, r"weight must be in \[0, 1\]"),
     ],
 )
