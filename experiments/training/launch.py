@@ -24,6 +24,13 @@ from experiments.training.run_folder import (
 )
 from experiments.training.short_help import short_help
 
+#: groups of flags, which are sections of a `--config` file, and a setting of each
+SECTIONS = {
+    "model": "lr: 0.1",
+    "data": "batch_size: 128",
+    "trainer": "max_epochs: 5",
+    "distill": "weight: 0.9",
+}
 IN_USE = "{} is in use: choose another --name, or wait until the process that works on it has ended"
 
 
@@ -210,6 +217,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} must be a mapping as --print_config writes it, got {content!r:.40}"
         )
+    for name in SECTIONS.keys() & content.keys():
+        if not isinstance(content[name], dict | str):  # a text names another file
+            raise ValueError(
+                f"{path} must have settings below {name}, such as {SECTIONS[name]}, or no {name}, "
+                f"got {content[name]!r:.40}"
+            )
     return content
 
 
