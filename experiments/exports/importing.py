@@ -85,7 +85,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is not a state dict ({type(error).__name__}): name a file of SAMResNet's "
             "authors, such as best_model.pth"
         ) from None
-    tensors = isinstance(state, dict) and all(isinstance(x, Tensor) for x in state.values())
+    tensors = isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(x, Tensor) for key, x in state.items()
+    )
     if not tensors or not {"conv1.weight", "bn1.running_mean", "linear.weight"} <= state.keys():
         raise UserError(
             f"{path} is not a state dict of SAMResNet's authors: conv1, bn1 or linear is missing"
@@ -95,9 +97,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def size_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the width and the numbers of blocks of a state dict with our keys."""
-    blocks = {tuple(key.split(".")[1:3]) for key in state if key.startswith("stages.")}
-    counts = Counter(stage for stage, _ in blocks)
-    width = len(state["stem.0.0.weight"])
+    blocks = {tuple(key.split(".")[:3]) for key in state if key.startswith("stages.")}
+    counts = Counter(block[1] for block in blocks)
+    width = state["stem.0.0.weight"].shape[:1].numel()
     return {"base_width": width, "blocks": [counts[stage] for stage in sorted(counts)]}
 
 
@@ -121,7 +123,12 @@ def import_weights(files: Mapping[str, Path], folder: Path, root: str | None = N
             *([] if "ema" in files else ["--ema=false"]),
         ]
     )
-    module = on_meta("sam_resnet", config["model"])
+    try:
+        module = on_meta("sam_resnet", config["model"])
+    except ValueError as error:  # SAMResNet has no such size
+        raise UserError(
+            f"{files['raw']} is not a state dict of SAMResNet's authors: {error}"
+        ) from None
     expected = {key: value.shape for key, value in module.network.state_dict().items()}
     for name, state in states.items():
         if {key: value.shape for key, value in state.items()} != expected:

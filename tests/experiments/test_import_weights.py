@@ -164,5 +164,24 @@ def test_a_wrong_file_is_one_line_and_leaves_no_folder(mistake, files, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},  # no block
+        {"layer1": torch.zeros(1)},
+        {"conv1.weight": torch.zeros(0, 3, 3, 3)},
+        {"conv1.weight": torch.tensor(1.0)},
+        {3: torch.zeros(1)},
+    ],
+    ids=str,
+)
+def test_another_network_with_their_first_and_last_layer_is_one_line(changed, tmp_path, refusal):
+    names = ("conv1.weight", "bn1.running_mean", "linear.weight")
+    path = tmp_path / "other.pth"
+    torch.save(dict.fromkeys(names, torch.zeros(8, 3, 3, 3)) | changed, path)
+    assert str(path) in refusal(act=lambda: import_weights({"raw": path}, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_folder_is_refused(files, tmp_path, refusal):
     assert "another --output" in refusal(act=lambda: import_weights(files, tmp_path))
