@@ -217,6 +217,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} must be a mapping as --print_config writes it, got {content!r:.40}"
         )
+    if content.get("config") is not None:
+        raise ValueError(
+            f"{path} must not have the setting config: name each file with a --config of its own; "
+            "the settings of a run are in its config.yaml, not in result.json"
+        )
     for name in SECTIONS.keys() & content.keys():
         if not isinstance(content[name], dict | str):  # a text names another file
             raise ValueError(

@@ -210,6 +210,10 @@ def test_a_runs_own_config_begins_another_run(runs):
         (b"", "must be a mapping as --print_config writes it, got None"),
         (b"- sam_resnet\n", r"must be a mapping as --print_config writes it, got \['sam_resnet'\]"),
         (b"model: [\n", "cannot be read: while parsing"),
+        (
+            b'{"name": "a", "config": {"seed": 0}}',
+            "must not have the setting config: .*config.yaml",
+        ),
         (b"model:\n", "must have settings below model, such as lr: 0.1, or no model, got None"),
         (b"data: 3\n", "must have settings below data, such as batch_size: 128, .* got 3"),
         (b"trainer: []\n", "must have settings below trainer, .* got "),
