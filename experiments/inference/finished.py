@@ -150,14 +150,21 @@ class FinishedRun:
     def data(self, root: str | None = None, download: bool = True) -> "CIFAR10DataModule":
         """Find the run's data with its split, by default in the same folder.
 
-        Raises UserError if pictures of a folder have changed since the training.
+        Raises UserError, which names `--root`, if the files are missing or damaged, or if pictures
+        of a folder have changed since the training.
         """
+        # Not imported above, because prediction needs no Lightning.
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
         arguments = dict(self.record.config["data"])
         # If `source` was auto, this machine might choose another one.
         given: dict[str, Any] = {"root": root or arguments["root"], "source": self.record.source}
         given |= {"download": download and arguments["download"]}
-        data = datamodules.CIFAR10DataModule(**arguments | given)
-        data.prepare_data()
+        try:
+            data = datamodules.CIFAR10DataModule(**arguments | given)
+            data.prepare_data()
+        except MisconfigurationException as error:
+            raise UserError(str(error).replace("--data.root", "--root")) from None
         if data.data_set.digest != self.images.digest:
             raise UserError(
                 f"the pictures in {data.root} are not those that {self.record.name} was trained "

@@ -374,7 +374,9 @@ def test_a_run_that_cannot_be_evaluated_is_answered_in_one_line_and_left_alone(
     else:
         edit(copy, harm)
     before = sorted(copy.iterdir())
-    assert refusal(copy, "--root", "nowhere", act=evaluate).startswith(message.format(copy))
+    line = refusal(copy, "--root", "nowhere", act=evaluate)
+    assert line.startswith(message.format(copy))
+    assert "--data.root" not in line  # a flag of run.py
     assert sorted(copy.iterdir()) == before
 
 
