@@ -70,6 +70,11 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--top must be 1 or more, got {flags.top}")
     if not flags.output.parent.is_dir():
         raise UserError(f"--output {flags.output}: there is no folder {flags.output.parent}")
+    if flags.output.is_dir():
+        raise UserError(
+            f"--output {flags.output} is a folder: name a file, such as "
+            f"{flags.output / 'submission.csv'}"
+        )
     return flags
 
 
@@ -88,7 +93,7 @@ def show(
     best = answers[:SHOWN].topk(top)
     for name, values, indices in zip(found.ids, best.values, best.indices, strict=False):
         cells = [f"{classes[i]} {p:.1%}" for p, i in zip(values.tolist(), indices, strict=True)]
-        table.add_row(escape(printable(name)), *cells)
+        table.add_row(*(escape(printable(cell)) for cell in (name, *cells)))
     console = Console()
     console.print(table)
     if len(found.ids) > SHOWN:

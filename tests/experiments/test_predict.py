@@ -17,7 +17,8 @@ from PIL import Image
 from datamodules.synthetic import SYNTHETIC_CLASSES, synthetic_cifar10
 from experiments.exports.exporting import of_weights, pretrained
 from experiments.inference.finished import open_run
-from experiments.predict import main
+from experiments.inference.unlabelled import UnlabelledImages
+from experiments.predict import main, show
 from experiments.records.record import Evaluation, write_record
 
 Predict = Callable[..., None]
@@ -122,6 +123,14 @@ def test_pictures_are_answered_in_the_terminal(
     assert Path("submission.csv").read_text().splitlines()[2].startswith("[bold]/b.jpg,")
 
 
+def test_names_of_classes_are_text_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    found = UnlabelledImages(torch.zeros(1, 3, 32, 32), ["a"], resized=0, unreadable=[])
+    show(found, torch.tensor([[0.75, 0.25]]), ("[red]x", "new\nline"), 2, "run")
+    shown = capsys.readouterr().out
+    assert "[red]x 75.0%" in shown
+    assert "new\\nline 25.0%" in shown
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("trace",)
@@ -160,6 +169,7 @@ def empty() -> list[str]:
         (lambda: ["set.pkl", "--top=0"], "--top must be 1 or more, got 0"),
         (lambda: ["set.pkl", "--top=11"], "--top must be in 1 to 10, got 11"),
         (lambda: ["set.pkl", "--output=none/out.csv"], "there is no folder none"),
+        (lambda: ["set.pkl", "--output=."], "--output . is a folder: name a file, such as"),
         (lambda: [], "required: INPUT"),
     ],
     ids=[
@@ -173,6 +183,7 @@ def empty() -> list[str]:
         "top",
         "top-classes",
         "output",
+        "output-folder",
         "no",
     ],
 )
