@@ -38,7 +38,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--strategy",
         help="weights and views; by default the choice of evaluate.py, else one view and the best "
-        "weights on validation, and one view for an export. One of: " + ", ".join(STRATEGIES),
+        "weights on validation. One of: " + ", ".join(STRATEGIES),
     )
     parser.add_argument(
         "--output",
