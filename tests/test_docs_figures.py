@@ -95,6 +95,17 @@ def test_the_small_networks_are_those_of_their_records(name: str) -> None:
     assert f"{one} with one view" in PAGES
 
 
+def test_the_minutes_on_two_idle_cores_are_those_of_short_runs() -> None:
+    minutes = []
+    for arch in ("base_1m", "small_300k"):
+        short = read_record(RESULTS / "speed" / f"{arch}_4epochs.json")
+        steps = read_record(ROOT / "weights" / arch / "result.json").steps
+        minutes.append(f"{short.training_seconds / short.steps * steps / 60:.0f}")
+        link = f"([record](../experiments/results/speed/{arch}_4epochs.json))"
+        assert f"`{arch}` took {short.training_seconds:.0f} s {link}" in ONE_LINE
+    assert f"their whole trainings take {' and '.join(minutes)} minutes" in ONE_LINE
+
+
 def test_the_gain_from_a_teacher_is_that_of_its_records() -> None:
     accuracies = {
         row: [
