@@ -25,7 +25,7 @@ def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
     UserError if a file is not from W&B or is damaged.
     """
-    # These packages may be missing.
+    # These packages may be missing, and the names that we need have no types.
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 

@@ -256,7 +256,7 @@ def test_mistakes_in_the_structure_of_a_folder_are_named(root):
         CIFAR10DataModule(dataset="folder", source="folder")
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="every name is UTF-8")
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS rejects such a name")
 def test_a_class_whose_name_no_file_could_contain_is_an_error(root):
     os.mkdir(os.fsencode(root / "train") + b"/b\xe4r")
     refused(root, "the name of the class folder b\ufffdr in .*/train is not UTF-8: rename it")
