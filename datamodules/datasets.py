@@ -18,6 +18,10 @@ from datamodules.folder import PictureFolder
 Name = Literal["cifar10", "cifar100", "svhn", "folder"]
 
 
+#: the end of MissingDataError's message
+SYNTHETIC_INSTEAD = ", or use synthetic images with --data.source synthetic"
+
+
 class MissingDataError(MisconfigurationException):
     """Files of a data set are missing and cannot be downloaded."""
 
@@ -87,7 +91,7 @@ class PublicDataSet:
             raise MissingDataError(
                 f"{self.title} is incomplete in {self.root} ({missing[0].name} is missing) and "
                 f"{reason}. Put the official {self.files} there, choose another folder with "
-                "--data.root or $CIFAR10_ROOT, or use synthetic images with --data.source synthetic"
+                f"--data.root or $CIFAR10_ROOT{SYNTHETIC_INSTEAD}"
             )
         for file, md5 in files.items():
             if calculate_md5(file) != md5:

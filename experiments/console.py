@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -45,6 +46,13 @@ def near(name: str, names: list[str]) -> str:
     """A hint at the known names that resemble `name`, or an empty string."""
     matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(matches)}?)" if matches else ""
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """UserError if no folder can be made at `path`, because it or a parent is a file."""
+    for parent in (path, *path.parents):
+        if os.path.lexists(parent) and not parent.is_dir():  # a broken link does not exist
+            raise UserError(f"{flag} {path} must be a folder: {parent} is not one")
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.console import ArgumentParser, UserError, command, track
+from experiments.console import ArgumentParser, UserError, check_folder, command, track
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
@@ -30,9 +30,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--root", help="folder of the data set (default: that of each run)")
     flags = parser.parse_args(argv)
-    for folder in (flags.output, *flags.output.parents):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--output {flags.output} must be a folder: {folder} is a file")
+    check_folder("--output", flags.output)
     return flags
 
 

@@ -26,8 +26,17 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, get_args
 
-from experiments.claims.suites import RESULTS, SCALES, SUITES, Scale, Suite, read_rows, read_suites
-from experiments.console import ArgumentParser, UserError, command, duration
+from experiments.claims.suites import (
+    MOST_SEEDS,
+    RESULTS,
+    SCALES,
+    SUITES,
+    Scale,
+    Suite,
+    read_rows,
+    read_suites,
+)
+from experiments.console import ArgumentParser, UserError, check_folder, command, duration
 
 if TYPE_CHECKING:
     from experiments.claims.matching import Results
@@ -96,10 +105,15 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if not flags.suites and not flags.table:
         parser.error("name a SUITE, or --table")
+    if flags.rows and not flags.suites:
+        parser.error(f"--rows {flags.rows} needs a SUITE, such as sam_resnet_table1")
     for name in ("seeds", "budget_minutes", "rows_at_once", "cpus_per_row"):
         if not getattr(flags, name) > 0:  # nan is not either
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
+    if flags.seeds > MOST_SEEDS:
+        parser.error(f"--seeds must be at most {MOST_SEEDS:,}, got {flags.seeds}")
+    check_folder("--output", flags.output)
     if flags.gpus_per_row is not None and not flags.gpus_per_row >= 0:
         parser.error(f"--gpus-per-row must be 0 or more, got {flags.gpus_per_row:g}")
     if flags.ray and flags.rows_at_once > 1:
@@ -115,10 +129,9 @@ def check_results(flags: argparse.Namespace) -> None:
     """UserError if `--results` is missing and this command does not make it."""
     if flags.results.is_dir():
         return
-    if flags.results.exists() or flags.dry_run or not flags.suites:
-        raise UserError(
-            f"--results {flags.results} is not a folder: name the folder of the records"
-        )
+    check_folder("--results", flags.results)
+    if flags.dry_run or not flags.suites:
+        raise UserError(f"--results {flags.results} does not exist: name the folder of the records")
     print(f"There are no records yet: the folder {flags.results} is made")
 
 

@@ -25,8 +25,11 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from experiments.claims.suites import RESULTS, Suite, read_rows, read_suites
-from experiments.console import ArgumentParser, UserError, command
+from experiments.claims.suites import MOST_SEEDS, RESULTS, Suite, read_rows, read_suites
+from experiments.console import ArgumentParser, UserError, check_folder, command
+
+#: more rounds would train for more than a million epochs
+MOST_RUNGS = 20
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,6 +67,11 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         if not getattr(flags, name) > 0:  # nan is not either
             given = getattr(flags, name)
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {given:g}")
+    for name, most in (("seeds", MOST_SEEDS), ("rungs", MOST_RUNGS)):
+        if getattr(flags, name) > most:
+            parser.error(f"--{name} must be at most {most:,}, got {getattr(flags, name)}")
+    check_folder("--output", flags.output)
+    check_folder("--results", flags.results)
     if importlib.util.find_spec("optuna") is None:
         parser.error(
             "the package optuna is missing: install it with pip install -r requirements-dev.txt"

@@ -29,6 +29,8 @@ from experiments.records.record import Arch
 
 SUITES = Path(__file__).resolve().parents[1] / "suites"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+#: limit of `--seeds`, because each seed is a row of the plan
+MOST_SEEDS = 1_000
 
 Scale = Literal["full", "short", "mini"]
 #: the description of each scale in all outputs

@@ -156,6 +156,8 @@ class FinishedRun:
         # Not imported above, because prediction needs no Lightning.
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+        from datamodules.datasets import SYNTHETIC_INSTEAD
+
         arguments = dict(self.record.config["data"])
         # If `source` was auto, this machine might choose another one.
         given: dict[str, Any] = {"root": root or arguments["root"], "source": self.record.source}
@@ -164,7 +166,8 @@ class FinishedRun:
             data = datamodules.CIFAR10DataModule(**arguments | given)
             data.prepare_data()
         except MisconfigurationException as error:
-            raise UserError(str(error).replace("--data.root", "--root")) from None
+            line = str(error).removesuffix(SYNTHETIC_INSTEAD)  # the run decides the source
+            raise UserError(line.replace("--data.root", "--root")) from None
         if data.data_set.digest != self.images.digest:
             raise UserError(
                 f"the pictures in {data.root} are not those that {self.record.name} was trained "

@@ -7,7 +7,7 @@ import yaml
 from jsonargparse import Namespace
 
 from datamodules.datasets import open_data_set
-from experiments.training.length import steps_of_epochs, training_images
+from experiments.training.length import images_of_classes, steps_of_epochs, training_images
 from experiments.training.trainer import resolve_channels_last, resolve_compile, resolve_precision
 from lightning_modules.classifier import CAPTURED
 from lightning_modules.optimizers import refuse_fused
@@ -125,11 +125,12 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
             f"{trainer.max_steps} ends training earlier; give both, -1 for no limit"
         )
     fraction, size = config.data.val_fraction, config.data.batch_size
-    images = training_images(config.as_dict())
+    counts = images_of_classes(config.as_dict())
+    images = sum(counts)
     whole = {"data": config.data.as_dict() | {"val_fraction": 0.0}}
     numbers = {
         "validation image: use 0 for none": training_images(whole) - images,
-        "training image: use a smaller share, such as 0.1": images,
+        "training image of a class: use a smaller share, such as 0.1": min(counts),
     }
     if 0 < fraction < 1 and (lacking := [text for text, number in numbers.items() if not number]):
         raise ValueError(f"--data.val_fraction {fraction} leaves no {lacking[0]}")

@@ -5,14 +5,19 @@ from typing import Any
 from datamodules.datasets import open_data_set
 
 
-def training_images(config: dict[str, Any]) -> int:
-    """Number of training images without the validation images."""
+def images_of_classes(config: dict[str, Any]) -> list[int]:
+    """Number of training images of each class, without the validation images."""
     data = config["data"]  # of an older record perhaps, without a data set
     name, size = data.get("dataset", "cifar10"), data.get("image_size", 32)
     counts = open_data_set(name, data["root"], size).counts
     if data["source"] == "synthetic":
         counts = (50_000 // len(counts),) * len(counts)
-    return sum(count - round(count * data["val_fraction"]) for count in counts)
+    return [count - round(count * data["val_fraction"]) for count in counts]
+
+
+def training_images(config: dict[str, Any]) -> int:
+    """Number of training images without the validation images."""
+    return sum(images_of_classes(config))
 
 
 def batches_per_epoch(config: dict[str, Any]) -> int:

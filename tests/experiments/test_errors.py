@@ -301,7 +301,7 @@ def test_an_output_that_is_no_folder_is_named(refusal, tmp_path):
         ("--trainer.strategy=dpp", "invalid strategy name"),
         ("--trainer.limit_train_batches=-1", "it has to be in [0.0, 1.0] or an int"),
         ("--data.val_fraction=0.00001", "leaves no validation image: use 0 for none"),
-        ("--data.val_fraction=0.99999", "leaves no training image: use a smaller share, "),
+        ("--data.val_fraction=0.99999", "leaves no training image of a class: use a smaller "),
         ("--data.batch_size=50000", "must be at most the 45,000 training images, got 50000"),
         ("--model.rho=0.1", "needs --model.sharpness sam or asam, got none"),
         ("--data.augmix_severity=5", "needs --data.policy augmix, got none"),

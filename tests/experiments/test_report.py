@@ -414,7 +414,7 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_read(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     line = refusal("nowhere", act=lambda *paths: report(*paths, out=tmp_path / out))
-    assert line == f"--output {tmp_path / out} must be a folder: {tmp_path / 'file'} is a file"
+    assert line == f"--output {tmp_path / out} must be a folder: {tmp_path / 'file'} is not one"
     assert (tmp_path / "file").read_text() == "mine"
 
 
