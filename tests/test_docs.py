@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *DOCS, *sorted((ROOT / "experiments").rglob("*.md")
 #: commands of extending.md name a network that exists only after its steps
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 COMMANDS = re.findall(
-    r"python experiments/run\.py (.+)", "".join(TEXT.replace(EXTENDING, "").split("`"))
+    r"experiments/run\.py (--.+)", "".join(TEXT.replace(EXTENDING, "").split("`"))
 )
 OTHERS = re.findall(r"^python experiments/(?!run\b)(\w+)\.py(.*)$", TEXT, flags=re.MULTILINE)
 FLAGS = set(re.findall(r"--(?:model|data|trainer|ema|swa|lookahead|budget)\.\w+", TEXT))
@@ -42,7 +42,8 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_table_of_presets_is_all_of_them_with_their_counts() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([\d,]+) \|$", README, flags=re.MULTILINE))
+    page = (ROOT / "docs" / "training.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([\d,]+) \|$", page, flags=re.MULTILINE))
     counts = {name: parameters_of(resolve_config([f"--arch={name}"])) for name in EXPERIMENTS}
     assert rows == {name: f"{count:,}" for name, count in counts.items()}
 
