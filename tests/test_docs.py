@@ -76,6 +76,19 @@ def test_a_command_of_another_script_is_accepted(script: str, command: str) -> N
     import_module(f"experiments.{script}").read_arguments(shlex.split(command))
 
 
+def test_the_arguments_of_pytest_select_existing_tests() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    names = set(re.findall(r"def (test_\w+)", tests))
+    files = re.findall(r"tests/[\w/]+\.py", page)
+    words = re.findall(r"-k (?:(\w+)|\"([^\"]+)\")", page)
+    assert len(files) > 5
+    assert len(words) > 5
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    for word in " or ".join(one or several for one, several in words).split(" or "):
+        assert any(word in name for name in names), word
+
+
 def test_every_flag_in_the_text_exists() -> None:
     known = {
         f"--{key}.{name}" for key, (callback, _) in SWITCHES.items()
