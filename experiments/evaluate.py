@@ -173,7 +173,12 @@ def send(run: "FinishedRun", evaluation: "Evaluation") -> None:
 @command
 def main() -> None:
     flags = read_arguments(sys.argv[1:])
-    from experiments.inference.evaluating import check_alike, evaluate_run, evaluate_together
+    from experiments.inference.evaluating import (
+        check_alike,
+        earlier_choice,
+        evaluate_run,
+        evaluate_together,
+    )
     from experiments.inference.finished import open_run
     from experiments.records.record import write_record
     from experiments.reporting.tables import show_evaluation, show_figure_1
@@ -193,7 +198,8 @@ def main() -> None:
     for run in runs:
         evaluation = recorded.get(run.folder)
         if evaluation is None:
-            evaluation = evaluate_run(run, flags.only, flags.root, flags.precision, flags.chosen)
+            chosen = flags.chosen or (None if flags.only else earlier_choice(run))
+            evaluation = evaluate_run(run, flags.only, flags.root, flags.precision, chosen)
             show_evaluation(evaluation)
             if not flags.only:
                 write_record(evaluation, run.folder / "evaluation.json")

@@ -142,8 +142,6 @@ class ImageClassifier(EvaluationModule):
             return
         trainer, mode = self._trainer, self.hparams["compile"]
         device = self.device if trainer is None else trainer.strategy.root_device
-        if self.distillation is not None:
-            self.distillation.to(device)
         if mode not in CAPTURED:
             return
         alone = trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
@@ -154,6 +152,10 @@ class ImageClassifier(EvaluationModule):
                 f"--model.compile {mode}: training without CUDA graphs, which need one GPU; the "
                 f"network is {'compiled' if self.compiled else 'not compiled'}"
             )
+
+    def on_fit_start(self) -> None:
+        if self.distillation is not None:  # after the conversion to the training precision
+            self.distillation.to(self.device, self.dtype)
 
     def teardown(self, stage: str) -> None:
         # Lightning now moves the parameters that a graph reads.

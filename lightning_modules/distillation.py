@@ -73,10 +73,10 @@ class Distillation:
             if compiled:
                 teacher.compile(dynamic=False)
 
-    def to(self, device: torch.device) -> None:
-        """Move the teachers to a device."""
+    def to(self, device: torch.device, dtype: str | torch.dtype) -> None:
+        """Move the teachers to a device, with weights of this type."""
         for teacher in self.teachers:
-            teacher.to(device)
+            teacher.to(device, dtype)
 
     @torch.no_grad()
     def ask(self, images: Tensor) -> Tensor:

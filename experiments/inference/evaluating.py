@@ -119,6 +119,13 @@ def evaluate_run(
     return replace(found, chosen=chosen) if chosen else found
 
 
+def earlier_choice(run: FinishedRun) -> str | None:
+    """The recorded choice of a run without validation images, which a repetition keeps."""
+    if run.record.config["data"]["val_fraction"] or not (evaluation := run.evaluation()):
+        return None
+    return evaluation.chosen
+
+
 def evaluate_together(
     runs: Sequence[FinishedRun], root: str | None, precision: Precision | None
 ) -> Evaluation:

@@ -50,7 +50,8 @@ def _is_sound(file: BinaryIO) -> bool:
     end = file.seek(max(0, size - len(COMMENT % 0)))
     comment = file.read()
     if not comment.startswith(COMMENT[:7]):
-        return zipfile.ZipFile(file).testzip() is None
+        # Without a comment, an archive ends with the length of the comment: two bytes, 0.
+        return comment.endswith(b"\0\0") and zipfile.ZipFile(file).testzip() is None
     file.seek(0)
     crc = 0
     while chunk := file.read(min(1 << 20, end - file.tell())):

@@ -42,6 +42,7 @@ from experiments.training.teachers import (
     check_images,
     distillation,
     open_teachers,
+    refuse_own_checkpoint,
     same_folders,
 )
 from experiments.training.trainer import Trainer, read_checkpoint
@@ -231,6 +232,7 @@ class ExperimentCLI(LightningCLI):
             self.model.learn_from(distillation(self.teachers, self.config.distill.as_dict()))
         keep_steps = 0
         if self.launch.checkpoint is not None:
+            refuse_own_checkpoint(self.teachers, self.launch.checkpoint)
             checkpoint = read_checkpoint(self.launch.checkpoint, self.model)
             keep_steps = checkpoint["global_step"] if self.launch.resumes else 0
         if is_first():

@@ -90,6 +90,16 @@ def check_images(teachers: Sequence[Teacher], data: CIFAR10DataModule) -> None:
             )
 
 
+def refuse_own_checkpoint(teachers: Sequence[Teacher], checkpoint: Path) -> None:
+    """UserError if a student would begin with the state of one of its teachers."""
+    for teacher in teachers:
+        if checkpoint.resolve().parent == Path(teacher.folder).resolve():
+            raise UserError(
+                f"--ckpt_path {checkpoint} is a checkpoint of --teacher {teacher.folder}: leave "
+                "--ckpt_path out, so that the student begins anew"
+            )
+
+
 def distillation(teachers: Sequence[Teacher], settings: dict[str, Any]) -> Distillation:
     """Make the distillation; UserError for a bad setting."""
     try:

@@ -218,6 +218,15 @@ def test_two_processes_end_with_the_weights_of_one(alone, pair):
         close(state, momenta[1][name], **EQUAL)
 
 
+@pytest.mark.trust  # it starts two more pairs of processes
+def test_two_processes_learn_from_a_teacher_like_one(alone, together):
+    flags = (*EXACT, f"--teacher={alone.folder}")
+    one, two = (together(*flags, processes=n, group_norm=True).checkpoint() for n in (1, 2))
+    close(two["state_dict"], one["state_dict"], **EQUAL)
+    taught = [x.ne(alone.checkpoint()["state_dict"][k]).any() for k, x in one["state_dict"].items()]
+    assert any(taught)
+
+
 @pytest.mark.parametrize(
     "name", ["train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema"]
 )

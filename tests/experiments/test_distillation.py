@@ -90,20 +90,35 @@ def test_a_teacher_that_changed_is_rejected(experiment, refusal, teacher, tmp_pa
     assert line.startswith(f"--teacher {copy}: the weights of best.ckpt have changed since")
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_the_teacher_answers_in_the_training_precision(experiment, teacher, precision):
+    run = experiment(f"--teacher={teacher}", f"--trainer.precision={precision}")
+    types = {x.dtype for x in run.cli.model.distillation.teachers[0].parameters()}
+    assert types == {x.dtype for x in run.cli.model.parameters()}
+    assert run.record.precision == precision
+
+
 def test_mistakes_are_one_line(refusal, teacher, exported, tmp_path):
     damaged = shutil.copytree(exported, tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"no tensors")
+    torn = shutil.copytree(teacher, tmp_path / "torn")
+    (torn / "best.ckpt").write_bytes((teacher / "best.ckpt").read_bytes()[:-9])
+    (tmp_path / "distill.yaml").write_text("distill: {weight: 0.5}\n")
+    last = f"--ckpt_path={teacher / 'last.ckpt'}"
     for flags, line in {
         (f"--teacher={tmp_path}",): "holds no finished run",
         (f"--teacher={teacher / 'best.ckpt'}",): "is a file: name the folder of a finished run",
         (f"--teacher={damaged}",): "cannot be read",
+        (f"--teacher={torn}",): "best.ckpt is damaged",
+        (f"--teacher={teacher}", last, "--trainer.max_epochs=9"): "is a checkpoint of --teacher",
         ("--distill.temperature=2",): "--distill.temperature needs --teacher",
+        ('--distill={"weight": 0.5}',): "--distill needs --teacher",
+        (f"--config={tmp_path / 'distill.yaml'}",): "--config: distill needs --teacher",
         (f"--teacher={teacher}", "--distill.weight=2"): "--distill.weight must be in [0, 1]",
     }.items():
         assert line in refusal(*flags)
 
 
-@pytest.mark.real_data
-def test_a_teacher_of_other_classes_is_rejected(refusal, teacher, cifar10_root):
-    line = refusal(f"--teacher={teacher}", "--data.source=cifar10", f"--data.root={cifar10_root}")
+def test_a_teacher_of_other_classes_is_rejected(refusal, teacher):
+    line = refusal(f"--teacher={teacher}", "--data.dataset=cifar100")
     assert f"--teacher {teacher} has other classes than the training images" in line

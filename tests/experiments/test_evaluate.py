@@ -244,6 +244,7 @@ def test_without_validation_a_strategy_may_have_been_chosen_beforehand(
     assert "* chosen beforehand." in printed
     evaluation = read_evaluation(folder / "evaluation.json")
     assert evaluation.chosen == "flip"
+    assert evaluate(folder).count("flip *") == printed.count("flip *")  # it keeps the choice
     assert list(evaluation.strategies) == ["plain", "flip"]
 
 
