@@ -263,7 +263,7 @@ def main() -> None:
         if flags.scale != "mini":
             show_claims(suites, flags.scale, flags.results)
     if flags.table:
-        from experiments.claims.claims_page import write_claims
+        from experiments.reporting.claims_page import write_claims
         from experiments.reporting.frontier import write_frontier
 
         print(f"Every claim: {write_claims(flags.results)}")

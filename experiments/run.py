@@ -22,10 +22,12 @@ def main() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     keep_freed_memory()
     # After the launch, whose mistakes are answered before torch is imported, which takes seconds.
+    from experiments.reporting.tables import show_result
     from experiments.training.cli import ExperimentCLI
     from experiments.training.experiment import run_experiment
 
-    run_experiment(ExperimentCLI(launch))
+    if record := run_experiment(ExperimentCLI(launch)):
+        show_result(record, launch.folder)
 
 
 if __name__ == "__main__":

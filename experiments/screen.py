@@ -103,9 +103,9 @@ def main() -> None:
     # After the flags: these import Optuna, which may be missing, and torch, which takes seconds.
     from experiments.claims.matching import load_results
     from experiments.records.record import write_atomically
+    from experiments.reporting.screening_page import render
     from experiments.reproduction.halving import Worker, make_rungs, row_of, screen
     from experiments.reproduction.runner import Workplace
-    from experiments.reproduction.screening_page import render
 
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -22,7 +22,7 @@ DEVELOPMENT = (*RUN_TIME, "ray", "screen", "dev")
 NEED_MORE = {
     "experiments.reproduction.ray_runner",
     "experiments.reproduction.halving",
-    "experiments.reproduction.screening_page",
+    "experiments.reporting.screening_page",
 }
 
 

@@ -12,13 +12,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from experiments.claims.claims import parameters_of, reservations
-from experiments.claims.claims_page import markdown_table
 from experiments.claims.matching import Results, load_results
 from experiments.claims.seed_statistics import Estimate, mean_of
 from experiments.inference.strategies import PLAIN, STRATEGIES
 from experiments.records.parsing import EXACT, YamlFile
 from experiments.records.record import Record, read_benchmark, write_atomically
 from experiments.reporting.figures import BUDGET
+from experiments.reporting.tables import markdown_table
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.configuration import resolve_config
 from experiments.training.length import training_images

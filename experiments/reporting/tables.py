@@ -1,7 +1,8 @@
 """Tables for the terminal, made from records."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from experiments.inference.strategies import FIGURE_1, PLAIN, STRATEGIES
 from experiments.records.images import SOURCES
 from experiments.records.record import (
     Evaluation,
+    Record,
     Shift,
     ShiftMean,
     ShiftResult,
@@ -180,3 +182,40 @@ def shift_sets(shift: Shift) -> dict[str, dict[str, tuple[float, ShiftScore | Sh
     if new:
         sets["CIFAR-10.1"] = {name: (1 - x.accuracy, x) for name, x in new.items()}
     return sets
+
+
+def show_result(record: Record, folder: Path) -> None:
+    """Print the record's scores and the run's folder."""
+    source = SOURCES[record.source]
+    if record.source == "synthetic":
+        title = SOURCES[record.config["data"].get("dataset", "cifar10")]
+        source = f"SYNTHETIC images, not {title}"
+    epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
+    table = Table(
+        title=f"{record.arch}: {record.parameters:,} parameters, {epochs} on {source}"
+        f"{' (--quick)' if record.quick else ''}, {record.training_seconds:.0f} s"
+    )
+    for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "epoch"):
+        table.add_column(column, justify="left" if column in ("split", "weights") else "right")
+    for split, by_weights in record.scores.items():
+        for name, x in by_weights.items():
+            table.add_row(
+                split,
+                name + (" (selected)" if name == record.selected else ""),
+                f"{x.accuracy:.2%}",
+                f"{x.nll:.4f}",
+                f"{x.ece:.4f}",
+                f"{x.images:,}",
+                str(x.epoch),
+            )
+    console = Console()
+    console.print(table)
+    if record.blocks_used is not None:
+        console.print(f"An image uses {record.blocks_used:.1%} of the gated blocks on average")
+    console.print(f"Everything of this run: {folder}")
+
+
+def markdown_table(header: list[str], lines: Iterable[list[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

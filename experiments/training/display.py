@@ -1,7 +1,6 @@
-"""The progress and the result of a run on the screen."""
+"""The progress of a run on the screen."""
 
 from math import ceil
-from pathlib import Path
 from time import monotonic
 from typing import Any, final
 
@@ -9,11 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 from experiments.console import duration
-from experiments.records.images import SOURCES
-from experiments.records.record import Record
 
 #: seconds between two refreshes of the bar
 REFRESH = 1.0
@@ -223,34 +219,3 @@ class Display(ProgressBar):
     def _print(self, line: str) -> None:
         if self._enabled:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def show_result(record: Record, folder: Path) -> None:
-    """Print the record's scores and the run's folder."""
-    source = SOURCES[record.source]
-    if record.source == "synthetic":
-        title = SOURCES[record.config["data"].get("dataset", "cifar10")]
-        source = f"SYNTHETIC images, not {title}"
-    epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
-    table = Table(
-        title=f"{record.arch}: {record.parameters:,} parameters, {epochs} on {source}"
-        f"{' (--quick)' if record.quick else ''}, {record.training_seconds:.0f} s"
-    )
-    for column in ("split", "weights", "accuracy", "NLL", "ECE", "images", "epoch"):
-        table.add_column(column, justify="left" if column in ("split", "weights") else "right")
-    for split, by_weights in record.scores.items():
-        for name, x in by_weights.items():
-            table.add_row(
-                split,
-                name + (" (selected)" if name == record.selected else ""),
-                f"{x.accuracy:.2%}",
-                f"{x.nll:.4f}",
-                f"{x.ece:.4f}",
-                f"{x.images:,}",
-                str(x.epoch),
-            )
-    console = Console()
-    console.print(table)
-    if record.blocks_used is not None:
-        console.print(f"An image uses {record.blocks_used:.1%} of the gated blocks on average")
-    console.print(f"Everything of this run: {folder}")

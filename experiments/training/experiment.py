@@ -1,4 +1,4 @@
-"""One experiment from the first step to its record: fit, evaluate, write, show."""
+"""One experiment from the first step to its record: fit, evaluate, write."""
 
 import shlex
 import sys
@@ -33,7 +33,6 @@ from experiments.training.devices import (
     on_one_device,
     step_in_words,
 )
-from experiments.training.display import show_result
 from experiments.training.loggers import ClaimLogger
 from experiments.training.plots import plot_augmented, plot_confusion, plot_curves
 from experiments.training.processes import hand_on
@@ -125,7 +124,6 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     write_record(record, folder / "result.json")
     (folder / PREVIOUS).unlink(missing_ok=True)  # a finished run is never resumed
     write_pictures(cli, record, labels, logits)
-    show_result(record, folder)
     send_results(cli, record, labels, logits)
     return record
 

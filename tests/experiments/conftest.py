@@ -20,6 +20,7 @@ import experiments.training.experiment
 from datamodules.synthetic import synthetic_cifar10
 from experiments import console
 from experiments.records.record import Record, Score
+from experiments.reporting.tables import show_result
 from experiments.training.cli import ExperimentCLI
 from experiments.training.configuration import resolve_config
 from experiments.training.launch import read_launch
@@ -125,6 +126,8 @@ def command() -> Callable[..., Run]:
             cli.trainer.callbacks.extend(callbacks)
             try:
                 record = experiments.training.experiment.run_experiment(cli)
+                if record:
+                    show_result(record, cli.launch.folder)
             finally:
                 assert cli.lock  # the end of the process would release it
                 cli.lock.close()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from experiments.claims.claims import claim_rows, operations_of
-from experiments.claims.claims_page import PAGE, render, write_claims
 from experiments.claims.matching import Results, load_results
 from experiments.claims.measures import Measure
 from experiments.claims.suites import load_suite, load_suites
@@ -17,6 +16,7 @@ from experiments.records.record import (
     StrategyScore,
     write_record,
 )
+from experiments.reporting.claims_page import PAGE, render, write_claims
 from experiments.training.configuration import resolve_config
 
 SUITE = """\

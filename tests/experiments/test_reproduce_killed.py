@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.claims.claims_page import render
 from experiments.claims.matching import load_results
 from experiments.claims.suites import load_suite
+from experiments.reporting.claims_page import render
 
 SCRIPTS = Path(__file__).parent / "tiny_scripts"
 ROOT = Path(__file__).parents[2]

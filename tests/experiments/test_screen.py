@@ -17,10 +17,10 @@ from experiments.claims.seed_statistics import welch_difference
 from experiments.claims.suites import RESULTS, load_suite
 from experiments.console import UserError
 from experiments.records.record import write_record
+from experiments.reporting.screening_page import render
 from experiments.reproduction import halving
 from experiments.reproduction.halving import Rung, Worker, make_rungs, screen
 from experiments.reproduction.runner import Outcome, Workplace
-from experiments.reproduction.screening_page import render
 
 #: row -> accuracy at two epochs and seed 0; the order is the order of training
 ROWS = {"base": 0.3, "worse": 0.2, "better": 0.5, "between": 0.4, "best": 0.6}

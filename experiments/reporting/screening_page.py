@@ -1,10 +1,10 @@
 """The page of a screening as Markdown, made from its records alone."""
 
-from experiments.claims.claims_page import markdown_table
 from experiments.claims.matching import Results
 from experiments.claims.seed_statistics import mean_of, welch_difference
 from experiments.claims.suites import Suite
 from experiments.records.record import Record
+from experiments.reporting.tables import markdown_table
 from experiments.reproduction.halving import Rung, records_of, val_accuracy
 
 HEAD = """# {title}

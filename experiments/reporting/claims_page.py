@@ -1,7 +1,6 @@
 """The claims page: every claim of both papers with its measured value, as Markdown."""
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.claims.claims import ClaimRow, claim_rows, operations_of
@@ -10,6 +9,7 @@ from experiments.claims.seed_statistics import USUAL_SD, mean_of, needed_seeds
 from experiments.claims.suites import RESULTS, Scale, Suite, load_suites
 from experiments.claims.verdicts import MEANING
 from experiments.records.record import Record, write_atomically
+from experiments.reporting.tables import markdown_table
 from experiments.training.length import steps_of_epochs
 
 PAGE = RESULTS / "CLAIMS.md"
@@ -171,9 +171,3 @@ def _accuracy(records: list[Record], split: str) -> str:
             x = mean_of(known)
             cells.append(f"{x.value:.2f}{x.margin}")
     return " / ".join(cells)
-
-
-def markdown_table(header: list[str], lines: Iterable[list[str]]) -> str:
-    """A table in Markdown."""
-    rows = [header, ["---"] * len(header), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
