@@ -1,9 +1,9 @@
 """Callbacks: each file adds one behaviour to any Trainer."""
 
-from callbacks.best_checkpoint import BestCheckpoint
+from callbacks.best_checkpoint import BestCheckpoint, LastStep
 from callbacks.divergence import DivergedError, Divergence, OnNaN
 from callbacks.ema import EMA
-from callbacks.last_checkpoint import LastCheckpoint, LastStep
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.lookahead import Lookahead
 from callbacks.parameter_budget import ParameterBudget
 from callbacks.random_state import RandomState

@@ -6,7 +6,7 @@ from typing import Any, cast, final
 
 import lightning
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -92,3 +92,17 @@ class BestCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.best["score"] == -math.inf:
             rank_zero_warn(f"{self.path.name} was not written: no {self.monitor} was ever logged")
+
+
+@final
+class LastStep(Callback):
+    """Validates after the last step if `max_steps` ends training within an epoch.
+
+    Lightning skips this validation, so the best checkpoint could not contain the final weights.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True

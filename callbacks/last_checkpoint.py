@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, final
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.snapshot import is_finite, snapshot
@@ -140,17 +140,3 @@ class LastCheckpoint(Checkpoint):
             self._unwritten = {}
             self._written = monotonic()
             self._exists = True
-
-
-@final
-class LastStep(Callback):
-    """Validates after the last step if `max_steps` ends training within an epoch.
-
-    Lightning skips this validation, so the best checkpoint could not contain the final weights.
-    """
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True

@@ -28,7 +28,8 @@ from experiments.benchmarks.timing import Ratio, alternate, ratio
 from experiments.console import UserError
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import default_config, resolve_config
-from experiments.training.trainer import Trainer, resolve_precision
+from experiments.training.machine import resolve_precision
+from experiments.training.trainer import Trainer
 
 #: a plain recipe in addition to the presets: crop, flip and Cutout
 PLAIN = "-"

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from experiments.training.cli import ExperimentCLI
-from experiments.training.devices import now
 from experiments.training.launch import read_launch
+from experiments.training.machine import now
 
 
 def fit(arguments: Sequence[str], *callbacks: Callback) -> ExperimentCLI:

@@ -29,9 +29,8 @@ from experiments.benchmarks.timing import Ratio, ratio
 from experiments.console import UserError
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import resolve_config
-from experiments.training.devices import now
 from experiments.training.length import batches_per_epoch
-from experiments.training.trainer import resolve_precision
+from experiments.training.machine import now, resolve_precision
 from lightning_modules.speed_resnet import SpeedResNetClassifier
 
 #: steps of the bare loop in the first round

@@ -25,7 +25,7 @@ from experiments.inference.finished import open_run
 from experiments.inference.strategies import PLAIN, STRATEGIES
 from experiments.presets import PRESETS
 from experiments.training.configuration import resolve_config
-from experiments.training.trainer import resolve_precision
+from experiments.training.machine import resolve_precision
 from lightning_modules.networks import build_network
 from lightning_modules.prediction import is_unsure
 

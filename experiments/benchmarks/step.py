@@ -42,7 +42,7 @@ from experiments.benchmarks.timing import (
 )
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import resolve_config
-from experiments.training.devices import synchronise
+from experiments.training.machine import synchronise
 from lightning_modules import ARCHITECTURES
 from lightning_modules.optimizers import make_optimizer
 

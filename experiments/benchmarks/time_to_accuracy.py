@@ -44,7 +44,7 @@ from experiments.inference.finished import open_run
 from experiments.inference.strategies import STRATEGIES, Strategy
 from experiments.records.provenance import ROOT
 from experiments.training.cli import ExperimentCLI
-from experiments.training.devices import now
+from experiments.training.machine import now
 
 RUN = ROOT / "experiments" / "run.py"
 COUNTER = f"{CountOperations.__module__}.{CountOperations.__name__}"

@@ -7,7 +7,7 @@ from statistics import median
 import torch
 
 from experiments.console import track
-from experiments.training.devices import now
+from experiments.training.machine import now
 
 
 def alternate(

@@ -25,8 +25,7 @@ from experiments.inference.finished import FinishedRun, Weights
 from experiments.presets import Precision
 from experiments.records.provenance import origin
 from experiments.records.record import Calibration, Score, StrategyScore
-from experiments.training.devices import now
-from experiments.training.trainer import resolve_precision
+from experiments.training.machine import now, resolve_precision
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.layers.routing import gates_of
 from lightning_modules.prediction import log_probabilities, see

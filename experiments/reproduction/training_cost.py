@@ -14,7 +14,7 @@ from experiments.records.provenance import describe_device
 from experiments.records.record import Record
 from experiments.training.experiment import operations_per_image
 from experiments.training.length import batches_per_epoch
-from experiments.training.trainer import resolve_precision
+from experiments.training.machine import resolve_precision
 
 #: A backward pass takes two operations for each one of the forward pass.
 PASSES = 3

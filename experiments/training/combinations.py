@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from datamodules.datasets import open_data_set
 from experiments.training.length import images_of_classes, steps_of_epochs, training_images
-from experiments.training.trainer import resolve_channels_last, resolve_compile, resolve_precision
+from experiments.training.machine import resolve_channels_last, resolve_compile, resolve_precision
 from lightning_modules.classifier import CAPTURED
 from lightning_modules.optimizers import refuse_fused
 

@@ -1,6 +1,4 @@
-"""Devices: waiting for one, checking several, and the effective batch size."""
-
-import time
+"""Devices: checking several, and the effective batch size."""
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -9,18 +7,6 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from experiments.console import UserError
 from experiments.training.processes import started_outside
 from experiments.training.trainer import Trainer
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished its work; a CPU always has."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a wall clock, after the device has finished its work."""
-    synchronise(device)
-    return time.perf_counter()
 
 
 def check_devices(trainer: Trainer, batch_size: int, sync_batchnorm: bool) -> None:

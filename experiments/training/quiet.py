@@ -14,7 +14,7 @@ WARNINGS = (
     "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
     "You have overridden `on_before_batch_transfer`",  # ImageClassifier checks batches there
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
-    "TensorFloat32 tensor cores .* available but not enabled",  # `trainer.set_tf32` decides
+    "TensorFloat32 tensor cores .* available but not enabled",  # `machine.set_tf32` decides
 )
 #: information about the machine, other products, and events that the display reports
 INFORMATION = (

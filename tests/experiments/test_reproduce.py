@@ -47,7 +47,7 @@ from experiments.reproduction.training_cost import (
 )
 from experiments.training.configuration import resolve_config
 from experiments.training.length import batches_per_epoch
-from experiments.training.trainer import resolve_precision
+from experiments.training.machine import resolve_precision
 
 FOUR = {"trainer.max_epochs": 4}
 ROWS = {

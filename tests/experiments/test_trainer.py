@@ -10,14 +10,13 @@ import torch
 
 from experiments.console import UserError
 from experiments.records.integrity import check_archive
-from experiments.training import trainer
-from experiments.training.trainer import (
-    BackgroundFiles,
-    Trainer,
+from experiments.training import machine
+from experiments.training.machine import (
     resolve_channels_last,
     resolve_compile,
     resolve_precision,
 )
+from experiments.training.trainer import BackgroundFiles, Trainer
 
 
 @pytest.fixture
@@ -71,14 +70,14 @@ def test_a_format_that_is_named_is_taken(gpu, channels_last):
 
 
 def test_auto_compiles_long_trainings_on_a_gpu(gpu, monkeypatch):
-    monkeypatch.setattr(trainer, "has_triton", lambda: True)
-    monkeypatch.setattr(trainer.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(machine, "has_triton", lambda: True)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
     gpu()
     assert resolve_compile("auto", "auto", 70_000) is True
     assert resolve_compile("auto", "auto", 290) is False
     assert resolve_compile("auto", "cpu", 70_000) is False
     assert resolve_compile(True, "auto", 290) is True
-    monkeypatch.setattr(trainer, "has_triton", lambda: False)
+    monkeypatch.setattr(machine, "has_triton", lambda: False)
     assert resolve_compile("auto", "auto", 70_000) is False
     gpu(available=False)
     assert resolve_compile("auto", "auto", 70_000) is False
