@@ -51,13 +51,13 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def logged_by(runs: Sequence[Path]) -> set[str] | None:
     """The keys that at least one of the runs has logged; None without runs."""
-    from experiments.tracking.wandb_file import logged_keys
+    from experiments.tracking.wandb_file import logged_rows
 
     if not runs:
         return None
     keys: set[str] = set()
     for run in runs:
-        found = logged_keys(run)
+        found = {key for row in logged_rows(run) for key in row}
         if not found:
             raise UserError(
                 f"{run} has no W&B files: name a run that was trained with --wandb offline"

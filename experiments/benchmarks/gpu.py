@@ -102,11 +102,6 @@ def limits(
     }
 
 
-def share_of_ceiling(row: Mapping[str, Any]) -> float:
-    """The operations per second of a step's row, divided by the ceiling."""
-    return row["operations"] / (row["value"] / 1000) / row["ceiling"]
-
-
 def epoch_over_bare_loop(
     arch: str, asked: int, flags: argparse.Namespace, deadline: float
 ) -> Found:
@@ -260,7 +255,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{short(row['value'])} [{short(row['min'])}, {short(row['max'])}]",
             f"<= {row['target']:g}",
             "yes" if row["met"] else "no",
-            f"{share_of_ceiling(row):.1%}" if "ceiling" in row else "",
+            f"{1000 * row['operations'] / row['value'] / row['ceiling']:.1%}"
+            if "ceiling" in row
+            else "",
             short(row["memory_floor_ms"]) if "memory_floor_ms" in row else "",
         )
     return shown

@@ -96,12 +96,10 @@ def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     return Estimate(ratio, None, (ratio / sqrt(high), ratio / sqrt(low)), n)
 
 
-def needed_seeds(
-    difference: float, sd: float, paired: bool = False, alpha: float = 0.05, power: float = 0.8
-) -> int:
+def needed_seeds(difference: float, sd: float, paired: bool = False, power: float = 0.8) -> int:
     """Number of runs on each side, or of pairs, that a difference needs; at least two.
 
-    With this number, the two-sided t-test at `alpha` finds the difference, with the right sign and
+    With this number, the two-sided t-test at 5% finds the difference, with the right sign and
     with probability `power`. Exact for normal values with equal `sd` (noncentral t distribution):
     32 on each side for 0.1 points at sd 0.14. For pairs, `sd` belongs to their differences.
     """
@@ -114,11 +112,11 @@ def needed_seeds(
 
     def found(n: int) -> float:
         degrees = sides * (n - 1)
-        critical = stats.t.ppf(1 - alpha / 2, degrees)
+        critical = stats.t.ppf((1 + LEVEL) / 2, degrees)
         return float(stats.nct.sf(critical, degrees, effect * sqrt(n / sides)))
 
     # The number for a known standard deviation is a lower bound.
-    quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
+    quantiles = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(power)
     n = max(2, ceil(sides * (quantiles / effect) ** 2))
     while found(n) < power:
         n += 1

@@ -190,9 +190,9 @@ class Suite:
         return any(claim.needs_evaluation(row) for claim in self.claims)
 
 
-def load_suites(folder: Path = SUITES) -> dict[str, Suite]:
-    """Load every suite of a folder, in alphabetical order; UserError as in `load_suite`."""
-    return {path.stem: load_suite(path) for path in sorted(folder.glob("*.yaml"))}
+def load_suites() -> dict[str, Suite]:
+    """Load every suite of `SUITES`, in alphabetical order; UserError as in `load_suite`."""
+    return {path.stem: load_suite(path) for path in sorted(SUITES.glob("*.yaml"))}
 
 
 def load_suite(path: Path) -> Suite:

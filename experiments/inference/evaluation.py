@@ -213,9 +213,7 @@ def seconds_per_1000(module: nn.Module, loader: EvalLoader, device: torch.device
     return (now(device) - start) * 1_000 / sum(map(len, batches))
 
 
-def paired_bootstrap(
-    correct: Tensor, baseline: Tensor, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+def paired_bootstrap(correct: Tensor, baseline: Tensor, level: float = 0.95) -> tuple[float, float]:
     """Return the percentile interval of the mean of `correct - baseline`.
 
     It resamples images (Efron and Tibshirani 1993). `correct` and `baseline` are bool (N,) for the
@@ -225,8 +223,8 @@ def paired_bootstrap(
     values, counts = np.unique(difference, return_counts=True)
     # The counts of the three values in N draws with replacement have a multinomial distribution, so
     # N random numbers per resample are not necessary.
-    generator = np.random.default_rng(seed)
-    draws = generator.multinomial(len(difference), counts / len(difference), size=resamples)
+    generator = np.random.default_rng(0)
+    draws = generator.multinomial(len(difference), counts / len(difference), size=10_000)
     tail = (1 - level) / 2
     low, high = np.quantile(draws @ values / len(difference), [tail, 1 - tail])
     return float(low), float(high)

@@ -257,12 +257,7 @@ def write_frontier(folder: Path) -> Path:
     """Write the page and its picture into a folder, from the records under it."""
     points, picture = find_points(folder), BytesIO()
     page = render(points)
-    draw(points).savefig(picture, metadata={DRAWN_WITH: fingerprint(page)})
+    draw(points).savefig(picture, metadata={DRAWN_WITH: sha256(page.encode()).hexdigest()})
     write_atomically(folder / PICTURE, picture.getvalue())
     write_atomically(folder / PAGE, page)
     return folder / PAGE
-
-
-def fingerprint(page: str) -> str:
-    """The hash of a page, which its picture contains."""
-    return sha256(page.encode()).hexdigest()

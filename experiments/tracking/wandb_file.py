@@ -15,11 +15,6 @@ BLOCK = 32_768
 FRAGMENT = Struct("<IHB")
 
 
-def logged_keys(folder: Path) -> set[str]:
-    """Keys of the metrics, tables and images that the run in a folder has logged."""
-    return {key for row in logged_rows(folder) for key in row}
-
-
 def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows that all launches logged; a table or an image is given as its location.
 

@@ -39,9 +39,10 @@ from experiments.training.processes import is_first
 from experiments.training.quiet import quiet
 from experiments.training.teachers import (
     Teacher,
+    as_list,
     check_images,
     distillation,
-    open_teachers,
+    open_teacher,
     refuse_own_checkpoint,
     same_folders,
 )
@@ -211,7 +212,7 @@ class ExperimentCLI(LightningCLI):
         self.resolved = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
 
     def instantiate_classes(self) -> None:
-        self.teachers = open_teachers(self.config.teacher)
+        self.teachers = [open_teacher(name) for name in as_list(self.config.teacher)]
         if self.teachers:
             # With their digests: a resumed run must have the same teachers.
             self.config.teacher = [str(teacher) for teacher in self.teachers]

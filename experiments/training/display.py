@@ -66,7 +66,7 @@ class Display(ProgressBar):
         groups, peak = trainer.optimizers[0].param_groups, pl_module.hparams["lr"]
         rates = [group.get("initial_lr") for group in groups]
         self._group = rates.index(peak) if peak in rates else 0
-        self._start_bar(trainer, self._epoch_name(trainer, trainer.current_epoch), "first step")
+        self._start_bar(self._epoch_name(trainer, trainer.current_epoch), "first step")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_epoch(trainer)
@@ -123,7 +123,7 @@ class Display(ProgressBar):
         self._stop_bar()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_bar(trainer, "evaluation", "")
+        self._start_bar("evaluation", "")
 
     def on_predict_batch_end(
         self,
@@ -142,7 +142,7 @@ class Display(ProgressBar):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_bar()
 
-    def _start_bar(self, trainer: Trainer, name: str, text: str) -> None:
+    def _start_bar(self, name: str, text: str) -> None:
         self._refreshed = monotonic()
         if self._enabled and self.console.is_interactive:
             self._bar.start()

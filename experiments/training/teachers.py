@@ -56,17 +56,12 @@ def open_teacher(name: str) -> Teacher:
     return Teacher(folder, digest, trained)
 
 
-def open_teachers(names: str | list[str] | None) -> list[Teacher]:
-    """Open the teachers of `--teacher`."""
-    return [open_teacher(name) for name in _as_list(names)]
-
-
 def same_folders(names: str | list[str] | None, before: Sequence[str]) -> bool:
     """Whether `--teacher` names the folders of an earlier configuration, without digests."""
-    return bool(before) and _as_list(names) == [NAMED.sub(r"\1", name) for name in before]
+    return bool(before) and as_list(names) == [NAMED.sub(r"\1", name) for name in before]
 
 
-def _as_list(names: str | list[str] | None) -> list[str]:
+def as_list(names: str | list[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else names or []
 
 
