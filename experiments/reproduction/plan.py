@@ -1,7 +1,6 @@
 """The plan of a reproduction: the rows that have no record, their order and their cost."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from experiments.claims.estimates import estimate_claim
 from experiments.claims.matching import Results, config_of_row, training_of, training_of_row
 from experiments.claims.suites import Claim, Row, Scale, Suite
 from experiments.console import UserError
+from experiments.records.record import Record, read_record
 from experiments.reproduction.training_cost import operations_of_training
 from experiments.training.length import batches_per_epoch
 
@@ -169,11 +169,12 @@ def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
     """
     found: dict[tuple[str, int], str] = {}
     teachers: dict[str, str] = {}
-    results = {path.parent: _fields(path) for path in runs.glob("*/result.json")}
+    results = {path.parent: _record(path) for path in runs.glob("*/result.json")}
     begun = results.keys() | {path.parent for path in runs.glob("*/last.ckpt")}
 
     def order(folder: Path) -> tuple[bool, str, Path]:
-        return folder not in results, results.get(folder, {}).get("finished", ""), folder
+        record = results.get(folder)
+        return folder not in results, record.finished if record else "", folder
 
     for folder in sorted(begun, key=order):
         try:
@@ -182,18 +183,16 @@ def begun_runs(runs: Path) -> dict[tuple[str, int], str]:
             found.setdefault((training, config["seed"]), folder.name)
         except (FileNotFoundError, KeyError, TypeError, ValueError, yaml.YAMLError):
             continue
-        if digest := results.get(folder, {}).get("weights_digest"):
-            teachers[digest] = training
+        if (record := results.get(folder)) and record.weights_digest:
+            teachers[record.weights_digest] = training
     return found
 
 
-def _fields(path: Path) -> dict[str, Any]:
-    """The fields of a record; none if it cannot be read."""
+def _record(path: Path) -> Record | None:
     try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
+        return read_record(path)
+    except (OSError, UserError):
+        return None
 
 
 def _refuse_anothers_name(name: str, runs: Path, results: Results) -> None:
@@ -201,6 +200,6 @@ def _refuse_anothers_name(name: str, runs: Path, results: Results) -> None:
     recorded = any(record.name == name for record in results.records)
     if recorded or any((runs / name / file).exists() for file in ("last.ckpt", "result.json")):
         raise UserError(
-            f"{'the record' if recorded else runs / name} {name} has other settings than the row "
-            "of that name: the row or its suite has changed. Rename one of them"
+            f"{f'the record {name}' if recorded else runs / name} has other settings than the row "
+            "with this name: the row or its suite has changed. Rename one of them"
         )

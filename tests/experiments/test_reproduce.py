@@ -584,7 +584,7 @@ def test_a_row_that_was_changed_overwrites_nothing(reproduce, tmp_path):
     suite.write_text(suite.read_text().replace("trainer.max_epochs: 3", "trainer.max_epochs: 5"))
     code, _, err = reproduce("--rows=se", "--seeds=1")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "table-se-full-0 has other settings than the row of that name" in err
+    assert "table-se-full-0 has other settings than the row with this name" in err
     shutil.rmtree(tmp_path / "results")
     code, _, err = reproduce("--rows=se", "--seeds=1")
     assert (code, "has other settings" in err) == (2, True)
