@@ -155,7 +155,7 @@ class ImageClassifier(EvaluationModule):
 
     def on_fit_start(self) -> None:
         if self.distillation is not None:  # after the conversion to the training precision
-            self.distillation.to(self.device, self.dtype)
+            self.distillation.to(self.device, next(self.network.parameters()).dtype)
 
     def teardown(self, stage: str) -> None:
         # Lightning now moves the parameters that a graph reads.

@@ -73,7 +73,7 @@ class Distillation:
             if compiled:
                 teacher.compile(dynamic=False)
 
-    def to(self, device: torch.device, dtype: str | torch.dtype) -> None:
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the teachers to a device, with weights of this type."""
         for teacher in self.teachers:
             teacher.to(device, dtype)
