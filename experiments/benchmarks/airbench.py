@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.console import ArgumentParser
+from experiments.console import ArgumentParser, command
 
 
 class Event:
@@ -134,6 +134,7 @@ def run(program: Any) -> dict[str, Any]:
     }
 
 
+@command
 def main() -> None:
     parser = ArgumentParser("Run a file of airbench once.")
     parser.add_argument("file", type=Path, help="legacy/airbench94.py of a clone")
