@@ -314,6 +314,21 @@ def test_images_of_another_data_set_are_named_and_not_called_synthetic(
     assert '<span class="badge">synthetic</span>' in report(run)
 
 
+def test_a_run_on_another_data_set_has_no_rank_and_no_point_in_the_chart(
+    report: Report, record: Record, tmp_path: Path
+) -> None:
+    other = replace(scored(record, 1), source="folder", name="pictures")
+    write_record(other, tmp_path / "other.json")
+    ranks = r'<tbody>\s*<tr>\s*<td class="number" data-value="(.*?)"'
+    html = report(tmp_path)
+    assert re.findall(ranks, html) == [""]
+    assert "There are none here." in html
+    write_record(scored(record, 0), tmp_path / "cifar10.json")
+    html = report(tmp_path)
+    assert (rows(html), re.findall(ranks, html)) == (["run-00", "pictures"], ["1", ""])
+    assert "against parameters of 1 configuration. " in html
+
+
 def test_a_strategy_that_was_chosen_without_validation_was_chosen_beforehand(
     report: Report, run: Path, tmp_path: Path
 ) -> None:
