@@ -5,6 +5,7 @@ import difflib
 import errno
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
@@ -33,13 +34,19 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser without abbreviated flags, whose errors are UserErrors."""
+    """argparse's parser without abbreviated flags, which raises UserError and keeps line breaks."""
 
     def __init__(self, description: str | None = None, **settings: Any) -> None:
+        settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def listing(title: str, names: Iterable[str]) -> str:
+    """Names for the end of a help text, in lines of at most 100 columns."""
+    return textwrap.fill(f"{title}: {', '.join(names)}", 100, break_on_hyphens=False)
 
 
 def near(name: str, names: list[str]) -> str:

@@ -199,9 +199,8 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_class_arguments(Distillation, "distill", instantiate=False, skip={"teachers"})
         for key, (callback, default) in SWITCHES.items():
-            parser.add_argument(
-                f"--{key}", type=bool | callback, default=default, help=callback.__doc__
-            )
+            summary = str(callback.__doc__).partition("\n")[0]
+            parser.add_argument(f"--{key}", type=bool | callback, default=default, help=summary)
         parser.link_arguments("seed", "seed_everything")
         parser.link_arguments("seed", "data.seed")
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from experiments.console import ArgumentParser, UserError, near
+from experiments.console import ArgumentParser, UserError, listing, near
 from experiments.presets import EXPERIMENTS
 from experiments.records.integrity import check_archive, check_seal
 from experiments.training.processes import agree_on_a_name, handed_on, is_first
@@ -94,7 +94,7 @@ def read_launch(argv: list[str]) -> Launch:
     known = list(EXPERIMENTS)
     if flags.arch is None:
         if {"-h", "--help"} & set(argv):
-            print(f"usage: run.py --arch NAME [flags]\n\nNAME: {', '.join(known)}")
+            print(f"usage: run.py --arch NAME [flags]\n\n{listing('NAME', known)}")
             print("The flags of one architecture: run.py --arch NAME --help")
             sys.exit(0)
         raise UserError(f"--arch is missing: name one of {', '.join(known)}")
