@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from torchvision.datasets.folder import make_dataset
 from datamodules.pictures import SUFFIXES, PictureError, is_hidden, read_picture
 
 Split = Literal["train", "test"]
+#: seconds between two lines while pictures are decoded
+LINE_EVERY = 30.0
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -191,7 +194,11 @@ class PictureFolder:
         images = np.empty((len(pictures), 3, self.side, self.side), np.uint8)
         labels: list[int] = []
         reasons: dict[str, str] = {}
-        for path, name in pictures:
+        last = time.monotonic()
+        for done, (path, name) in enumerate(pictures):
+            if time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                rank_zero_info(f"{done:,} of {len(pictures):,} pictures")
             try:
                 images[len(labels)] = read_picture(path, self.side)[0].numpy()
             except PictureError as error:

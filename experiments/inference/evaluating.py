@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
-from experiments.console import UserError
+from experiments.console import UserError, track
 from experiments.inference.evaluation import (
     look,
     open_images,
@@ -56,7 +56,7 @@ def evaluate(
     results = {}
     last = list(loaders.values())[-1]
     mean, std = last.mean.to(device), last.std.to(device)
-    for name, strategy in strategies.items():
+    for name, strategy in track(strategies.items(), "strategies", len(strategies)):
         temperature = None
         if "val" in loaders:
             temperature = fit_temperature(predictions["val"][name], labels["val"])

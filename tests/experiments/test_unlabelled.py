@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from datamodules.pictures import PictureError, read_picture
+from experiments import console
 from experiments.console import UserError
 from experiments.inference.array_pickles import unpickle_arrays
 from experiments.inference.unlabelled import (
@@ -186,7 +187,10 @@ def test_pictures_of_32_pixels_are_taken_as_they_are(tmp_path: Path) -> None:
     assert found.resized == 0
 
 
-def test_inputs_keep_their_order(tmp_path: Path) -> None:
+def test_inputs_keep_their_order_and_their_number_is_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "LINE_EVERY", 0)
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     Image.fromarray(PIXELS[1]).save(tmp_path / "folder" / "b.png")
     Image.fromarray(PIXELS[2]).save(tmp_path / "folder" / "deep" / "a.PNG")
@@ -197,6 +201,7 @@ def test_inputs_keep_their_order(tmp_path: Path) -> None:
     assert torch.equal(found.images, CHANNELS_FIRST)
     names = [Path(name).name for name in found.ids]
     assert names == ["z.bmp", "b.png", "a.PNG", "0", "1"]
+    assert capsys.readouterr().err.endswith("files: 3 of 4, 0 s left\n")
 
 
 def test_of_a_wide_picture_the_square_in_the_middle_counts(tmp_path: Path) -> None:
