@@ -3,7 +3,7 @@
 The row of a failed measurement contains its error, and the other rows follow. After `--minutes` no
 row begins, and the current row ends after its current repeat; a compilation is not interrupted.
 
-The step in the Trainer is that of the unchanged preset, without validation. The other rows are
+The step in the Trainer uses the unchanged preset, without validation. The other rows are
 measured as in `overhead` and in `time-to-accuracy --airbench`, whose target also requires a mean of
 94% on CIFAR-10. Without CIFAR-10 the images are synthetic.
 """
@@ -110,7 +110,7 @@ def share_of_ceiling(row: Mapping[str, Any]) -> float:
 def epoch_over_bare_loop(
     arch: str, asked: int, flags: argparse.Namespace, deadline: float
 ) -> Found:
-    """Median epoch of the Trainer over that of the bare loop; each round is a repeat."""
+    """Median epoch of the Trainer, divided by the bare loop's; a round is a repeat."""
     arguments, batch = preset(arch, asked, flags)
     seconds, bare, precision = alternate_epochs(arguments, flags.repeats, deadline)
     return {

@@ -1,4 +1,4 @@
-"""`overhead`: the time of an epoch in the Trainer of `run.py`, divided by that of a bare loop.
+"""`overhead`: the time of an epoch in the Trainer of `run.py`, divided by a bare loop's.
 
 The Trainer's side has everything that `run.py` sets up for a preset, without validation. An epoch
 is timed from its start to the start of the next epoch, with the checkpoint in between.

@@ -165,7 +165,7 @@ def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Claim
         verdict = judge(claimed, estimate.interval, claim.threshold)
     else:
         verdict = "not comparable"
-        notes.append("the paper's value is that of its full length")
+        notes.append("the paper's value is for its full length")
     if estimate is not None:
         notes += reservations(
             [x for row in claim.rows for x in results.of_row(suite.rows[row], scale).values()]

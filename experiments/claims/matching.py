@@ -191,5 +191,5 @@ def check_record(record: Record) -> None:
         if value != given.get(key):
             raise ValueError(
                 f"{key} is {value} in its config and {given.get(key)} by its command: "
-                "it was edited, or the preset was since"
+                "the record was edited, or the preset has changed since"
             )

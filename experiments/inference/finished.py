@@ -170,8 +170,8 @@ class FinishedRun:
             raise UserError(line.replace("--data.root", "--root")) from None
         if data.data_set.digest != self.images.digest:
             raise UserError(
-                f"the pictures in {data.root} are not those that {self.record.name} was trained "
-                "on: name their folder with --root"
+                f"{self.record.name} was not trained on the pictures in {data.root}: name the "
+                "right folder with --root"
             )
         return data
 

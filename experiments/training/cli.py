@@ -141,8 +141,8 @@ class ExperimentCLI(LightningCLI):
         if changed := changes(before, now):
             if not self.config.allow_changes:
                 raise ValueError(
-                    f"{'; '.join(changed)}: the run began with other settings. Leave them out, or "
-                    "add --allow-changes"
+                    f"{'; '.join(changed)}: the run began with other values. Leave these flags "
+                    "out, or add --allow-changes"
                 )
             if is_first():
                 print(f"Changed settings: {'; '.join(changed)}")

@@ -16,7 +16,7 @@ from lightning_modules.classifier import ImageClassifier
 
 
 class _Resolver(ExperimentCLI):
-    """Parses a command line, and builds neither data nor network nor trainer."""
+    """Parses a command line without building data, network and trainer."""
 
     def _set_seed(self) -> None:
         pass

@@ -38,7 +38,7 @@ class Display(ProgressBar):
     """Prints each epoch's results, and shows a bar of the current epoch on a terminal.
 
     The bar shows the training loss and accuracy of the epoch so far and the remaining time of the
-    whole run. They are read from the device once a second; several devices show those of rank 0.
+    whole run. They are read from the device once a second; with several devices, on rank 0.
     """
 
     def __init__(self, arch: str) -> None:

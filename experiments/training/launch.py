@@ -251,9 +251,9 @@ def _latest_run(output: Path, arch: str) -> Path:
     ]
     idle = [folder for folder in unfinished if not is_locked(folder)]
     if not idle:
-        besides = " besides those in use" if unfinished else ""
+        free = " that is not in use" if unfinished else ""
         raise UserError(
-            f"--ckpt_path last: {output} holds no unfinished run of {arch}{besides}; "
+            f"--ckpt_path last: {output} holds no unfinished run of {arch}{free}; "
             "name one with --name"
         )
     return max(idle, key=lambda folder: (folder / LAST).stat().st_mtime)

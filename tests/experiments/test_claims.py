@@ -455,7 +455,7 @@ def test_at_short_scale_differences_are_judged_and_values_are_not(assess, runs, 
     records += runs("full", [0.700 + gain, 0.701 + gain], scale="short")
     value, found = (assess(x, records, scale="short") for x in ("base", "gain"))
     assert (value.verdict, value.measured) == ("not comparable", "70.05 ± 0.64")
-    assert value.note == "the paper's value is that of its full length"
+    assert value.note == "the paper's value is for its full length"
     assert (found.verdict, found.measured) == (verdict, f"{100 * gain:+.2f} ± 0.30")
     assert found.command.endswith("--rows full,base --scale short")
     assert {assess(x, records).verdict for x in ("base", "gain")} == {"not yet measured"}

@@ -243,7 +243,9 @@ def test_without_validation_a_strategy_may_have_been_chosen_beforehand(
 ) -> None:
     folder = copies[1]
     line = refusal(folder, "--chosen", "flip", act=evaluate)
-    assert line == f"--chosen flip: {folder} has validation images, which choose"
+    assert line == (
+        f"--chosen is for runs without validation images, but {folder} has some: leave it out"
+    )
     edit(folder, without_validation)
     printed = evaluate(folder, "--chosen", "flip")
     assert "* chosen beforehand." in printed

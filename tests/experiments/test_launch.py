@@ -266,7 +266,7 @@ def test_last_passes_over_runs_that_are_in_use_and_those_without_settings(runs, 
     assert read_launch(argv).folder == Path("runs/idle")
     locks.append(lock_folder(Path("runs/idle")))
     assert mistake(*argv) == (
-        "--ckpt_path last: runs holds no unfinished run of sam_resnet besides those in use; "
+        "--ckpt_path last: runs holds no unfinished run of sam_resnet that is not in use; "
         "name one with --name"
     )
     for lock in locks:

@@ -184,12 +184,12 @@ def test_a_record_that_was_edited_is_refused_in_one_line(folder, old, new):
         (
             '"lr": 0.1',
             '"lr": 0.2',
-            r"model.lr is 0.2 in its config and 0.1 by its command: it was edited",
+            r"model.lr is 0.2 in its config and 0.1 by its command: the record was edited",
         ),
         (
             '"cutout": 16',
             '"cutout": 8',
-            "data.cutout is 8 in its config and 16 by its command: it was ed",
+            "data.cutout is 8 in its config and 16 by its command: the record was ed",
         ),
         ('"arch": "resnet"', '"arch": "sam_resnet"', "arch is sam_resnet, and resnet in its con"),
         ('"seed": 0,\n  "parameters"', '"seed": 1,\n  "parameters"', "seed is 1, and 0 in its"),
