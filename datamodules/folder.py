@@ -57,7 +57,7 @@ class PictureFolder:
 
     @classmethod
     def from_root(cls, root: str | Path | None, side: int) -> "PictureFolder":
-        """List the pictures under `root`; MisconfigurationException for a wrong structure."""
+        """List the pictures under `root`; MisconfigurationException if it is wrong."""
         if root is None:
             raise MisconfigurationException(
                 "--data.dataset folder needs --data.root DIR, a folder with pictures in "
@@ -216,7 +216,7 @@ class PictureFolder:
 
 
 def _read_cache(path: Path, inventory: str) -> dict[str, Any] | None:
-    """Return the arrays of a cache; None if there is none, or if it is older or damaged."""
+    """Return the arrays of a cache; None if it is missing, older or damaged."""
     try:
         with np.load(path) as arrays:
             return dict(arrays) if str(arrays["inventory"]) == inventory else None

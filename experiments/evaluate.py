@@ -130,7 +130,7 @@ def check_shift(flags: argparse.Namespace) -> None:
 
 
 def shift(run: "FinishedRun", flags: argparse.Namespace) -> None:
-    """Evaluate a run under distribution shift, and show the scores; record them if complete."""
+    """Show a run's scores under distribution shift; record them if complete."""
     from datamodules.corruptions import SEVERITIES
     from experiments.inference.finished import SHIFT_FILES
     from experiments.inference.shift import evaluate_shift

@@ -30,6 +30,15 @@ def test_a_room_imports_no_other_room(room: str) -> None:
         assert imported(file) & set(ROOMS) <= {room}, file
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_first_line_of_a_docstring_is_short(room: str) -> None:
+    for file in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                line = (ast.get_docstring(node) or "").partition("\n")[0]
+                assert len(line) < 80, f"{file}: {line}"
+
+
 def test_the_rooms_can_be_imported_without_the_command_lines_packages() -> None:
     program = (
         "import sys; sys.modules['jsonargparse'] = sys.modules['wandb'] = None\n"

@@ -101,7 +101,7 @@ def operations(program: Any, steps: int, steps_with_bias: int) -> int:
 def write_images(
     folder: Path, train: bool, images: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> None:
-    """Write a split, uint8 (N, 3, 32, 32) and int64 (N,), in the format of the file's download."""
+    """Write uint8 (N, 3, 32, 32) and int64 (N,) in the format of the file's download."""
     content = {
         "images": images.cpu().permute(0, 2, 3, 1).contiguous(),
         "labels": labels.cpu(),

@@ -49,7 +49,7 @@ def share(text: str) -> float:
 def add_number(
     parser: argparse.ArgumentParser, flag: str, default: int | None, meaning: str
 ) -> None:
-    """Add a flag for an integer of 1 or more, with its default in the help if there is one."""
+    """Add a flag for an integer of 1 or more, with its default in the help."""
     shown = " (default: %(default)s)" if default else ""
     parser.add_argument(flag, metavar="N", type=positive, default=default, help=meaning + shown)
 

@@ -65,7 +65,7 @@ def preset(arch: str, asked: int, flags: argparse.Namespace) -> tuple[list[str],
 
 
 def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: float) -> Found:
-    """Milliseconds of a preset's step in the Trainer; each window of steps is a repeat."""
+    """Milliseconds of a preset's step in the Trainer; a window is a repeat."""
     arguments, batch = preset(arch, asked, flags)
     windows = StepWindows(flags.warm_up, flags.window, flags.repeats, deadline)
     with TemporaryDirectory() as folder:
@@ -223,7 +223,7 @@ def measure_row(name: str, flags: argparse.Namespace, deadline: float) -> Found:
 
 
 def release() -> None:
-    """Free memory and compiled code; a process keeps a limited number of compiled versions."""
+    """Free memory and compiled code; a process keeps few compiled versions."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():

@@ -146,7 +146,7 @@ class Comparison:
 def compare(
     folder: Path, model: PretrainedClassifier, images: Tensor, original: nn.Module
 ) -> list[Comparison]:
-    """Load every file of an export back and compare its logits of images uint8 (N, 3, H, W).
+    """Load an export's files back and compare logits of images uint8 (N, 3, H, W).
 
     UserError if a logit differs by more than `TOLERANCE`.
     """

@@ -145,7 +145,7 @@ def probabilities_csv(ids: Sequence[str], probabilities: Tensor, classes: Sequen
 
 
 def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet runs as a formula and no terminal takes for an escape sequence."""
+    """A cell that is safe in spreadsheets (formulas) and terminals (escapes)."""
     if not isinstance(value, str):
         return value
     text = printable(value)

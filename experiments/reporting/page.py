@@ -71,7 +71,7 @@ def render(
 
 
 def scatter(rows: Sequence[Configuration]) -> Chart | None:
-    """Test accuracy against parameters, on CIFAR-10 at full length; None without such rows."""
+    """Test accuracy against parameters on CIFAR-10 at full length, or None."""
     results = [
         Result(
             rank,

@@ -59,7 +59,7 @@ SWITCHES: dict[str, tuple[type[Callback], bool]] = {
 
 
 def arguments_of(launch: Launch) -> list[str]:
-    """Arguments of the full parser: `--quick` begins with the settings of the small version."""
+    """Arguments of the full parser: `--quick` begins with the small settings."""
     if not launch.quick:
         return launch.arguments
     small = [f"--model.{name}={x}" for name, x in EXPERIMENTS[launch.arch].quick.items()]
@@ -130,7 +130,7 @@ class ExperimentCLI(LightningCLI):
             parser.error(str(error))
 
     def _refuse_changes(self) -> None:
-        """Reject a resumed run whose settings differ, unless `--allow-changes` accepts that."""
+        """Reject changed settings of a resumed run, unless `--allow-changes` is set."""
         if not self.launch.resumes:
             return
         before = yaml.safe_load((self.launch.folder / "config.yaml").read_text("utf-8"))

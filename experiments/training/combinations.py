@@ -50,7 +50,7 @@ DEVICES = frozenset(["trainer.devices", "trainer.num_nodes", "trainer.strategy"]
 
 
 def suit_data_set(config: Namespace, given: Collection[str]) -> None:
-    """Set the settings that follow from the data set: source, classes, flips, and test.
+    """Set what follows from the data set: source, classes, flips, and test.
 
     `given` are the flags of the command line. ValueError or MisconfigurationException for a flag
     that contradicts the data set.
@@ -83,14 +83,14 @@ def suit_data_set(config: Namespace, given: Collection[str]) -> None:
 
 
 def _sets_flips(config: Namespace) -> bool:
-    """Whether a `--config` file sets flips for the same data set, as a run's config.yaml does."""
+    """Whether a `--config` file, such as a run's, sets flips for this data set."""
     files = [yaml.safe_load(path.get_content()) for path in config.config or []]
     sections = [file["data"] for file in files if isinstance(file.get("data"), Mapping)]
     return any(x.get("dataset") == config.data.dataset and "flip" in x for x in sections)
 
 
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
-    """Reject flags that contradict each other: ValueError or MisconfigurationException.
+    """Reject contradictory flags: ValueError or MisconfigurationException.
 
     `given` are the flags of the command line: no setting of a preset may silently disable them.
     """

@@ -60,7 +60,7 @@ def agents_run_id() -> str | None:
 
 
 def read_flags(argv: list[str]) -> argparse.Namespace:
-    """Read the few flags that all others depend on, from the command line and `--config` files.
+    """Read the few flags that others depend on, also from `--config` files.
 
     UserError for a mistake in them.
     """
@@ -204,7 +204,7 @@ def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Read the settings in a YAML file; ValueError, which names the file, if it is invalid."""
+    """Read the settings in a YAML file; ValueError with its name if it is invalid."""
     from experiments.records.parsing import check_yaml
 
     try:
@@ -240,7 +240,7 @@ def _is_of(arch: str, folder: Path) -> bool:
 
 
 def _latest_run(output: Path, arch: str) -> Path:
-    """The folder of the newest unfinished run of an architecture that no process uses.
+    """The folder of an architecture's newest unfinished run that is not in use.
 
     The time of its checkpoint counts. UserError if there is no such run.
     """

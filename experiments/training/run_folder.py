@@ -51,7 +51,7 @@ def make_folder(folder: Path, made_up: bool) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO | None:
-    """A file that holds a run's lock until it is closed; None if another process holds it.
+    """A file that holds a run's lock while open; None if another process holds it.
 
     Processes that this one starts do not inherit the lock.
     """
