@@ -213,7 +213,7 @@ def test_a_damaged_cache_is_replaced(root, damage):
         assert str(arrays["digest"]) == expected.digest
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(root):
+def test_a_cache_that_cannot_be_written_is_not_needed(root):
     (root / ".pictures-32.npz").mkdir()
     data = module(root)
     data.setup("fit")

@@ -426,7 +426,7 @@ def test_the_page_says_the_cost_of_full_length_only_with_shorter_trainings(suite
     assert "`sam_resnet`, 200 epochs: not measured" in said
 
 
-def test_what_is_not_comparable_is_measured_and_not_judged(assess, runs):
+def test_a_claim_that_is_not_comparable_is_measured_and_not_judged(assess, runs):
     row = assess("kaggle", runs("base", [0.91, 0.92, 0.93]))
     assert (row.verdict, row.measured) == ("not comparable", "92.00 ± 2.48")
     assert row.note == "another test set"

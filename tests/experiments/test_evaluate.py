@@ -212,7 +212,7 @@ def test_figure_1_is_not_reprinted_for_flags_that_change_nothing_of_it(
     assert line == f"--strategies shows the recorded evaluation, which {flags[0]} cannot change"
 
 
-def test_figure_1_comes_after_an_evaluation_where_there_was_none(copies: tuple[Path, Path]) -> None:
+def test_figure_1_comes_after_a_missing_evaluation(copies: tuple[Path, Path]) -> None:
     printed = evaluate(copies[1], "--strategies")
     assert (copies[1] / "evaluation.json").exists()
     # Without EMA weights there is no measured ensemble.
@@ -220,7 +220,7 @@ def test_figure_1_comes_after_an_evaluation_where_there_was_none(copies: tuple[P
 
 
 @pytest.mark.filterwarnings("ignore:You passed `Fabric")
-def test_some_strategies_are_shown_beside_plain_and_not_recorded(
+def test_some_strategies_are_shown_with_plain_and_not_recorded(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "LINE_EVERY", 0)

@@ -49,7 +49,7 @@ def test_flags_that_run_py_refuses_are_refused(refusal):
         "--lookahead=true",
     ],
 )
-def test_what_does_not_change_a_result_does_not_count(of_row, flags):
+def test_a_setting_without_effect_on_the_result_does_not_count(of_row, flags):
     record = of_row(*flags.split(), seed=1)
     assert Results((record,)).of_row(BASELINE, "mini") == {1: record}
 
@@ -67,7 +67,7 @@ def test_what_does_not_change_a_result_does_not_count(of_row, flags):
         "--ema=true",
     ],
 )
-def test_what_changes_a_result_counts(of_row, flags):
+def test_a_setting_that_changes_the_result_counts(of_row, flags):
     record = of_row(*flags.split())
     assert Results((record,)).of_row(BASELINE, "mini") == {}
 
@@ -156,7 +156,7 @@ def without_digest(folder):
     path.write_text(re.sub(r'"digest": "\w+"', '"digest": null', path.read_text()))
 
 
-def test_records_are_found_wherever_they_lie_and_other_files_left(folder, record):
+def test_records_are_found_in_subfolders_and_other_files_are_ignored(folder, record):
     assert load_results(folder).records == (record,)
     without_digest(folder)
     assert load_results(folder).records == (record,)

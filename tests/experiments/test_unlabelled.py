@@ -167,7 +167,7 @@ def test_a_pickle_of_something_else_is_named(tmp_path: Path, content: object, me
         read_test_set(write(tmp_path / "set.pkl", content))
 
 
-def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_file_is_named(tmp_path: Path) -> None:
     whole = write(tmp_path / "set.pkl", {"data": PIXELS})
     whole.write_bytes(whole.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"set\.pkl is neither a picture nor"):
@@ -223,7 +223,7 @@ def test_checks_as_fine_as_the_picture_become_grey(tmp_path: Path) -> None:
     assert images.max() <= 129
 
 
-def test_what_is_transparent_becomes_white_and_grey_becomes_three_channels(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white_and_grey_three_channels(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("L", (32, 32), 7).save(tmp_path / "grey.png")
     images = read_unlabelled([tmp_path]).images
@@ -470,7 +470,7 @@ def test_a_submission_is_what_kaggle_takes() -> None:
     assert submission_csv(["0", "1", "2"], [3, 9, 0]) == "ID,Labels\n0,3\n1,9\n2,0\n"
 
 
-def test_probabilities_stand_beside_the_likeliest_name() -> None:
+def test_probabilities_follow_the_likeliest_name() -> None:
     text = probabilities_csv(["a,b.png"], torch.tensor([[0.25, 0.75]]), ["cat", "dog"])
     assert list(csv.reader(io.StringIO(text))) == [
         ["ID", "class", "cat", "dog"],
