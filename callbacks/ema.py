@@ -71,10 +71,7 @@ def ema_update(averages: list[Tensor], tensors: list[Tensor], decay: float) -> N
 class EMA(Average):
     """Exponential moving average of the weights, updated after every step.
 
-    It includes BatchNorm's statistics. A step that the fp16 scaler skips is no update. During fit
-    it is validated after the network, as `val/acc_ema` and `val/loss_ema`. In a checkpoint,
-    `callbacks.EMA.average` is the averaged network's `state_dict`. Raises
-    MisconfigurationException if a Lookahead comes after it.
+    In a checkpoint, `callbacks.EMA.average` is the averaged network's `state_dict`.
     """
 
     suffix = "_ema"

@@ -30,10 +30,8 @@ def cubic_share(progress: float, end: float) -> float:
 class Lookahead(Callback):
     """Moves the weights towards slow weights every k steps (Zhang et al. 2019).
 
-    The slow weights start at the initial weights. BatchNorm's statistics and the optimizer's state
-    do not change. A step that the fp16 scaler skips does not count. Validation uses the fast
-    weights. The cubic schedule is the EMA-like variant of Jordan (2024): the share falls from 1,
-    which changes nothing, to `alpha`.
+    The cubic schedule is the EMA-like variant of Jordan (2024): the share falls from 1, which
+    changes nothing, to `alpha`.
     """
 
     def __init__(

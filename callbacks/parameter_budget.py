@@ -19,8 +19,7 @@ def count_trainable(network: nn.Module) -> int:
 class ParameterBudget(Callback):
     """Limits the number of trainable parameters.
 
-    Raises MisconfigurationException, or warns, before a larger network is trained. Logs the number
-    and its share of the limit as the hyper-parameters `parameters` and `budget_used`.
+    It logs the number and its share of the limit as `parameters` and `budget_used`.
     """
 
     def __init__(

@@ -28,12 +28,8 @@ class SWA(Average):
     """Equal average of the weights of late epochs (Izmailov et al. 2018).
 
     From epoch int(start * max_epochs) on, `lr` overrides the module's schedule, which must be a
-    function of the step alone. After every `cycle_epochs` epochs the weights join the average, and
-    `update_bn` recomputes its BatchNorm statistics over the epoch's augmented batches. An epoch
-    that `max_steps` interrupts does not count. During fit the average is validated after the
-    network, as `val/acc_swa` and `val/loss_swa`. In a checkpoint, `callbacks.SWA.average` is the
-    averaged network's `state_dict`. Raises MisconfigurationException together with EMA, without
-    `max_epochs`, and if training is too short for a cycle.
+    function of the step alone. In a checkpoint, `callbacks.SWA.average` is the averaged network's
+    `state_dict`.
     """
 
     suffix = "_swa"

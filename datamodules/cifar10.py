@@ -147,7 +147,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each channel, float32 (3,); for a folder after `prepare_data` or `setup`."""
+        """Mean of each channel, float32 (3,); a folder needs `prepare_data` or `setup`."""
         return torch.tensor(self.data_set.mean)
 
     @property
@@ -210,7 +210,7 @@ class CIFAR10DataModule(LightningDataModule):
         return self._splits[split]
 
     def training_images(self, count: int) -> Tensor:
-        """Return the first `count` training images normalised, float32; `setup("fit")` first."""
+        """Return the first training images normalised, float32; after `setup("fit")`."""
         images, _ = self._on_device("train")
         return normalise(images[:count], self.mean.to(images.device), self.std.to(images.device))
 
@@ -279,7 +279,7 @@ class CIFAR10DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, its trained batches, and for a folder the digest of the images."""
+        """Return the epoch, its trained batches, and the digest of a folder's images."""
         if self.trainer is None:
             return {}
         loop = self.trainer.fit_loop

@@ -159,7 +159,7 @@ DataSet = PublicDataSet | PictureFolder
 
 
 def open_data_set(name: str, root: str | Path | None, image_size: int) -> DataSet:
-    """Return the data set of `--data.dataset`; a folder of pictures is listed, not decoded.
+    """Return the data set of `--data.dataset`; pictures are not decoded yet.
 
     Raises ValueError for an unknown name or size, MisconfigurationException for a wrong folder.
     """

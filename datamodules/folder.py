@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from torchvision.datasets.folder import make_dataset
 from datamodules.pictures import SUFFIXES, PictureError, is_hidden, read_picture
 
 Split = Literal["train", "test"]
+#: seconds between two lines while pictures are decoded
+LINE_EVERY = 30.0
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -54,7 +57,7 @@ class PictureFolder:
 
     @classmethod
     def from_root(cls, root: str | Path | None, side: int) -> "PictureFolder":
-        """List the pictures under `root`; MisconfigurationException for a wrong structure."""
+        """List the pictures under `root`; MisconfigurationException if it is wrong."""
         if root is None:
             raise MisconfigurationException(
                 "--data.dataset folder needs --data.root DIR, a folder with pictures in "
@@ -191,7 +194,11 @@ class PictureFolder:
         images = np.empty((len(pictures), 3, self.side, self.side), np.uint8)
         labels: list[int] = []
         reasons: dict[str, str] = {}
-        for path, name in pictures:
+        last = time.monotonic()
+        for done, (path, name) in enumerate(pictures):
+            if time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                rank_zero_info(f"{done:,} of {len(pictures):,} pictures")
             try:
                 images[len(labels)] = read_picture(path, self.side)[0].numpy()
             except PictureError as error:
@@ -209,7 +216,7 @@ class PictureFolder:
 
 
 def _read_cache(path: Path, inventory: str) -> dict[str, Any] | None:
-    """Return the arrays of a cache; None if there is none, or if it is older or damaged."""
+    """Return the arrays of a cache; None if it is missing, older or damaged."""
     try:
         with np.load(path) as arrays:
             return dict(arrays) if str(arrays["inventory"]) == inventory else None

@@ -30,7 +30,7 @@ def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
 def cutmix(
     images: Tensor, targets: Tensor, box: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Replace a box of each image by that of the previous one (Yun et al. 2019).
+    """Fill a box of each image from the previous image (Yun et al. 2019).
 
     Images float (B, C, H, W), `targets` float (B, classes). `box` is (top, bottom, left, right) in
     pixels; bottom and right are exclusive. The remaining area is the image's share of the target.

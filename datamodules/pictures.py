@@ -27,12 +27,12 @@ class PictureError(ValueError):
 
 
 def is_hidden(path: Path, folder: Path) -> bool:
-    """Return whether a file in a folder is hidden, or one of the folders between them."""
+    """Return whether a file in a folder, or a folder between them, is hidden."""
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def read_picture(path: Path, side: int = 32) -> tuple[Tensor, bool]:
-    """Read a picture as uint8 (3, side, side); also return whether it had another size.
+    """Read a picture as uint8 (3, side, side), and whether it had another size.
 
     Transparent pixels become white, and the EXIF rotation is applied. Pillow's Lanczos filter
     resamples the largest square in the middle. An animation gives its first frame.

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.flags import KINDS
-from experiments.console import ArgumentParser, UserError, command
+from experiments.console import ArgumentParser, UserError, command, listing
+from experiments.presets import EXPERIMENTS
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -28,10 +29,11 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser("Measure the speed of training, of its parts and of prediction.")
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, (summary, add_flags) in KINDS.items():
-        subcommand = kinds.add_parser(name, help=summary, description=summary)
+        presets = listing("Presets", EXPERIMENTS)
+        subcommand = kinds.add_parser(name, help=summary, description=summary, epilog=presets)
         add_flags(subcommand)
         subcommand.add_argument(
-            "--device", choices=("cpu", "cuda"), help="default: cuda if available"
+            "--device", choices=("cpu", "cuda"), help="device (default: cuda if available)"
         )
         subcommand.add_argument(
             "--output", metavar="FILE.json", type=Path, help="record to write (default: none)"

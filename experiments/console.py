@@ -5,6 +5,7 @@ import difflib
 import errno
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
@@ -25,7 +26,7 @@ LINE_EVERY = 30.0
 
 
 class UserError(Exception):
-    """A user's mistake: one line that names the flag or file, the value and a correct one."""
+    """A user's mistake: one line with the flag or file, the value and a correct one."""
 
     def __init__(self, message: str, exit_code: int = 2) -> None:
         super().__init__(message)
@@ -33,13 +34,19 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser without abbreviated flags, whose errors are UserErrors."""
+    """argparse's parser that raises UserError and allows no abbreviated flags."""
 
     def __init__(self, description: str | None = None, **settings: Any) -> None:
+        settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def listing(title: str, names: Iterable[str]) -> str:
+    """Names for the end of a help text, in lines of at most 100 columns."""
+    return textwrap.fill(f"{title}: {', '.join(names)}", 100, break_on_hyphens=False)
 
 
 def near(name: str, names: list[str]) -> str:
@@ -56,7 +63,7 @@ def check_folder(flag: str, path: Path) -> None:
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a command's `main`: a mistake prints one line on stderr and ends with exit code 2.
+    """Wrap a command's `main`: a mistake prints one line and ends with exit code 2.
 
     Mistakes are UserError, OSError (files that are missing, full disks) and Lightning's
     MisconfigurationException, which the packages below `experiments` raise. Ctrl-C ends with 130.
@@ -80,14 +87,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def replace_unknown_characters() -> None:
-    """Print a replacement for characters that the output's encoding lacks, instead of an error."""
+    """Print a replacement for characters that the output's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def printable(text: str) -> str:
-    """The text with its control characters, such as escape sequences, in Python's notation."""
+    """The text with control characters, such as escapes, in Python's notation."""
     return "".join(
         x if x.isprintable() else x.encode("unicode_escape", "replace").decode() for x in text
     )
@@ -107,7 +114,7 @@ def duration(seconds: float) -> str:
 
 
 def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
-    """Iterate and show the progress on stderr: a bar on a terminal, else a line now and then.
+    """Iterate and show the progress on stderr: a bar on a terminal, else lines.
 
     Without a terminal, work of less than `LINE_EVERY` seconds prints nothing.
     """
@@ -144,7 +151,7 @@ def _is_mistake(error: Exception) -> bool:
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
-    """Print the line in the first process of a machine; all processes meet the same mistake."""
+    """Print the line once on a machine; all its processes meet the same mistake."""
     if is_first_of_machine():
         print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     else:

@@ -67,7 +67,7 @@ def logged_by(runs: Sequence[Path]) -> set[str] | None:
 
 
 def show(workspace: "Workspace", logged: set[str] | None) -> None:
-    """Print sections and panels with their keys, and mark the keys that no run has logged."""
+    """Print sections and panels with their keys, and mark keys without data."""
     from rich.console import Console
     from rich.markup import escape
     from rich.tree import Tree

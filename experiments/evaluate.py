@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from experiments.console import ArgumentParser, UserError, command, near
+from experiments.console import ArgumentParser, UserError, command, listing, near
 from experiments.inference.strategies import STRATEGIES
 from experiments.presets import Precision
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
     parser = ArgumentParser(
-        "Score finished runs with every strategy of prediction, and choose one on validation. Or "
-        "measure their accuracy under distribution shift."
+        "Score finished runs with every strategy of prediction, or under distribution shift.",
+        epilog=listing("Strategies", STRATEGIES),
     )
     parser.add_argument(
         "runs",
@@ -42,24 +42,23 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--strategies",
         action="store_true",
-        help="compare with SAMResNet's Figure 1; reads the record of an earlier evaluation",
+        help="compare with SAMResNet's Figure 1; reads the record if there is one",
     )
     parser.add_argument(
         "--only",
         metavar="NAME,NAME",
-        help="show some strategies of one run without recording them: " + ", ".join(STRATEGIES),
+        help="show some strategies of one run without recording them",
     )
     parser.add_argument(
         "--chosen",
         metavar="NAME",
-        help="strategy for a run without validation images, chosen before: only it and plain "
-        "predict the test set, and the record names it as chosen",
+        help="strategy for the test set of a run without validation images",
     )
-    parser.add_argument("--root", help="folder of the data set (default: that of the run)")
+    parser.add_argument("--root", help="folder of the data set (default: the run's)")
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="of computations (default: that of training)",
+        help="precision of the computation (default: as in training)",
     )
     shift = parser.add_argument_group("distribution shift")
     shift.add_argument(
@@ -71,7 +70,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         "--cifar10c",
         metavar="FOLDER",
         type=Path,
-        help="read the published CIFAR-10-C instead of generating it: labels.npy, fog.npy, ...",
+        help="read the published CIFAR-10-C here instead of generating it",
     )
     shift.add_argument(
         "--cifar101",
@@ -88,7 +87,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         "--images",
         metavar="N",
         type=int,
-        help="show scores of the first N test images without recording them (default: all)",
+        help="show scores of the first N test images without recording them",
     )
     flags = parser.parse_args(argv)
     check_shift(flags)
@@ -131,7 +130,7 @@ def check_shift(flags: argparse.Namespace) -> None:
 
 
 def shift(run: "FinishedRun", flags: argparse.Namespace) -> None:
-    """Evaluate a run under distribution shift, and show the scores; record them if complete."""
+    """Show a run's scores under distribution shift; record them if complete."""
     from datamodules.corruptions import SEVERITIES
     from experiments.inference.finished import SHIFT_FILES
     from experiments.inference.shift import evaluate_shift

@@ -19,21 +19,20 @@ PACKAGES = ("huggingface_hub", "safetensors", "onnx", "onnxruntime", "onnxscript
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake or a missing package."""
     parser = ArgumentParser(
-        "Export a finished run's network: model.safetensors with config.json, model.pt2 "
-        "(torch.export), model.onnx, the run's record, and a model card."
+        "Export a finished run's network for safetensors, torch.export and ONNX, with a model card."
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
     parser.add_argument(
         "--weights",
         choices=("raw", "ema", "swa"),
-        help="which weights; by default the best on validation",
+        help="weights to export (default: the best on validation)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="of the weights and of computations; ONNX computes in 32 bits (default: %(default)s)",
+        help="type of the weights and of the computation (default: %(default)s)",
     )
     parser.add_argument(
         "--only-safetensors", action="store_true", help="write no model.pt2 and no model.onnx"

@@ -13,10 +13,7 @@ from experiments.console import ArgumentParser, command
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
-    parser = ArgumentParser(
-        "Make the folder of a finished run from the weights that SAMResNet's authors publish, and "
-        "score them on the standard test set."
-    )
+    parser = ArgumentParser("Make a run of the weights that SAMResNet's authors publish.")
     parser.add_argument(
         "weights", metavar="FILE", type=Path, help="their state dict, such as best_model.pth"
     )

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.console import ArgumentParser, UserError, command, near, printable
+from experiments.console import ArgumentParser, UserError, command, listing, near, printable
 from experiments.inference.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ SHOWN = 20
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
-    parser = ArgumentParser("Classify images with a finished run or an exported network.")
+    parser = ArgumentParser(
+        "Classify images with a finished run or an exported network.",
+        epilog=listing("Strategies", STRATEGIES),
+    )
     parser.add_argument(
         "run", metavar="RUN", type=Path, help="folder of a finished run or of an export"
     )
@@ -33,12 +36,12 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         metavar="INPUT",
         type=Path,
         nargs="+",
-        help="pictures of any size, folders of pictures, CIFAR batches or pickled test sets",
+        help="pictures, folders of pictures, CIFAR batches or pickled test sets",
     )
     parser.add_argument(
         "--strategy",
-        help="weights and views; by default the choice of evaluate.py, else one view and the best "
-        "weights on validation. One of: " + ", ".join(STRATEGIES),
+        metavar="NAME",
+        help="weights and views (default: evaluate.py's choice, else the best weights)",
     )
     parser.add_argument(
         "--output",

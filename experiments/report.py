@@ -19,8 +19,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         metavar="RUN",
         type=Path,
         nargs="*",
-        help="folder of a finished run, record file, or folder of either (default: runs and "
-        "experiments/results)",
+        help="runs, records or folders of them (default: runs and experiments/results)",
     )
     parser.add_argument(
         "--output",
@@ -28,7 +27,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         default=Path("report"),
         help="folder for index.html (default: report)",
     )
-    parser.add_argument("--root", help="folder of the data set (default: that of each run)")
+    parser.add_argument("--root", help="folder of the data set (default: each run's)")
     flags = parser.parse_args(argv)
     check_folder("--output", flags.output)
     return flags

@@ -36,7 +36,7 @@ from experiments.claims.suites import (
     read_rows,
     read_suites,
 )
-from experiments.console import ArgumentParser, UserError, check_folder, command, duration
+from experiments.console import ArgumentParser, UserError, check_folder, command, duration, listing
 
 if TYPE_CHECKING:
     from experiments.claims.matching import Results
@@ -49,13 +49,11 @@ if TYPE_CHECKING:
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the flags; UserError for a mistake."""
-    parser = ArgumentParser("Train the missing rows of the papers' tables, and judge their claims.")
-    parser.add_argument(
-        "suites",
-        metavar="SUITE",
-        nargs="*",
-        help="all, or some of: " + ", ".join(path.stem for path in sorted(SUITES.glob("*.yaml"))),
+    parser = ArgumentParser(
+        "Train the missing rows of the papers' tables, and judge their claims.",
+        epilog=listing("Suites", (path.stem for path in sorted(SUITES.glob("*.yaml")))),
     )
+    parser.add_argument("suites", metavar="SUITE", nargs="*", help="all, or suites by name or file")
     parser.add_argument(
         "--rows", metavar="NAME,NAME", help="some rows of the suites (default: all)"
     )
@@ -64,7 +62,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--scale",
         choices=get_args(Scale),
         default="full",
-        help="; ".join(f"{scale}: {text}" for scale, text in SCALES.items()),
+        help="full recipes, short (fewer epochs) or mini (small networks, a smoke test)",
     )
     parser.add_argument(
         "--budget-minutes", type=float, default=math.inf, help="limit in minutes (default: none)"
@@ -82,8 +80,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--results",
         type=Path,
         default=RESULTS,
-        help="folder of records, whose subfolder claims gets the new ones (default: "
-        "experiments/results)",
+        help="folder of records; new ones go to claims/ (default: experiments/results)",
     )
     parser.add_argument(
         "--rows-at-once",
@@ -100,7 +97,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--gpus-per-row",
         type=float,
-        help="GPUs of a row, with --ray; may be a fraction (default: 1 if there are GPUs)",
+        help="GPUs of a row, with --ray, such as 0.5 (default: 1 if there are GPUs)",
     )
     flags = parser.parse_args(argv)
     if not flags.suites and not flags.table:

@@ -40,7 +40,7 @@ CAPTURED = ("graph", "reduce-overhead", "max-autotune")
 
 
 class ImageClassifier(EvaluationModule):
-    """Trains a network that maps normalised images (N, 3, H, W) to logits (N, classes).
+    """Trains a network from normalised images (N, 3, H, W) to logits (N, classes).
 
     The arguments of derived classes are flat, typed and primitive, because they are the command
     line's flags, the checkpoint's hyper-parameters and W&B's columns.

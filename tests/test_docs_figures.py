@@ -177,7 +177,7 @@ def test_a_pilots_accuracy_stands_before_its_name(path: Path) -> None:
     assert line.endswith(f"| {accuracy:.2%} |")
 
 
-def test_what_screening_left_is_that_of_its_records() -> None:
+def test_the_pages_sentence_on_screening_agrees_with_its_records() -> None:
     (suite,) = read_suites(["champion"])
     rung, results = Rung(1, epochs=4, seeds=4), load_results(RESULTS / "screening")
     records = {name: records_of(suite, name, rung, results) for name in suite.rows}
@@ -296,7 +296,7 @@ def test_bf16_in_channels_last_is_as_much_faster_as_the_records_say() -> None:
     assert f"{compiled['median']:.2f}x {rounds} `enhanced_efficient_resnet`, compiled" in line
 
 
-def test_what_shift_does_is_that_of_the_record() -> None:
+def test_the_pages_sentence_on_shift_agrees_with_its_record() -> None:
     (path,) = (RESULTS / "shift").glob("*.json")
     strategies = json.loads(path.read_text())["strategies"]
     (mce,) = re.findall(r"error of ([\d.]+)% and an error of ([\d.]+)% on clean", ONE_LINE)

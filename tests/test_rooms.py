@@ -1,5 +1,6 @@
-"""The packages can be imported without optional modules."""
+"""The packages can be imported without optional modules, and their docstrings begin briefly."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("room", ["lightning_modules", "datamodules", "callbacks", "experiments"])
+def test_the_first_line_of_a_docstring_is_short(room: str) -> None:
+    for file in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                line = (ast.get_docstring(node) or "").partition("\n")[0]
+                assert len(line) < 80, f"{file}: {line}"
 
 
 def test_the_rooms_can_be_imported_without_the_command_lines_packages() -> None:

@@ -17,7 +17,7 @@ FILES = ("README.md", "config.json", "model.safetensors", "result.json")
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_networks_files_are_those_of_its_training(folder: Path) -> None:
+def test_the_files_of_a_network_agree_with_its_record(folder: Path) -> None:
     check_checksums(folder, FILES)
     run = open_run(folder)
     record, network = run.record, run.network()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.console import ArgumentParser
+from experiments.console import ArgumentParser, command
 
 
 class Event:
@@ -101,7 +101,7 @@ def operations(program: Any, steps: int, steps_with_bias: int) -> int:
 def write_images(
     folder: Path, train: bool, images: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> None:
-    """Write a split, uint8 (N, 3, 32, 32) and int64 (N,), in the format of the file's download."""
+    """Write uint8 (N, 3, 32, 32) and int64 (N,) in the format of the file's download."""
     content = {
         "images": images.cpu().permute(0, 2, 3, 1).contiguous(),
         "labels": labels.cpu(),
@@ -134,6 +134,7 @@ def run(program: Any) -> dict[str, Any]:
     }
 
 
+@command
 def main() -> None:
     parser = ArgumentParser("Run a file of airbench once.")
     parser.add_argument("file", type=Path, help="legacy/airbench94.py of a clone")

@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import get_args
 
-from experiments.console import UserError, near
+from experiments.console import UserError, listing, near
 from experiments.inference.strategies import RAW, STRATEGIES
 from experiments.presets import EXPERIMENTS, Precision
-from lightning_modules import ARCHITECTURES
 
 #: precisions that `step` knows
 DTYPES = ("32-true", "bf16-mixed")
@@ -50,7 +49,7 @@ def share(text: str) -> float:
 def add_number(
     parser: argparse.ArgumentParser, flag: str, default: int | None, meaning: str
 ) -> None:
-    """Add a flag for an integer of 1 or more, with its default in the help if there is one."""
+    """Add a flag for an integer of 1 or more, with its default in the help."""
     shown = " (default: %(default)s)" if default else ""
     parser.add_argument(flag, metavar="N", type=positive, default=default, help=meaning + shown)
 
@@ -59,13 +58,13 @@ def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
     add_number(parser, "--repeats", default, "rounds; each round times every side once")
 
 
-def add_preset(parser: argparse.ArgumentParser) -> None:
+def add_preset(parser: argparse._ActionsContainer, meaning: str = "preset") -> None:
     parser.add_argument(
         "--arch",
         choices=list(EXPERIMENTS),
         metavar="NAME",
         default="speed_resnet",
-        help="a preset (default: %(default)s)",
+        help=f"{meaning} (default: %(default)s)",
     )
 
 
@@ -74,7 +73,7 @@ def add_strategy(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=RAW_STRATEGIES,
         default="adaptive",
-        help="of prediction (default: adaptive, six views of unsure images)",
+        help="strategy of prediction (default: adaptive, six views of unsure images)",
     )
 
 
@@ -83,7 +82,7 @@ def add_airbench(parser: argparse.ArgumentParser) -> None:
         "--airbench",
         metavar="FILE",
         type=Path,
-        help="legacy/airbench94.py of KellerJordan/cifar10-airbench: both sides in this process",
+        help="legacy/airbench94.py of KellerJordan/cifar10-airbench, run in this process",
     )
 
 
@@ -102,7 +101,7 @@ def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--presets",
         metavar="NAME,NAME",
-        help="some presets (default: all, and a plain recipe): " + ", ".join(EXPERIMENTS),
+        help="some presets (default: all, and a plain recipe)",
     )
     add_number(parser, "--images", 40_000, "images that our side prepares in a repeat")
     add_number(parser, "--stock-images", 10_000, "images that torchvision prepares in a repeat")
@@ -128,26 +127,25 @@ def data(parser: argparse.ArgumentParser) -> None:
 
 
 def step(parser: argparse.ArgumentParser) -> None:
+    modes = ("off", "on", "both", "graph", "reduce-overhead", "max-autotune", *TORCH_MODES)
+    parser.epilog = f"{parser.epilog}\n{listing('Modes', modes)}"
     parser.add_argument(
-        "--arch",
-        metavar="NAME,NAME",
-        help=f"some presets (default: {','.join(ARCHITECTURES)}) of {', '.join(EXPERIMENTS)}",
+        "--arch", metavar="NAME,NAME", help="some presets (default: one of each architecture)"
     )
     parser.add_argument(
         "--compile",
         metavar="MODE,MODE",
         default="both",
-        help="off, on, both, graph, reduce-overhead, max-autotune, or torch's own modes "
-        f"{' and '.join(TORCH_MODES)} (default: both)",
+        help="modes of compilation (default: both, which is off and on)",
     )
     parser.add_argument(
-        "--precision", choices=(*DTYPES, "both"), default="both", help="of the step"
+        "--precision", choices=(*DTYPES, "both"), default="both", help="precision of the step"
     )
     parser.add_argument(
         "--memory-format",
         choices=(*MEMORY_FORMATS, "both"),
         default="both",
-        help="of images and weights",
+        help="memory format of images and weights",
     )
     add_number(parser, "--batch-size", None, "images of a step (default: the preset's)")
     add_max_images(parser)
@@ -164,7 +162,10 @@ def overhead(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--batch-size", 1024, "images of a step")
     add_number(parser, "--steps", 48, "steps of the epoch; the loggers write at the last one")
     parser.add_argument(
-        "--precision", choices=BARE_PRECISIONS, default="bf16-mixed", help="of both sides"
+        "--precision",
+        choices=BARE_PRECISIONS,
+        default="bf16-mixed",
+        help="precision of both sides",
     )
     add_repeats(parser, default=3)
     add_run_flags(parser)
@@ -183,7 +184,7 @@ def time_to_accuracy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside",
         metavar="COMMAND",
-        help='shell command to run in turns; its last line is {"accuracy": ..., "seconds": ...}',
+        help='command to run in turns; it ends with {"accuracy": ..., "seconds": ...}',
     )
     add_airbench(parser)
     add_number(parser, "--beside-runs", None, "runs of --beside (default: --seeds)")
@@ -203,22 +204,17 @@ def predict(parser: argparse.ArgumentParser) -> None:
         "--run",
         metavar="RUN",
         type=Path,
-        help="finished run: predict its validation images, else test images without labels",
+        help="finished run: predict its validation images, else its test images",
     )
-    network.add_argument(
-        "--arch",
-        choices=list(EXPERIMENTS),
-        default="speed_resnet",
-        help="a preset's network, untrained, on noise (default: %(default)s)",
-    )
+    add_preset(network, "preset whose untrained network predicts noise")
     add_number(parser, "--images", 5_000, "number of images")
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="precision (default: the precision of training)",
+        help="precision of the computation (default: as in training)",
     )
     add_repeats(parser, default=3)
-    parser.add_argument("--root", help="folder of CIFAR-10 (default: that of the run)")
+    parser.add_argument("--root", help="folder of CIFAR-10 (default: the run's)")
 
 
 def gpu(parser: argparse.ArgumentParser) -> None:

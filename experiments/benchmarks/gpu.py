@@ -3,7 +3,7 @@
 The row of a failed measurement contains its error, and the other rows follow. After `--minutes` no
 row begins, and the current row ends after its current repeat; a compilation is not interrupted.
 
-The step in the Trainer is that of the unchanged preset, without validation. The other rows are
+The step in the Trainer uses the unchanged preset, without validation. The other rows are
 measured as in `overhead` and in `time-to-accuracy --airbench`, whose target also requires a mean of
 94% on CIFAR-10. Without CIFAR-10 the images are synthetic.
 """
@@ -65,7 +65,7 @@ def preset(arch: str, asked: int, flags: argparse.Namespace) -> tuple[list[str],
 
 
 def step_in_trainer(arch: str, asked: int, flags: argparse.Namespace, deadline: float) -> Found:
-    """Milliseconds of a preset's step in the Trainer; each window of steps is a repeat."""
+    """Milliseconds of a preset's step in the Trainer; a window is a repeat."""
     arguments, batch = preset(arch, asked, flags)
     windows = StepWindows(flags.warm_up, flags.window, flags.repeats, deadline)
     with TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ def limits(
 def epoch_over_bare_loop(
     arch: str, asked: int, flags: argparse.Namespace, deadline: float
 ) -> Found:
-    """Median epoch of the Trainer over that of the bare loop; each round is a repeat."""
+    """Median epoch of the Trainer, divided by the bare loop's; a round is a repeat."""
     arguments, batch = preset(arch, asked, flags)
     seconds, bare, precision = alternate_epochs(arguments, flags.repeats, deadline)
     return {
@@ -218,7 +218,7 @@ def measure_row(name: str, flags: argparse.Namespace, deadline: float) -> Found:
 
 
 def release() -> None:
-    """Free memory and compiled code; a process keeps a limited number of compiled versions."""
+    """Free memory and compiled code; a process keeps few compiled versions."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():

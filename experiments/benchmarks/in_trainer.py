@@ -31,7 +31,7 @@ def fit(arguments: Sequence[str], *callbacks: Callback) -> ExperimentCLI:
 
 
 class StepWindows(Callback):
-    """Seconds per training step, over windows of steps; ends training after the last window.
+    """Seconds per training step over windows of steps; the last one ends training.
 
     A window begins and ends after a step, with a synchronised device. It includes data, callbacks
     and loggers, but no checkpoint at the end of an epoch, because it is within one epoch. If an

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_growth(function: Callable[[], object], device: torch.device) -> int:
-    """The peak of a device's tensors during a call, in bytes above the state before it.
+    """The peak of a device's tensors during a call, in bytes above the start.
 
     A GPU's caching allocator counts them; on a CPU torch's profiler does. Memory that libraries
     allocate themselves, such as oneDNN's scratch space, is not included.
@@ -38,7 +38,7 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def saved_bytes(function: Callable[[], object], kept: Iterable[Tensor]) -> int:
-    """Bytes that autograd saves for the backward pass during a call, without the tensors `kept`.
+    """Bytes that autograd saves for the backward pass, without the tensors `kept`.
 
     Every storage counts once and as a whole. `function` must not run the backward pass.
     """

@@ -20,7 +20,7 @@ Kind = tuple[Any, ...]
 
 @final
 class CountOperations(Callback):
-    """Counts a training's operations and writes them to `operations.json` in the run's folder.
+    """Counts a training's operations and writes the run's `operations.json`.
 
     Steps that train the same parameters on batches of one shape have the same operations.
     `torch.utils.flop_counter` counts the first step of each kind. The count includes forward and

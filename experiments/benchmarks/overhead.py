@@ -1,4 +1,4 @@
-"""`overhead`: the time of an epoch in the Trainer of `run.py`, divided by that of a bare loop.
+"""`overhead`: the time of an epoch in the Trainer, divided by a bare loop's.
 
 The Trainer's side has everything that `run.py` sets up for a preset, without validation. An epoch
 is timed from its start to the start of the next epoch, with the checkpoint in between.
@@ -65,7 +65,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
 def alternate_epochs(
     arguments: Sequence[str], repeats: int, deadline: float = inf
 ) -> tuple[list[float], list[float], str]:
-    """Seconds of epochs in the Trainer, of epochs in the bare loop, and their precision.
+    """Seconds of the Trainer's and the bare loop's epochs, and their precision.
 
     `arguments` are flags of `run.py`. After `deadline`, on the clock of `time.perf_counter`, only
     the first timed round is completed.

@@ -36,7 +36,7 @@ TRAINED = [*UNTRAINED, "adaptive"]
 
 @torch.inference_mode()
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure a row for each strategy; UserError if the run or its images are missing."""
+    """Measure a row for each strategy; UserError without the run or its images."""
     device = torch.device(flags.device)
     split: str | None = None
     if flags.run:

@@ -114,7 +114,7 @@ class Step:
         return counter.get_total_flops()
 
     def activation_bytes(self) -> int:
-        """Bytes that the eager network saves for the backward pass, without weights and images.
+        """Bytes that the eager backward pass needs, without weights and images.
 
         The copies of weights that autocast makes do count.
         """
@@ -172,7 +172,7 @@ def chosen_variants(flags: argparse.Namespace) -> list[Variant]:
 
 
 def measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure a row for each variant of each architecture; UserError for an unknown name."""
+    """Measure each variant of each architecture; UserError for an unknown name."""
     names = chosen("--arch", flags.arch or ",".join(ARCHITECTURES), EXPERIMENTS)
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True  # as in the Trainer
@@ -194,7 +194,7 @@ def compare(
     bandwidth: float,
     flags: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Time the variants of one architecture; the row of a failed variant contains its error."""
+    """Time an architecture's variants; the row of a failed variant has its error."""
     config = resolve_config(["--arch", arch])
     batch_size = flags.batch_size or config["data"]["batch_size"]
     batch_size = min(batch_size, flags.max_images or batch_size)

@@ -28,7 +28,7 @@ class Images(Dataset):
 
 
 class Cutout(v2.Transform):
-    """Zero a square of a normalised image, placed as in `datamodules.augmentation.cutout`.
+    """Zero a square of a normalised image, as `datamodules.augmentation.cutout` does.
 
     Torchvision's RandomErasing keeps its hole within the image and draws its size.
     """
@@ -47,7 +47,7 @@ class Cutout(v2.Transform):
 
 
 def stock_transform(settings: Mapping[str, Any]) -> v2.Transform:
-    """A recipe's transforms of one image uint8 (3, 32, 32), in `Augmentation`'s order.
+    """A recipe's transforms of an image uint8 (3, 32, 32), in `Augmentation`'s order.
 
     UserError for AugMix, which gives several views of an image.
     """
@@ -89,7 +89,7 @@ def collate(mix: v2.Transform, items: list[tuple[Tensor, Tensor]]) -> Batch:
 def stock_loader(
     settings: Mapping[str, Any], ours: TrainLoader, batches: int, workers: int
 ) -> DataLoader:
-    """A DataLoader that gives `batches` batches of our images with torchvision's transforms."""
+    """A DataLoader of `batches` batches of our images with torchvision's transforms."""
     classes = len(CIFAR10_CLASSES)
     mixtures: dict[v2.Transform, float] = {}
     if alpha := settings["mixup_alpha"]:

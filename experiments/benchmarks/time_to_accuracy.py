@@ -154,7 +154,7 @@ class FitClock(Callback):
 def train_here(
     folder: Path, seed: int, flags: argparse.Namespace
 ) -> tuple[ExperimentCLI, dict[str, Any]]:
-    """Train with a seed in this process, and predict the test images with the last weights."""
+    """Train in this process, and predict the test images with the last weights."""
     clock = FitClock()
     cli = fit(arguments_of(folder, seed, flags), clock)
     device = torch.device(flags.device)
@@ -217,7 +217,7 @@ def run_beside(command: str) -> dict[str, Any]:
 
 
 def read_report(output: str) -> dict[str, Any]:
-    """Read accuracy and seconds from the other program's last line; ValueError if it has none."""
+    """Read accuracy and seconds from the other program's last line, else ValueError."""
     line = output.strip().rpartition("\n")[2]
     expected = 'must be a JSON object {"accuracy": ..., "seconds": ...}'
     try:

@@ -13,7 +13,7 @@ from experiments.training.machine import now
 def alternate(
     sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each of `repeats` rounds, after a warm-up call of each side.
+    """Seconds of each side in each round, after a warm-up call of each side.
 
     A round runs every side once; every second round reverses the order, so that a change of the
     machine's speed affects all sides equally. ValueError for fewer than one round.
@@ -68,7 +68,7 @@ COPIED = {"cpu": 2**28, "cuda": 2**31}
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """The most operations per second of a product of square matrices; a multiply-add is two.
+    """The most operations per second of a matrix product; a multiply-add is two.
 
     It is the best of several sizes and repeats. In 32 bits it uses TF32 if cuDNN's convolutions do,
     so that both have the same precision.
@@ -89,7 +89,7 @@ def _products_per_second(size: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """The most bytes per second that a device copies: each is read once and written once."""
+    """The most bytes per second that a device copies, each read and written once."""
     source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return len(source) / min(

@@ -51,7 +51,7 @@ class ClaimRow:
 
     @property
     def measured(self) -> str:
-        """Mean and 95% interval; for a single run the interval over images, if it is known."""
+        """Mean and 95% interval; for a single run the interval over images, if known."""
         if self.estimate is None:
             return ""
         value, interval = self._number(self.estimate.value), self.estimate.interval
@@ -105,7 +105,7 @@ class ClaimRow:
 
 
 def claim_rows(results: Results, suites: Iterable[Suite]) -> list[ClaimRow]:
-    """Every claim of the suites at full scale, and at short scale if there are records.
+    """Every claim of the suites at full scale, and at short scale if measured.
 
     A counted claim has one row. ValueError if a row's network cannot be built.
     """
@@ -165,7 +165,7 @@ def _assess(suite: Suite, claim: Claim, scale: Scale, results: Results) -> Claim
         verdict = judge(claimed, estimate.interval, claim.threshold)
     else:
         verdict = "not comparable"
-        notes.append("the paper's value is that of its full length")
+        notes.append("the paper's value is for its full length")
     if estimate is not None:
         notes += reservations(
             [x for row in claim.rows for x in results.of_row(suite.rows[row], scale).values()]
@@ -199,7 +199,7 @@ def reservations(records: list[Record]) -> list[str]:
 def _seeds_needed(
     suite: Suite, claim: Claim, scale: Scale, estimate: Estimate | None
 ) -> int | None:
-    """Seeds for the claimed difference (the middle of a range) at the measured standard deviation.
+    """Seeds that the claimed difference needs at the measured standard deviation.
 
     Without a measurement at full scale, the usual standard deviation of independent runs is used.
     """

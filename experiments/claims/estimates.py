@@ -130,7 +130,7 @@ def _of_evaluation(metric: str, strategy: str, evaluation: Evaluation) -> float 
 def interval_over_images(
     suite: Suite, claim: Claim, scale: Scale, results: Results
 ) -> tuple[float, float] | None:
-    """Interval of a single run's gain over one view: the paired bootstrap of `evaluate.py`."""
+    """Interval of a single run's gain over one view, by `evaluate.py`'s bootstrap."""
     pair = claim.measure.pair
     if claim.metric != "test accuracy" or not pair or pair[0] != "-":
         return None

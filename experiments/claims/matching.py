@@ -49,7 +49,7 @@ def _relevant(
     source: str | None = None,
     teachers: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """All settings that count: `{"model.lr": 0.1, "ema.decay": 0.99, "swa": False, ...}`."""
+    """All settings that count: `{"model.lr": 0.1, "swa": False, ...}`."""
     defaults = default_config(config["arch"])
     settings: dict[str, Any] = {}
     for group, value in (defaults | config).items():
@@ -132,13 +132,13 @@ class Results:
         return self.trainings.get(training_of_row(row, scale), {})
 
     def evaluation_of(self, record: Record) -> Evaluation | None:
-        """The latest evaluation of a run that agrees with its record; None if there is none."""
+        """The latest evaluation of a run that agrees with its record, or None."""
         of_run = [x for x in self.evaluations if x.runs == [record.name] and _agree(x, record)]
         return max(of_run, key=lambda x: x.finished, default=None)
 
 
 def _agree(evaluation: Evaluation, record: Record) -> bool:
-    """Whether both have the same accuracy, up to the rounding of devices and precisions."""
+    """Whether both accuracies agree up to the rounding of devices and precisions."""
     split = "test" if "test" in record.scores else "val"
     ours = evaluation.strategies[evaluation.baseline].scores[split]
     # An export has one set of weights, which may be another one than the evaluation's baseline.
@@ -191,5 +191,5 @@ def check_record(record: Record) -> None:
         if value != given.get(key):
             raise ValueError(
                 f"{key} is {value} in its config and {given.get(key)} by its command: "
-                "it was edited, or the preset was since"
+                "the record was edited, or the preset has changed since"
             )

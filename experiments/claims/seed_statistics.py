@@ -19,7 +19,7 @@ USUAL_SD = 0.14
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, a difference of means or a ratio of spreads, with its interval at `LEVEL`.
+    """A mean, a difference or a ratio of spreads, with its interval at `LEVEL`.
 
     A single run, or an undefined value, has no interval. Equal runs have an interval of one point.
     """
@@ -52,7 +52,7 @@ def mean_of(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Mean of `ours - theirs`, each pair from one run, with the interval of the paired t-test.
+    """Mean of `ours - theirs`, in pairs, with the interval of the paired t-test.
 
     The interval excludes 0 exactly if the two-sided test at 5% finds a difference. `sd` is the
     standard deviation of the differences.
@@ -84,7 +84,7 @@ def undefined(*n: int) -> Estimate:
 
 
 def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Ratio of two standard deviations of normal values, with the interval of the F-test.
+    """Ratio of two standard deviations, with the interval of the F-test.
 
     Undefined if one side is a single run, or has no spread.
     """
@@ -97,7 +97,7 @@ def sd_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
 
 
 def needed_seeds(difference: float, sd: float, paired: bool = False, power: float = 0.8) -> int:
-    """Number of runs on each side, or of pairs, that a difference needs; at least two.
+    """Number of runs on each side, or of pairs, that a difference needs; 2 or more.
 
     With this number, the two-sided t-test at 5% finds the difference, with the right sign and
     with probability `power`. Exact for normal values with equal `sd` (noncentral t distribution):

@@ -117,7 +117,7 @@ class Claim:
 
     @property
     def threshold(self) -> float | None:
-        """The value of no effect for `verdicts.judge`; None if the claim compares nothing."""
+        """The value of no effect for `verdicts.judge`; None without a comparison."""
         if self.claimed.bound is not None:
             return self.claimed.bound
         if self.counted or len(self.measure.terms) < 2:
@@ -130,7 +130,7 @@ class Claim:
         return self.metric in COUNTED
 
     def judged_at(self, scale: Scale) -> bool:
-        """Whether runs at this scale can judge it: `short` judges no accuracy or epoch alone."""
+        """Whether runs at this scale can judge it; `short` judges no accuracy alone."""
         comparable = self.threshold is not None or self.metric in SCALE_FREE
         return scale == "full" or (scale == "short" and comparable)
 
@@ -191,7 +191,7 @@ class Suite:
 
 
 def load_suites() -> dict[str, Suite]:
-    """Load every suite of `SUITES`, in alphabetical order; UserError as in `load_suite`."""
+    """Load all suites in alphabetical order; UserError as in `load_suite`."""
     return {path.stem: load_suite(path) for path in sorted(SUITES.glob("*.yaml"))}
 
 

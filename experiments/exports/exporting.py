@@ -1,7 +1,6 @@
 """Export a network: write its files, load them back, compare them, upload them."""
 
 import logging
-import sys
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -147,9 +146,9 @@ class Comparison:
 def compare(
     folder: Path, model: PretrainedClassifier, images: Tensor, original: nn.Module
 ) -> list[Comparison]:
-    """Load every file of an export back and compare its logits of images uint8 (N, 3, H, W).
+    """Load an export's files back and compare logits of images uint8 (N, 3, H, W).
 
-    Ends the process if a logit differs by more than `TOLERANCE`.
+    UserError if a logit differs by more than `TOLERANCE`.
     """
     loaded: dict[str, tuple[Network, Network]] = {
         "model.safetensors": (PretrainedClassifier.from_pretrained(folder, strict=True), model)
@@ -176,7 +175,8 @@ def compare(
                 agreement=(logits.argmax(1) == from_run.argmax(1)).float().mean().item(),
             )
             if not comparison.difference <= TOLERANCE:  # true for NaN too
-                sys.exit(f"error: {file} differs from what was exported: {comparison}")
+                message = f"{file} loaded back differs from the exported network: {comparison}"
+                raise UserError(message, exit_code=1)
             comparisons.append(comparison)
     return comparisons
 

@@ -52,7 +52,7 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_our_normalisation(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return SAMResNet's weights for images that are normalised with our mean and std.
+    """Return SAMResNet's weights for images normalised with our mean and std.
 
     `state` is for images with the authors' normalisation. The first convolution and its BatchNorm
     contain the difference. Only the padding of images differs, by the difference of the means: less
@@ -104,7 +104,7 @@ def size_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def import_weights(files: Mapping[str, Path], folder: Path, root: str | None = None) -> Record:
-    """Write the folder of a finished run with the authors' weights, and return its record.
+    """Write a finished run with the authors' weights, and return its record.
 
     `files` contains the files of the "raw" weights and, if there are any, of the "ema" weights. The
     record scores one view of the images of the standard test set in `root`. It has 0 epochs,

@@ -12,7 +12,7 @@ CARD = """---
 
 # {record.name}
 
-{record.arch} with {record.parameters:,} parameters. The files hold its {weights} weights \
+{record.arch} with {record.parameters:,} parameters. The files contain the {weights} weights \
 ({score.checkpoint}, after
 {score.epoch} epochs) in {dtype}. Its classes: {classes}.
 {warning}
@@ -26,7 +26,7 @@ out. Every file takes any number of images.
 {programs}
 ## Figures
 
-Of the run, on {source}, from one view of each image.
+Scores of the run on {source}, with one view of each image.
 {splits}
 
 | split | weights | accuracy | NLL | ECE | images |

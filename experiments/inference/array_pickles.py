@@ -19,10 +19,9 @@ MAX_DEPTH = 20
 def unpickle_arrays(path: Path) -> Any:
     """Read a pickle of arrays, dictionaries, lists, tuples, strings and numbers.
 
-    Nothing that the file names is imported or called, and its operations, its memo and the values
-    that shared lists expand to are limited. Replacements that only read take the place of
-    the few names that NumPy 1 and 2 write for an array, in any protocol and also from Python 2.
-    Raises UserError for any other name, and for a file that is not a pickle.
+    No name in the file is imported or called. The number of operations and values is limited. For
+    the few names that NumPy 1 and 2 write for an array, harmless classes are used. Raises UserError
+    for any other name, and for a file that is not a pickle.
     """
     try:
         with path.open("rb") as file:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
-from experiments.console import UserError
+from experiments.console import UserError, track
 from experiments.inference.evaluation import (
     look,
     open_images,
@@ -56,7 +56,7 @@ def evaluate(
     results = {}
     last = list(loaders.values())[-1]
     mean, std = last.mean.to(device), last.std.to(device)
-    for name, strategy in strategies.items():
+    for name, strategy in track(strategies.items(), "strategies", len(strategies)):
         temperature = None
         if "val" in loaders:
             temperature = fit_temperature(predictions["val"][name], labels["val"])
@@ -104,7 +104,10 @@ def evaluate_run(
     `chosen` is a strategy that was chosen earlier, for a run without validation images.
     """
     if chosen and run.record.config["data"]["val_fraction"]:
-        raise UserError(f"--chosen {chosen}: {run.folder} has validation images, which choose")
+        raise UserError(
+            "--chosen is for runs without validation images, but "
+            f"{run.folder} has some: leave it out"
+        )
     weights = run.record.weights
     baseline = PLAIN if "raw" in weights else weights[0]  # an export has one set of weights
     strategies = strategies_for(weights)
@@ -150,7 +153,8 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
     for run in runs[1:]:
         if run.record.origin != first.record.origin:
             raise UserError(
-                f"{first.folder} is of {first.record.origin}, {run.folder} of {run.record.origin}"
+                f"{first.folder} was trained on {first.record.origin} and {run.folder} on "
+                f"{run.record.origin}: an ensemble needs the same images"
             )
         for key in ("val_fraction", "split_seed"):
             ours, theirs = (x.record.config["data"][key] for x in (first, run))

@@ -47,7 +47,7 @@ def predict(
 def share_of_blocks(
     trainer: Trainer, module: ImageClassifier, weights: Weights, loader: Iterable[Any]
 ) -> float | None:
-    """Return the share of gated blocks that a loader's images use; None without gates."""
+    """Return the share of gated blocks that a loader's images use, or None."""
     gates = gates_of(module.network)
     if not gates:
         return None

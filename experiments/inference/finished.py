@@ -46,7 +46,7 @@ class Weights:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Return 16 hexadecimal digits that identify the tensors of a network's state dict.
+    """Return 16 hexadecimal digits that identify the tensors of a state dict.
 
     They are the beginning of a SHA-256 of names and values. A checkpoint's own SHA-256 would differ
     between a resumed and an undisturbed training with the same weights.
@@ -170,8 +170,8 @@ class FinishedRun:
             raise UserError(line.replace("--data.root", "--root")) from None
         if data.data_set.digest != self.images.digest:
             raise UserError(
-                f"the pictures in {data.root} are not those that {self.record.name} was trained "
-                "on: name their folder with --root"
+                f"{self.record.name} was not trained on the pictures in {data.root}: name the "
+                "right folder with --root"
             )
         return data
 
@@ -193,7 +193,7 @@ class FinishedRun:
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """Open the folder of a finished run, or an export; raise UserError for another folder."""
+    """Open a finished run or an export; raise UserError for another folder."""
     path = folder / "result.json"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder of a run")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.pictures import SUFFIXES, PictureError, is_hidden, read_picture
-from experiments.console import UserError, printable
+from experiments.console import UserError, printable, track
 from experiments.inference.array_pickles import unpickle_arrays
 
 
@@ -46,21 +46,22 @@ def read_unlabelled(paths: Sequence[Path], side: int = 32) -> UnlabelledImages:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        for file in _pictures_in(path) if path.is_dir() else [path]:
-            if file.suffix.lower() in SUFFIXES:
-                try:
-                    picture, fitted = read_picture(file, side)
-                except PictureError as error:
-                    unreadable.append(str(error))
-                    continue
-                images.append(picture[None])
-                # A name that is not UTF-8 could not be printed or written.
-                ids.append(os.fsencode(file).decode(errors="replace"))
-                resized += fitted
-            else:
-                batch, names = read_test_set(file, side)
-                images.append(batch)
-                ids += names
+    files = [file for x in paths for file in (_pictures_in(x) if x.is_dir() else [x])]
+    for file in track(files, "files", len(files)):
+        if file.suffix.lower() in SUFFIXES:
+            try:
+                picture, fitted = read_picture(file, side)
+            except PictureError as error:
+                unreadable.append(str(error))
+                continue
+            images.append(picture[None])
+            # A name that is not UTF-8 could not be printed or written.
+            ids.append(os.fsencode(file).decode(errors="replace"))
+            resized += fitted
+        else:
+            batch, names = read_test_set(file, side)
+            images.append(batch)
+            ids += names
     if not images:
         others = f", like {len(unreadable) - 1} others" if len(unreadable) > 1 else ""
         raise UserError(f"{unreadable[0]}{others}")
@@ -144,7 +145,7 @@ def probabilities_csv(ids: Sequence[str], probabilities: Tensor, classes: Sequen
 
 
 def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet runs as a formula and no terminal takes for an escape sequence."""
+    """A cell that is safe in spreadsheets (formulas) and terminals (escapes)."""
     if not isinstance(value, str):
         return value
     text = printable(value)

@@ -21,14 +21,14 @@ COMMENT = b"CRC-32 %08x"
 
 
 def seal_archive(archive: BytesIO) -> None:
-    """Add the CRC-32 of a checkpoint, which is a zip archive, as the archive's comment."""
+    """Add a checkpoint's CRC-32 as the comment of its zip archive."""
     archive.seek(-2, os.SEEK_END)
     archive.write(len(COMMENT % 0).to_bytes(2, "little"))
     archive.write(COMMENT % zlib.crc32(archive.getbuffer()))
 
 
 def check_archive(path: Path) -> None:
-    """Raise UserError if a checkpoint is damaged; torch.load does not notice all damage."""
+    """Raise UserError if a checkpoint is damaged; torch.load may not notice it."""
     try:
         with path.open("rb") as file:
             sound = _is_sound(file)
@@ -65,7 +65,7 @@ def seal(text: str) -> str:
 
 
 def check_seal(path: Path) -> None:
-    """Raise UserError if a settings file does not match its checksum; it may have none."""
+    """Raise UserError if a settings file does not match its checksum, if it has one."""
     text, found, digest = path.read_text("utf-8", errors="replace").rpartition(SEAL)
     if found and digest.strip() != _sha256(text.encode()):
         raise UserError(
@@ -74,14 +74,14 @@ def check_seal(path: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of every file in a folder; `sha256sum -c SHA256SUMS` checks them too."""
+    """Write the SHA-256 of every file in a folder, as `sha256sum -c` reads it."""
     files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
     lines = [f"{_sha256(path.read_bytes())}  {path.name}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
 
 
 def check_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Raise UserError if one of these files does not match SHA256SUMS, if that exists."""
+    """Raise UserError if a file does not match SHA256SUMS, if there is one."""
     if not (folder / CHECKSUMS).exists():
         return
     sums = (folder / CHECKSUMS).read_text("utf-8", errors="replace")

@@ -34,7 +34,7 @@ REASONS = {
 
 
 def read_json(kind: type[T], path: Path) -> T:
-    """The content of a JSON file; UserError if it does not have exactly the fields of `kind`."""
+    """The content of a JSON file; UserError if its fields are not `kind`'s."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} must have at most {MAX_BYTES:,} bytes")
     try:

@@ -34,7 +34,7 @@ def git_state() -> tuple[str, bool]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the packages and the BLAS, and on a GPU the operations in TF32."""
+    """Versions of Python, packages and BLAS, and on a GPU the operations in TF32."""
     import torch
 
     names = ("torch", "torchvision", "lightning", "torchmetrics")
@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_blas() -> str:
-    """The library of torch's matrix products, and the instruction set that torch uses."""
+    """The library of torch's matrix products, and torch's instruction set."""
     import torch
 
     config = torch.__config__.show()
@@ -61,7 +61,7 @@ def describe_blas() -> str:
 
 
 def origin(device: "torch.device | None" = None) -> dict[str, Any]:
-    """The commit, the versions and the device, by default the processor, as fields of a record."""
+    """The fields of a record for commit, versions and device (default: the CPU)."""
     commit, dirty = git_state()
     return {
         "commit": commit,
@@ -72,7 +72,7 @@ def origin(device: "torch.device | None" = None) -> dict[str, Any]:
 
 
 def describe_device(device: "torch.device | None" = None) -> str:
-    """The GPU's name, or the processor's name and the number of threads in use (default)."""
+    """The GPU's name, or the processor's name and its threads in use (default)."""
     import torch
 
     if device is not None and device.type == "cuda":

@@ -168,7 +168,7 @@ class ShiftScore:
 
 @dataclass(frozen=True, config=EXACT)
 class ShiftMean:
-    """The score of one strategy on corrupted images: mean over corruptions and severities.
+    """One strategy's mean score over corruptions and severities.
 
     The error is CIFAR-10-C's mCE, not divided by another network's (Hendrycks et al. 2020).
     """
@@ -193,7 +193,7 @@ class ShiftResult:
 
 @dataclass(frozen=True, config=EXACT)
 class Shift:
-    """A run's networks, alone and together, on CIFAR-10-C and CIFAR-10.1, from a single view."""
+    """A run's networks, alone and together, on CIFAR-10-C and CIFAR-10.1, one view."""
 
     run: str  # the folder's name
     command: str  # that evaluated

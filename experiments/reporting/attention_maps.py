@@ -59,7 +59,7 @@ class Attention:
 
     @property
     def place(self) -> str:
-        """Stage and block, counted from 1, or the part of the network that contains the module."""
+        """Stage and block, counted from 1, or the network's part with the module."""
         block = re.match(r"stages\.(\d+)\.(\d+)\.", self.module)
         if block:
             return f"stage {int(block[1]) + 1}, block {int(block[2]) + 1}"
@@ -68,7 +68,7 @@ class Attention:
 
 @torch.inference_mode()
 def attend(network: nn.Module, images: Tensor) -> list[Attention]:
-    """The weights of every attention module in the network, in the order of the forward pass.
+    """The weights of all attention modules in the order of the forward pass.
 
     `images` are normalised, float32 (N, 3, H, W). Puts the network into evaluation mode.
     """

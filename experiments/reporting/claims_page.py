@@ -70,7 +70,7 @@ def write_claims(folder: Path = RESULTS) -> Path:
 
 
 def _headlines(rows: list[ClaimRow]) -> str:
-    """The papers' main claims, each with its measurement at the longest measured scale."""
+    """The papers' main claims with their measurements at the longest scale."""
     best: dict[tuple[str, str], ClaimRow] = {}
     for row in rows:
         key = row.suite.name, row.claim.id
@@ -91,7 +91,7 @@ def _headlines(rows: list[ClaimRow]) -> str:
 
 
 def _full_length(rows: list[ClaimRow], results: Results) -> str:
-    """The time of full length on an H100, if verdicts about papers rest on shorter trainings.
+    """The time of full length on an H100, if verdicts rest on shorter trainings.
 
     It comes from the fastest run of the same network and batch size on an H100.
     """

@@ -111,7 +111,7 @@ def _look(path: Path) -> Iterator["FinishedRun | Record | Evaluation"]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The folders of finished runs under a folder, and the JSON files outside of runs.
+    """The folders of finished runs under a folder, and JSON files outside of runs.
 
     Other files in a run's folder, such as W&B's, may be incomplete.
     """

@@ -60,7 +60,7 @@ class Configuration:
         return self.mean(lambda entry: 100 * entry.val.accuracy if entry.val else 0.0)
 
     def mean(self, value: Callable[[Entry], float]) -> Estimate:
-        """The mean of a value over seeds. A repeated seed counts once, by its earliest run."""
+        """The mean of a value over seeds; a repeated seed counts by its earliest run."""
         by_seed: dict[int, float] = {}
         for entry in self.entries:
             by_seed.setdefault(entry.record.seed, value(entry))
@@ -68,7 +68,7 @@ class Configuration:
 
 
 def configurations(entries: Iterable[Entry]) -> list[Configuration]:
-    """The configurations of runs, by validation accuracy; folded configurations come last."""
+    """The configurations of runs, by validation accuracy; folded ones come last."""
     groups: dict[tuple[str, bool], list[Entry]] = defaultdict(list)
     entries = sorted(entries, key=lambda x: (x.record.seed, x.record.finished))
     teachers = known_teachers(entry.record for entry in entries)

@@ -50,7 +50,7 @@ class Result:
 
 @matplotlib.rc_context(STYLE)
 def draw_results(results: Sequence[Result]) -> Drawing:
-    """Accuracy against parameters with the standard deviation over seeds, and the budget."""
+    """Accuracy against parameters with standard deviations, and the budget."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
     for i, arch in enumerate(dict.fromkeys(result.arch for result in results)):
@@ -88,7 +88,7 @@ def draw_results(results: Sequence[Result]) -> Drawing:
 
 
 def _label(figure: Figure, axis: Axes, results: Sequence[Result]) -> None:
-    """Write each rank next to its point, on a side that is free; the best rank comes first."""
+    """Write each rank next to its point on a free side; the best rank comes first."""
     figure.draw_without_rendering()
     taken: list[tuple[float, float]] = []
     for result in results:
@@ -146,7 +146,7 @@ def draw_learning_rate(metrics: Mapping[str, Points], steps_per_epoch: float) ->
 
 
 def _marks(axis: Axes, style: str) -> list[Mark]:
-    """One mark per epoch with the values of all lines, at the first line; at most MARKS marks."""
+    """One mark per epoch with all lines' values, at the first line; at most MARKS."""
     texts: dict[float, str] = {}
     heights: dict[float, float] = {}
     for line in axis.lines:
@@ -162,7 +162,7 @@ def _marks(axis: Axes, style: str) -> list[Mark]:
 
 @matplotlib.rc_context(STYLE)
 def draw_reliability(bins: "Reliability", interval: "tuple[Tensor, Tensor]") -> Drawing:
-    """Accuracy over confidence with its interval, above the share of predictions in each bin."""
+    """Accuracy over confidence with its interval, and each bin's share below."""
     figure = Figure(figsize=(SIZE[0], 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     filled = bins.counts > 0

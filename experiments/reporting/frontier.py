@@ -90,7 +90,7 @@ class KnownPoint:
 
 
 def find_points(folder: Path) -> list[Point]:
-    """The points of the records under a folder and of known results, by falling accuracy."""
+    """The points of a folder's records and of known results, by falling accuracy."""
     results = load_results(folder)
     found = [*_recorded(results), *_raced(folder / SPEED), *_known()]
     return sorted(found, key=lambda point: (-point.accuracy.value, point.name))
@@ -128,7 +128,7 @@ def _recorded(results: Results) -> Iterator[Point]:
 
 
 def _longest(records: list[Record]) -> str:
-    """The longest training on each device, in words: "97 min on AMD EPYC, 2 min on NVIDIA H100"."""
+    """The longest training on each device: "97 min on AMD EPYC, 2 min on H100"."""
     seconds: dict[str, float] = {}
     for record in records:
         seconds[record.device] = max(record.training_seconds, seconds.get(record.device, 0))
@@ -215,7 +215,7 @@ def render(points: Sequence[Point]) -> str:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """Both charts next to each other: points with the page's numbers, hollow for several views."""
+    """Both charts with the page's numbers; points of several views are hollow."""
     figure = Figure(figsize=(10, 4.4), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2, sharey=True)
     _scatter(left, points, [x.parameters and x.parameters / 1e6 for x in points])

@@ -79,7 +79,7 @@ class Chart:
 def chart(
     drawing: Drawing, name: str, caption: str, description: str = "", note: str = ""
 ) -> Chart:
-    """The chart of a drawing. `name` is unique in the page; a description is for screen readers."""
+    """The chart of a drawing; `name` is unique in the page."""
     figure = drawing.figure
     text = svg(figure, name, description or caption)
     to_shares = figure.transFigure.inverted()  # the axes have their final places after svg()
@@ -111,7 +111,7 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
 
 
 def _shorten(text: str) -> str:
-    """The same drawing in half the characters, with coordinates in hundredths of a point.
+    """The drawing in half the characters: coordinates in hundredths of a point.
 
     It drops the style sheet, which would apply to the whole page, and the names of groups.
     """

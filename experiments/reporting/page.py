@@ -71,7 +71,7 @@ def render(
 
 
 def scatter(rows: Sequence[Configuration]) -> Chart | None:
-    """Test accuracy against parameters of the rows that are not folded; None without such rows."""
+    """Test accuracy against parameters on CIFAR-10 at full length, or None."""
     results = [
         Result(
             rank,
@@ -82,7 +82,7 @@ def scatter(rows: Sequence[Configuration]) -> Chart | None:
             _on_hover(rank, row),
         )
         for rank, row in enumerate(rows, 1)
-        if not row.folded
+        if row.record.source == "cifar10" and not row.folded
     ]
     if not results:
         return None

@@ -50,7 +50,7 @@ def picture(pixels: Tensor, alt: str, caption: str = "", scale: int = 1) -> Pict
 
 
 def colour(values: Tensor, name: str) -> Tensor:
-    """Values (H, W) in [0, 1] as pixels uint8 (3, H, W) of one of matplotlib's colour maps."""
+    """Values (H, W) in [0, 1] as pixels uint8 (3, H, W) of a matplotlib colour map."""
     rgba = matplotlib.colormaps[name](values.numpy(), bytes=True)
     return torch.from_numpy(rgba[..., :3]).permute(2, 0, 1)
 
@@ -114,7 +114,7 @@ class AttentionPictures:
 def attention_pictures(
     network: nn.Module, images: Tensor, labels: Tensor, facts: ImageFacts
 ) -> AttentionPictures | None:
-    """Attention weights for the first images of different classes among images uint8 (N, 3, H, W).
+    """Attention weights for the first images of some classes, uint8 (N, 3, H, W).
 
     None if the network has no attention.
     """
@@ -167,7 +167,7 @@ def _overlay(attention: Attention, images: Tensor, names: Sequence[str]) -> list
 
 
 def augmented_images(path: Path, side: int) -> Picture:
-    """The first images of a run's grid of training images, with two pixels between them."""
+    """The first images of a run's training grid, with two pixels between them."""
     step = side + 2
     with Image.open(path) as grid:
         columns, rows = (min(x, y // step) for x, y in zip(GRID, grid.size, strict=True))

@@ -68,7 +68,7 @@ class RunDetails:
 
     @property
     def corruptions(self) -> list[list[CorruptionRow]]:
-        """Errors in percent: clean, the benchmark's corruptions, the others, and calibration."""
+        """Errors in percent: clean, benchmark, other corruptions, and calibration."""
         assert isinstance(self.shift, Shift)
         results = self.shift.strategies.values()
 
@@ -106,7 +106,7 @@ class ImageSource:
     """The test images of runs. Each set is decoded once and never downloaded."""
 
     def __init__(self, root: str | None) -> None:
-        """`root` is the folder of the images, by default the folder in each run's configuration."""
+        """`root` is the folder of the images (default: each run's)."""
         self.root = root
         self._sets: dict[tuple[str | None, str, int], tuple[Tensor, Tensor]] = {}
 
@@ -139,7 +139,7 @@ def describe_run(entry: Entry, name: str, images: ImageSource) -> RunDetails:
 
 
 def _or_why(part: Callable[[], T]) -> T | str:
-    """A part, or a sentence with the reason for its absence: one run must not stop the report."""
+    """A part, or the reason for its absence: one run must not stop the report."""
     try:
         return part()
     except FileNotFoundError as error:

@@ -12,8 +12,8 @@ HEAD = """# {title}
 Written by `{command}`
 from the records in this folder alone; a test renders it again. Each row has the settings of the
 suite `{name}` at `--scale mini`: a small network and few epochs. The ranking selects candidates
-for long runs and does not replace them. The columns give the epochs of the first row. If another
-row has more or fewer epochs in the suite, it keeps that ratio.
+for long runs and does not replace them. The columns give the epochs of the first row. A row
+with twice the first row's epochs in the suite also gets twice the epochs here.
 {went_on}
 
 Accuracies are in percent on {images} validation images, with the weights that are best on them

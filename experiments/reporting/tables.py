@@ -71,7 +71,7 @@ def print_table(table: Table) -> None:
 def calibration_cells(
     result: StrategyResult | ShiftResult, x: StrategyScore | ShiftScore | ShiftMean
 ) -> list[str]:
-    """A strategy's temperature and measures; below them the same with the fitted temperature."""
+    """A strategy's temperature and measures, then with the fitted temperature."""
     own = result.strategy["temperature"]
     temperatures = [own] + ([own * result.temperature] if result.temperature else [])
     blocks = [x.as_it_is] + ([x.fitted] if x.fitted else [])
@@ -107,7 +107,7 @@ def show_figure_1(evaluation: Evaluation) -> None:
 
 
 def show_shift(shift: Shift) -> None:
-    """Print the accuracy under each corruption, then errors and calibration on average."""
+    """Print the accuracy under each corruption, then mean errors and calibration."""
     generated = shift.corruptions == "generated"
     origin = f"generated, seed {shift.seed}" if generated else "as published"
     table = Table(

@@ -29,7 +29,7 @@ class Rung:
 
 
 def make_rungs(count: int, epochs: int, seeds: int = 1) -> list[Rung]:
-    """Rungs: each has `REDUCTION` times the epochs of the last one, and one more seed."""
+    """Rungs: each has `REDUCTION` times the last one's epochs, and one more seed."""
     return [Rung(i, epochs * REDUCTION**i, seeds + i) for i in range(count)]
 
 
@@ -74,7 +74,7 @@ class Worker:
     stopped: Callable[[], bool] = lambda: False  # true has the same effect
 
     def train(self, name: str, rung: Rung) -> list[float]:
-        """Train the missing seeds of a row in a rung; return validation accuracies in percent.
+        """Train a row's missing seeds in a rung; return validation accuracies in percent.
 
         OutOfTimeError at the deadline; UserError if a training fails.
         """
@@ -102,7 +102,7 @@ class Worker:
 
 
 def screen(worker: Worker, rungs: Sequence[Rung], say: Callable[[str], None]) -> bool:
-    """Train the rows rung by rung in the suite's order; return whether the screening is complete.
+    """Train the rows rung by rung; return whether the screening is complete.
 
     Optuna's SuccessiveHalvingPruner (Li et al. 2020) decides after each rung whether a row
     continues: it must be in the better half of the rows so far, itself included. A row that was

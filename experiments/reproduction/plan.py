@@ -65,7 +65,7 @@ def make_plan(
     results: Results,
     runs: Path,
 ) -> list[Job]:
-    """List the missing trainings and evaluations of the suites, in the order of their value.
+    """List the suites' missing trainings and evaluations, the most valuable first.
 
     `only` names the rows; if it is empty, all rows are planned. Rows with the same training share
     one job.

@@ -30,7 +30,7 @@ def share_done(job: Job, runs: Path) -> float:
 
 
 class Display:
-    """Shows bars on a terminal, else one line for each epoch and for each row that ends."""
+    """Shows bars on a terminal, else a line for each epoch and each finished row."""
 
     def __init__(self, jobs: Sequence[Job], runs: Path, console: Console) -> None:
         self.jobs, self.runs, self.console = jobs, runs, console
@@ -95,5 +95,5 @@ class Display:
 
 
 def _time_left(left: float, done: float, seconds: float) -> str:
-    """The remaining time at the speed so far, in words; empty if there is no speed yet."""
+    """The remaining time at the speed so far, in words; empty without a speed."""
     return f", {duration(left * seconds / done)} left" if left > 0 and done > 0 else ""

@@ -79,7 +79,7 @@ class RayCluster:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError or ValueError if nothing listens at an address: Ray would wait for minutes."""
+    """Raise OSError or ValueError if nothing listens: Ray would wait for minutes."""
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host, int(port)), timeout=10).close()

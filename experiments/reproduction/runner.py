@@ -53,7 +53,7 @@ class Outcome:
 
 @contextmanager
 def lock(path: Path) -> Iterator[int | None]:
-    """Lock a file, and yield the descriptor of the lock; None if another process holds it.
+    """Lock a file, and yield the lock's descriptor; None if it is locked already.
 
     A process that inherits the descriptor also holds the lock. If a runner dies, its training
     continues and stays locked, so no other runner begins it. The system frees the lock of a killed
@@ -118,7 +118,7 @@ def run_row(
 
 
 def _lacking(job: Job, folder: Path, teacher: str | None) -> str | None:
-    """Return the reason why a job cannot begin: its weights or its teacher's are missing."""
+    """Return the reason why a job cannot begin: missing weights, or None."""
     finished = (folder / "result.json").exists()
     if job.trained and not finished:
         return (
@@ -156,7 +156,7 @@ def _evaluation(name: str, place: Workplace) -> list[str]:
 def _call(
     command: list[str], output: Path, place: Workplace, held: int, in_time: Callable[[], bool]
 ) -> int:
-    """Run a Python script, and end it with SIGTERM if it is out of time; return its exit code."""
+    """Run a Python script, with SIGTERM at the deadline; return its exit code."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a", encoding="utf-8") as file:
         print("$ python", *command, file=file, flush=True)

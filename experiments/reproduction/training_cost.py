@@ -21,7 +21,7 @@ PASSES = 3
 
 
 def operations_of_training(config: dict[str, Any]) -> int:
-    """Operations of all forward and backward passes on training images; a multiply-add is two."""
+    """Operations of a training's forward and backward passes; a multiply-add is two."""
     steps = batches_per_epoch(config) * config["trainer"]["max_epochs"]
     if (most := config["trainer"]["max_steps"]) > 0:
         steps = min(steps, most * config["trainer"]["accumulate_grad_batches"])
@@ -43,7 +43,7 @@ class Stopwatch:
         self._measured: dict[tuple[str, str], float] = {}
 
     def seconds(self, config: dict[str, Any]) -> tuple[float, str | None]:
-        """Estimate the seconds of a training, and name the record that its speed comes from.
+        """Estimate the seconds of a training, and name the record of its speed.
 
         It is the record with the same architecture and precision that is nearest in operations per
         image. Without such a record (None), one step is timed now, because architectures differ

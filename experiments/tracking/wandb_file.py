@@ -16,7 +16,7 @@ FRAGMENT = Struct("<IHB")
 
 
 def logged_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows that all launches logged; a table or an image is given as its location.
+    """The rows that all launches logged; tables and images are given as locations.
 
     UserError if a file is not from W&B or is damaged.
     """

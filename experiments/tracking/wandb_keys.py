@@ -16,7 +16,7 @@ CLAIMS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A table that a run sends, and its chart: a design of W&B with a column per field."""
+    """A table that a run sends, and its chart: W&B's design, a column per field."""
 
     key: str
     title: str

@@ -59,7 +59,7 @@ def results(
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """A record's figures by W&B's keys; scores have keys `{split}/{weights}/{measure}`.
+    """A record's figures by W&B's keys, such as `{split}/{weights}/{measure}`.
 
     The weights are "raw", "ema" and "swa", and "selected" for the weights that validation chose.
     """
@@ -99,7 +99,7 @@ def confusion_rows(
 
 
 def calibration_rows(logits: Mapping[str, Tensor], labels: Tensor) -> list[dict[str, Any]]:
-    """A row for each non-empty bin of confidence, by weights, and the diagonal's ends."""
+    """A row for each filled bin of confidence, by weights, and the diagonal's ends."""
     rows: list[dict[str, Any]] = [
         {"weights": "calibrated", "confidence": end, "accuracy": end, "images": 0}
         for end in (0.0, 1.0)
@@ -115,7 +115,7 @@ def calibration_rows(logits: Mapping[str, Tensor], labels: Tensor) -> list[dict[
 
 
 def strategies(evaluation: Evaluation) -> dict[str, Any]:
-    """The chart of every strategy of prediction; accuracies and gains in percentage points."""
+    """The chart of every strategy; accuracies and gains in percentage points."""
     rows = []
     for name, result in evaluation.strategies.items():
         row = {

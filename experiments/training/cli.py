@@ -61,7 +61,7 @@ SWITCHES: dict[str, tuple[type[Callback], bool]] = {
 
 
 def arguments_of(launch: Launch) -> list[str]:
-    """Arguments of the full parser: `--quick` begins with the settings of the small version."""
+    """Arguments of the full parser: `--quick` begins with the small settings."""
     if not launch.quick:
         return launch.arguments
     small = [f"--model.{name}={x}" for name, x in EXPERIMENTS[launch.arch].quick.items()]
@@ -132,7 +132,7 @@ class ExperimentCLI(LightningCLI):
             parser.error(str(error))
 
     def _refuse_changes(self) -> None:
-        """Reject a resumed run whose settings differ, unless `--allow-changes` accepts that."""
+        """Reject changed settings of a resumed run, unless `--allow-changes` is set."""
         if not self.launch.resumes:
             return
         before = yaml.safe_load((self.launch.folder / "config.yaml").read_text("utf-8"))
@@ -143,8 +143,8 @@ class ExperimentCLI(LightningCLI):
         if changed := changes(before, now):
             if not self.config.allow_changes:
                 raise ValueError(
-                    f"{'; '.join(changed)}: the run began with other settings. Leave them out, or "
-                    "add --allow-changes"
+                    f"{'; '.join(changed)}: the run began with other values. Leave these flags "
+                    "out, or add --allow-changes"
                 )
             if is_first():
                 print(f"Changed settings: {'; '.join(changed)}")
@@ -201,9 +201,8 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_class_arguments(Distillation, "distill", instantiate=False, skip={"teachers"})
         for key, (callback, default) in SWITCHES.items():
-            parser.add_argument(
-                f"--{key}", type=bool | callback, default=default, help=callback.__doc__
-            )
+            summary = str(callback.__doc__).partition("\n")[0]
+            parser.add_argument(f"--{key}", type=bool | callback, default=default, help=summary)
         parser.link_arguments("seed", "seed_everything")
         parser.link_arguments("seed", "data.seed")
 

@@ -50,7 +50,7 @@ DEVICES = frozenset(["trainer.devices", "trainer.num_nodes", "trainer.strategy"]
 
 
 def suit_data_set(config: Namespace, given: Collection[str]) -> None:
-    """Set the settings that follow from the data set: source, classes, flips, and test.
+    """Set what follows from the data set: source, classes, flips, and test.
 
     `given` are the flags of the command line. ValueError or MisconfigurationException for a flag
     that contradicts the data set.
@@ -83,7 +83,7 @@ def suit_data_set(config: Namespace, given: Collection[str]) -> None:
 
 
 def _sets_flips(config: Namespace) -> bool:
-    """Whether a `--config` file sets flips for the same data set, as a run's config.yaml does."""
+    """Whether a `--config` file, such as a run's, sets flips for this data set."""
     sections = [x["data"] for x in _files(config) if isinstance(x.get("data"), Mapping)]
     return any(x.get("dataset") == config.data.dataset and "flip" in x for x in sections)
 
@@ -94,7 +94,7 @@ def _files(config: Namespace) -> list[dict[str, Any]]:
 
 
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
-    """Reject flags that contradict each other: ValueError or MisconfigurationException.
+    """Reject contradictory flags: ValueError or MisconfigurationException.
 
     `given` are the flags of the command line: no setting of a preset may silently disable them.
     """

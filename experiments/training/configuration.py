@@ -16,7 +16,7 @@ from lightning_modules.classifier import ImageClassifier
 
 
 class _Resolver(ExperimentCLI):
-    """Parses a command line, and builds neither data nor network nor trainer."""
+    """Parses a command line without building data, network and trainer."""
 
     def _set_seed(self) -> None:
         pass
@@ -32,7 +32,7 @@ def _resolver(arch: str) -> _Resolver:
 
 
 def resolve_config(flags: list[str]) -> dict[str, Any]:
-    """All settings of `run.py` with these flags, which contain `--arch`: a record's `config`.
+    """All settings of `run.py` with these flags, as in a record's `config`.
 
     Reads presets and the files of `--config`, but no run folder. UserError for a mistake, as in
     `run.py`.
@@ -63,6 +63,6 @@ def _resolve(arch: str, launch: Launch) -> dict[str, Any]:
 
 
 def on_meta(arch: str, hparams: Mapping[str, Any]) -> ImageClassifier:
-    """The network of `--arch` on the meta device, with these hyper-parameters, not compiled."""
+    """The network of `--arch` on the meta device, not compiled."""
     with torch.device("meta"):
         return EXPERIMENTS[arch](**dict(hparams) | {"compile": False})

@@ -57,7 +57,7 @@ def end_processes() -> None:
 
 
 def on_one_device(trainer: Trainer) -> Trainer:
-    """A Trainer for this process and its device alone: the given one if it uses one device."""
+    """A Trainer for this process's device alone; the given one if it has one device."""
     if trainer.world_size == 1:
         return trainer
     device = trainer.strategy.root_device

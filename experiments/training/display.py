@@ -20,7 +20,7 @@ LONG, TOO_LONG_ON_A_CPU = 600, 7200
 
 
 def seconds_left(at: float, end: float, per_epoch: float, limit: float | None = None) -> float:
-    """Time until a run ends, from its position and its end in epochs and the time of an epoch.
+    """Time until a run ends, from its position, its end and the time of an epoch.
 
     With `limit`, the seconds that `max_time` leaves, the run ends with the first epoch after them.
     """
@@ -31,10 +31,10 @@ def seconds_left(at: float, end: float, per_epoch: float, limit: float | None = 
 
 @final
 class Display(ProgressBar):
-    """Prints each epoch's results, and shows a bar of the current epoch on a terminal.
+    """Prints each epoch's results, and on a terminal a bar of the current epoch.
 
     The bar shows the training loss and accuracy of the epoch so far and the remaining time of the
-    whole run. They are read from the device once a second; several devices show those of rank 0.
+    whole run. They are read from the device once a second; with several devices, on rank 0.
     """
 
     def __init__(self, arch: str) -> None:

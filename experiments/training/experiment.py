@@ -50,7 +50,7 @@ Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, C)
 
 
 def run_experiment(cli: ExperimentCLI) -> Record | None:
-    """Train, evaluate validation and test images with each set of weights, and write the record.
+    """Train, evaluate each set of weights, and write the record.
 
     With `--test false` the record has only validation scores. Returns None if `--trainer.max_time`
     ended the training early. Only the first of several processes evaluates, on its own device; the
@@ -129,7 +129,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
 
 
 def clean_train_accuracy(cli: ExperimentCLI) -> float | None:
-    """Accuracy on training images without augmentation; None without validation images.
+    """Accuracy on training images, not augmented; None without validation images.
 
     As many images as validation images, because the two accuracies are compared.
     """
@@ -144,7 +144,7 @@ def clean_train_accuracy(cli: ExperimentCLI) -> float | None:
 
 
 def evaluate(cli: ExperimentCLI) -> tuple[dict[str, Tensor], Logits, dict[str, dict[str, Score]]]:
-    """Labels, logits and scores of each split; logits and scores for each set of weights."""
+    """Labels of each split, and logits and scores for each set of weights."""
     trainer, data = on_one_device(cli.trainer), cli.datamodule
     data.trainer = trainer
     data.setup("test" if cli.config.test else "validate")
@@ -242,7 +242,7 @@ def last_train_accuracy(metrics: Mapping[str, Points]) -> float:
 
 
 def operations_per_image(module: ImageClassifier, side: int = 32) -> int:
-    """Operations of one image's forward pass through all blocks; a multiply-add counts as two."""
+    """Operations of one image's forward pass; a multiply-add counts as two."""
     module.eval()
     weight = next(module.parameters())
     # Two images, because gates let a single image skip blocks.
@@ -256,7 +256,7 @@ def operations_per_image(module: ImageClassifier, side: int = 32) -> int:
 def write_pictures(
     cli: ExperimentCLI, record: Record, labels: dict[str, Tensor], logits: Logits
 ) -> None:
-    """Draw augmented training images, curves, and the confusion matrix if the test set was read."""
+    """Draw augmented training images, curves and, after a test, the confusion matrix."""
     data, folder = cli.datamodule, cli.launch.folder
     images, _ = next(iter(data.train_dataloader()))
     images = images.flatten(0, -4)  # AugMix: the views of an image, side by side
@@ -270,7 +270,7 @@ def write_pictures(
 def send_results(
     cli: ExperimentCLI, record: Record, labels: dict[str, Tensor], logits: Logits
 ) -> None:
-    """Send the scores to W&B if it is on, and the test set's pictures if the test set was read."""
+    """Send the scores, and after a test its pictures, to W&B if it is on."""
     make_row, data = partial(scalars, record), cli.datamodule
     if "test" in labels:
         answers = logits["test"], labels["test"], data.test_dataloader().images, data.classes

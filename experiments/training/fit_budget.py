@@ -38,7 +38,7 @@ class FittedBudget:
 
 
 def fit_to_budget(arch: str, config: Namespace, flags: list[str]) -> FittedBudget:
-    """Replace `fit_budget` in a configuration by the width that fits, and lower the limit to it.
+    """Replace `fit_budget` by the width that fits, and lower the limit to it.
 
     The budget overrides the width in presets and files. The resolved configuration contains the
     width, so that a resumed or repeated run gets the same network.

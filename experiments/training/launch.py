@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from experiments.console import ArgumentParser, UserError, near
+from experiments.console import ArgumentParser, UserError, listing, near
 from experiments.presets import EXPERIMENTS
 from experiments.records.integrity import check_archive, check_seal
 from experiments.training.processes import agree_on_a_name, handed_on, is_first
@@ -60,7 +60,7 @@ def agents_run_id() -> str | None:
 
 
 def read_flags(argv: list[str]) -> argparse.Namespace:
-    """Read the few flags that all others depend on, from the command line and `--config` files.
+    """Read the few flags that others depend on, also from `--config` files.
 
     UserError for a mistake in them.
     """
@@ -94,7 +94,7 @@ def read_launch(argv: list[str]) -> Launch:
     known = list(EXPERIMENTS)
     if flags.arch is None:
         if {"-h", "--help"} & set(argv):
-            print(f"usage: run.py --arch NAME [flags]\n\nNAME: {', '.join(known)}")
+            print(f"usage: run.py --arch NAME [flags]\n\n{listing('NAME', known)}")
             print("The flags of one architecture: run.py --arch NAME --help")
             sys.exit(0)
         raise UserError(f"--arch is missing: name one of {', '.join(known)}")
@@ -204,7 +204,7 @@ def _begin(flags: argparse.Namespace, argv: list[str]) -> Launch:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Read the settings in a YAML file; ValueError, which names the file, if it is invalid."""
+    """Read the settings in a YAML file; ValueError with its name if it is invalid."""
     from experiments.records.parsing import check_yaml
 
     try:
@@ -240,7 +240,7 @@ def _is_of(arch: str, folder: Path) -> bool:
 
 
 def _latest_run(output: Path, arch: str) -> Path:
-    """The folder of the newest unfinished run of an architecture that no process uses.
+    """The folder of an architecture's newest unfinished run that is not in use.
 
     The time of its checkpoint counts. UserError if there is no such run.
     """
@@ -251,9 +251,9 @@ def _latest_run(output: Path, arch: str) -> Path:
     ]
     idle = [folder for folder in unfinished if not is_locked(folder)]
     if not idle:
-        besides = " besides those in use" if unfinished else ""
+        free = " that is not in use" if unfinished else ""
         raise UserError(
-            f"--ckpt_path last: {output} holds no unfinished run of {arch}{besides}; "
+            f"--ckpt_path last: {output} holds no unfinished run of {arch}{free}; "
             "name one with --name"
         )
     return max(idle, key=lambda folder: (folder / LAST).stat().st_mtime)

@@ -31,7 +31,7 @@ def batches_per_epoch(config: dict[str, Any]) -> int:
 
 
 def steps_of_epochs(config: dict[str, Any]) -> float:
-    """Optimizer steps of all epochs without the limit of `max_steps`; may be infinite."""
+    """Optimizer steps of all epochs, without `max_steps`; may be infinite."""
     epochs, accumulated = (config["trainer"][x] for x in ("max_epochs", "accumulate_grad_batches"))
     if epochs in (None, -1):
         return float("inf")

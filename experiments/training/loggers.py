@@ -34,7 +34,7 @@ LIMITS = {
 
 
 def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
-    """A logger into `folder/metrics.csv` that keeps the rows before step `keep_steps`.
+    """A logger to `folder/metrics.csv` that keeps the rows before step `keep_steps`.
 
     A resumed run logs the other rows again. Only a run's first process touches files.
     """
@@ -110,7 +110,7 @@ class ClaimLogger(WandbLogger):
             self.log_metrics(make_row(), step)
 
     def continue_offline(self, error: Exception) -> None:
-        """Log into an offline run with the same id, and print the command that uploads it."""
+        """Log to an offline run with the same id, and print the command to upload it."""
         import wandb
 
         wandb.teardown()  # a run that failed to start still owns its id
@@ -120,7 +120,7 @@ class ClaimLogger(WandbLogger):
         self.print_upload(f"--wandb online: {reason}. The run continues offline")
 
     def finish(self, exit_code: int = 0) -> None:
-        """End the W&B run. If the upload takes too long, print the command that repeats it."""
+        """End the W&B run; if the upload is slow, print the command that repeats it."""
         try:
             self.experiment.finish(exit_code)
         except TimeoutError:
@@ -135,7 +135,7 @@ class ClaimLogger(WandbLogger):
 
 
 def wandb_logger(folder: Path, mode: WandbMode, config: dict[str, Any]) -> ClaimLogger | None:
-    """A W&B logger that continues the run of an earlier launch; None if W&B is disabled.
+    """A W&B logger that continues an earlier launch; None if W&B is disabled.
 
     Of several processes only the first one logs. `config` contains every flag of the run. The
     folder keeps the run's id in wandb_id.txt; a sweep's agent gives its own id.

@@ -18,7 +18,7 @@ def _on_gpu(accelerator: str) -> bool:
 
 
 def _on_cpu_with_bf16(accelerator: str) -> bool:
-    """Whether the training device is a CPU with bf16 instructions (AVX512-BF16 or AMX)."""
+    """Whether training uses a CPU with bf16 instructions (AVX512-BF16 or AMX)."""
     others = torch.cuda.is_available() or torch.backends.mps.is_available()
     if accelerator != "cpu" and (accelerator != "auto" or others):
         return False
@@ -28,7 +28,7 @@ def _on_cpu_with_bf16(accelerator: str) -> bool:
 
 
 def resolve_precision(precision: Precision, accelerator: str) -> Any:
-    """`auto` is bf16-mixed if the processor has bf16, else 16-mixed (GPU) or 32-true (CPU)."""
+    """`auto` is bf16-mixed on hardware with bf16, else 16-mixed (GPU) or 32-true."""
     if precision != "auto":
         return precision
     if _on_gpu(accelerator):

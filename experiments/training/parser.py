@@ -51,7 +51,7 @@ _load_yaml = get_loader("yaml")
 
 
 def _load_bounded(text: str) -> Any:
-    """The YAML loader of jsonargparse, for values of flags and for files; rejects YAML bombs."""
+    """The YAML loader of jsonargparse for flags and files; rejects YAML bombs."""
     if len(text) > 10_000 or "*" in text:
         check_yaml(text)
     return _load_yaml(text)

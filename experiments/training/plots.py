@@ -14,7 +14,7 @@ from experiments.records.record import write_atomically
 
 
 def plot_augmented(images: Tensor, mean: Tensor, std: Tensor, path: Path) -> None:
-    """A grid of normalised training images float32 (N, 3, H, W), in their original colours."""
+    """A grid of normalised images float32 (N, 3, H, W), in their original colours."""
     visible = images * std[:, None, None] + mean[:, None, None]
     picture = BytesIO()
     save_image(visible.clamp(0, 1), picture, nrow=8, format="png")

@@ -16,7 +16,7 @@ RANKS = (("RANK",), ("NODE_RANK", "LOCAL_RANK"), ("SLURM_PROCID",))
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, the only process that writes; true for a single process."""
+    """Whether this is rank 0, or the only process; only rank 0 writes."""
     for names in RANKS:
         given = [os.environ[name] for name in names if name in os.environ]
         if given:

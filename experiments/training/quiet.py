@@ -10,10 +10,10 @@ WARNINGS = (
     "The number of training batches .* is smaller than the logging interval",
     "Total length of `EvalLoader` across ranks is zero",  # val_fraction 0
     "You're resuming from a checkpoint that ended before the epoch",  # the data module resumes
-    "The '.*_dataloader' does not have many workers",  # no loader of ours has any
-    "It is recommended to use `self.log",  # with sync_dist=True: metrics have been reduced before
+    "The '.*_dataloader' does not have many workers",  # our loaders need no workers
+    "It is recommended to use `self.log",  # with sync_dist=True: metrics are already reduced
     "You have overridden `on_before_batch_transfer`",  # ImageClassifier checks batches there
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call in Lightning
     "TensorFloat32 tensor cores .* available but not enabled",  # `machine.set_tf32` decides
 )
 #: information about the machine, other products, and events that the display reports

@@ -14,7 +14,7 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def keep_previous(path: Path) -> None:
-    """Give the newest checkpoint a second name, before a newer one replaces it.
+    """Keep the newest checkpoint as previous.ckpt before another replaces it.
 
     Some file systems have no hard links. Then there is no previous checkpoint.
     """
@@ -27,7 +27,7 @@ def keep_previous(path: Path) -> None:
 def restore_previous(folder: Path) -> None:
     """Replace a damaged last.ckpt with previous.ckpt, which keeps its name too.
 
-    Otherwise the next checkpoint would make the damaged one the previous one.
+    Otherwise the next checkpoint would keep the damaged file as previous.ckpt.
     """
     partial = folder / f"{LAST}.partial"
     os.link(folder / PREVIOUS, partial)
@@ -51,7 +51,7 @@ def make_folder(folder: Path, made_up: bool) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO | None:
-    """A file that holds a run's lock until it is closed; None if another process holds it.
+    """A file that holds a run's lock while open; None if another process holds it.
 
     Processes that this one starts do not inherit the lock.
     """

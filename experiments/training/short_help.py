@@ -9,11 +9,11 @@ from experiments.presets import CONFIGS, PRESETS
 #: group -> flag, its default if the preset does not set it, and one line of help
 FLAGS: dict[str, list[tuple[str, Any, str]]] = {
     "Run": [
-        ("quick", False, "give it without a value: a small network, two minutes or less"),
+        ("quick", False, "train a small network in two minutes or less; takes no value"),
         ("seed", 0, "seed of weights, data order and augmentation"),
         ("name", None, "name of the run's folder"),
         ("output", "runs", "folder of all run folders"),
-        ("ckpt_path", None, "checkpoint to resume from; last: of the newest unfinished run"),
+        ("ckpt_path", None, "checkpoint to resume from; last: the newest unfinished run"),
         ("test", True, "read the test set once, after training"),
         ("wandb", "offline", "Weights & Biases: online, offline or disabled"),
         ("on_nan", "stop", "at a loss that is not finite: stop, or rollback"),
@@ -31,7 +31,7 @@ FLAGS: dict[str, list[tuple[str, Any, str]]] = {
         ("model.compile", "auto", "auto, false, true, graph, reduce-overhead, max-autotune"),
     ],
     "Network": [
-        ("fit_budget", None, "choose the largest network within so many parameters"),
+        ("fit_budget", None, "choose the largest network with at most this many parameters"),
         ("model.base_width", 64, "channels of the first stage"),
     ],
     "Data": [

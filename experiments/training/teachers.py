@@ -57,7 +57,7 @@ def open_teacher(name: str) -> Teacher:
 
 
 def same_folders(names: str | list[str] | None, before: Sequence[str]) -> bool:
-    """Whether `--teacher` names the folders of an earlier configuration, without digests."""
+    """Whether `--teacher` names an earlier configuration's folders, without digests."""
     return bool(before) and as_list(names) == [NAMED.sub(r"\1", name) for name in before]
 
 

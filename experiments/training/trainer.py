@@ -113,9 +113,9 @@ class Trainer(LightningTrainer):
             plugins=[BackgroundFiles(), *(plugins or [])],
             **kwargs,
         )
-        # With max_steps, Lightning takes a checkpoint from the end of an epoch for a checkpoint
-        # within the epoch: a resumed run would count and log that epoch twice, and skip the next.
-        # Only this method decides it, in two places, and both are wrong for runs of whole epochs.
+        # With max_steps, Lightning treats a checkpoint at an epoch's end as a checkpoint within the
+        # epoch: a resumed run would count and log that epoch twice, and skip the next epoch.
+        # Lightning calls this method for it in two places, both wrong for runs of whole epochs.
         self.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
 

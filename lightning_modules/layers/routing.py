@@ -45,7 +45,7 @@ def target_rate_loss(rates: Sequence[Tensor], target: float) -> Tensor:
 
 
 class Gate(nn.Module):
-    """Decides for each image whether a block is computed, from the block's mean features.
+    """Decides for each image from mean features whether a block is computed.
 
     Maps features (N, C, H, W) to gates (N, 1, 1, 1) that are 0 or 1, through 16 hidden units. Gates
     are random in training, and the more likely value in evaluation. In training, `rate` is the
@@ -81,7 +81,7 @@ def skips(gates: Tensor | None, training: bool) -> bool:
 
 
 def make_gate(routing: Routing, channels: int) -> Gate | None:
-    """Return a block's gate, or None without routing; raise ValueError for another `routing`."""
+    """Return a block's gate, or None without routing; ValueError if it is unknown."""
     if routing not in ("none", "gates"):
         raise ValueError(f"routing must be 'none' or 'gates', got {routing!r}")
     return Gate(channels) if routing == "gates" else None

@@ -59,7 +59,7 @@ def test_warm_up_weighs_the_first_steps_by_hand(fit, tiny, train_plainly):
         torch.testing.assert_close(p, a)
 
 
-def test_the_average_is_validated_beside_the_raw_weights(fit, tiny, val_batches):
+def test_the_average_is_validated_with_the_raw_weights(fit, tiny, val_batches):
     module, ema = tiny(), EMA(decay=0.9)
     fit(module, ema)
     for suffix, network in (("", module.network.eval()), ("_ema", ema.network)):
@@ -132,7 +132,7 @@ def test_it_averages_what_lookahead_leaves(fit, tiny):
         assert torch.equal(average, p)
 
 
-def test_lookahead_behind_it_is_refused(fit, tiny):
+def test_lookahead_after_it_is_rejected(fit, tiny):
     with pytest.raises(MisconfigurationException, match="Lookahead must come before EMA"):
         fit(tiny(), EMA(), Lookahead())
 

@@ -191,7 +191,7 @@ def test_resuming_before_and_within_the_average_is_exact(resume_is_exact, option
 
 
 @pytest.mark.parametrize("callbacks", [(EMA(), SWA()), (SWA(), EMA())])
-def test_ema_beside_it_is_refused(fit, tiny, callbacks):
+def test_ema_together_with_it_is_rejected(fit, tiny, callbacks):
     with pytest.raises(MisconfigurationException, match="EMA and SWA must not be on together"):
         fit(tiny(), *callbacks)
 

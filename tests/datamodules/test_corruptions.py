@@ -174,7 +174,7 @@ def test_drops_are_turquoise_and_mud_is_brown() -> None:
         (NOISE[:, :1], "snow", 1, r"images must be uint8 .+ got torch.uint8 \(4, 1, 32, 32\)"),
     ],
 )
-def test_what_cannot_be_corrupted_is_named(
+def test_an_unknown_corruption_is_named(
     images: Tensor, name: str, severity: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

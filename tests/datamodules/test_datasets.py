@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
+import datamodules.folder
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.datasets import CIFAR10, CIFAR100, SVHN, open_data_set
 from datamodules.pictures import read_picture
@@ -212,12 +213,20 @@ def test_a_damaged_cache_is_replaced(root, damage):
         assert str(arrays["digest"]) == expected.digest
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(root):
+def test_a_cache_that_cannot_be_written_is_not_needed(root):
     (root / ".pictures-32.npz").mkdir()
     data = module(root)
     data.setup("fit")
     assert len(data.train_dataloader().images) == 28
     assert not list(root.glob("*.partial"))
+
+
+def test_decoding_shows_its_progress(root, monkeypatch):
+    lines = []
+    monkeypatch.setattr(datamodules.folder, "LINE_EVERY", 0)
+    monkeypatch.setattr(datamodules.folder, "rank_zero_info", lines.append)
+    module(root)
+    assert lines[-1] == "27 of 28 pictures"
 
 
 def test_unreadable_pictures_are_skipped_and_listed(root):

@@ -338,6 +338,6 @@ def test_batches_of_a_policy_repeat_and_augmix_gives_what_there_is_without_it_fi
         ({"policy": "augmix", "cutmix_alpha": 1.0}, "got 'augmix'"),
     ],
 )
-def test_what_cannot_be_is_refused_at_construction(flags, message):
+def test_impossible_settings_are_rejected_at_construction(flags, message):
     with pytest.raises(ValueError, match=message):
         CIFAR10DataModule(**flags)

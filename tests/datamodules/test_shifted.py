@@ -72,7 +72,7 @@ class Payload:
         ("labels.npy", np.array([Payload()]), r"labels\.npy is not an array as published: "),
     ],
 )
-def test_what_is_not_as_published_is_named_before_anything_is_read(
+def test_a_file_that_differs_from_the_published_one_is_named_before_reading(
     cifar10_c: Path, file: str, content: np.ndarray | bytes | None, message: str
 ) -> None:
     (cifar10_c / file).unlink()

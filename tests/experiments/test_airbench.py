@@ -3,6 +3,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import datamodules.cifar10
@@ -61,9 +62,15 @@ def test_a_program_for_cuda_is_run_on_a_cpu_and_its_operations_counted(
     assert found["operations"] == 4 * (2 * with_bias + 3 * without)
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path, monkeypatch, refusal):
+def test_a_file_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["airbench.py", str(tmp_path / "none.py")])
-    assert refusal(act=airbench.main).startswith(f"{tmp_path / 'none.py'} is not a file: clone")
+    with pytest.raises(SystemExit) as end:
+        airbench.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (end.value.code, line.partition(": clone")[0]) == (
+        2,
+        f"error: {tmp_path / 'none.py'} is not a file",
+    )
 
 
 READS_ITS_DATA = """

@@ -146,7 +146,7 @@ def test_a_record_that_cannot_be_written_is_found_out_before_measuring(
     assert str(tmp_path) in refusal(act=benchmark.main)
 
 
-def test_what_was_measured_is_shown_where_the_disk_is_full_by_then(tmp_path, monkeypatch, refusal):
+def test_a_full_disk_does_not_hide_the_measurements(tmp_path, monkeypatch, refusal):
     shown = []
     monkeypatch.setattr(predict, "measure", lambda _: [{"accuracy": 0.9}])
     monkeypatch.setattr(predict, "table", lambda rows: shown.append(rows) or "table")
@@ -218,7 +218,7 @@ def test_the_stock_way_has_each_strength_of_a_preset(preset):
         assert (low, high) == (1 - strength, 1 + strength)
 
 
-def test_the_stock_ways_hole_lies_where_ours_does(monkeypatch):
+def test_the_stock_hole_has_the_same_place_as_ours(monkeypatch):
     image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
     mean, std = torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)
     normalised = normalise(image[None], mean, std)

@@ -83,7 +83,7 @@ def test_every_step_counts_forward_backward_and_optimizer(tmp_path):
     assert count(TwoLayers(), tmp_path) == 5 * whole
 
 
-def test_what_is_frozen_on_the_way_is_not_counted_from_then_on(tmp_path):
+def test_layers_that_are_frozen_during_training_are_no_longer_counted(tmp_path):
     after = first + 2 * second + optimizer
     assert count(TwoLayers(frozen_from=2), tmp_path) == 2 * whole + 3 * after
 
@@ -121,7 +121,7 @@ def test_several_devices_are_refused():
         CountOperations().setup(trainer, TwoLayers(), "fit")
 
 
-def test_the_peak_is_what_tensors_take_at_once_above_what_there_was():
+def test_the_peak_counts_simultaneous_tensors_above_the_start():
     kept = torch.ones(1_000)
 
     def call():

@@ -436,7 +436,7 @@ def test_the_table_has_mean_deviation_number_target_and_ratio():
     assert "0.2000" in text
 
 
-def test_what_was_measured_is_on_disk_when_a_later_run_fails(tmp_path, monkeypatch, refusal):
+def test_a_failed_run_keeps_the_earlier_measurements_on_disk(tmp_path, monkeypatch, refusal):
     output = tmp_path / "benchmark.json"
     asked = ["--seeds=2", "--beside=exit 3", f"--output={output}", "--device=cpu"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "time-to-accuracy", *asked])

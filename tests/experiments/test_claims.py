@@ -426,7 +426,7 @@ def test_the_page_says_the_cost_of_full_length_only_with_shorter_trainings(suite
     assert "`sam_resnet`, 200 epochs: not measured" in said
 
 
-def test_what_is_not_comparable_is_measured_and_not_judged(assess, runs):
+def test_a_claim_that_is_not_comparable_is_measured_and_not_judged(assess, runs):
     row = assess("kaggle", runs("base", [0.91, 0.92, 0.93]))
     assert (row.verdict, row.measured) == ("not comparable", "92.00 ± 2.48")
     assert row.note == "another test set"
@@ -455,7 +455,7 @@ def test_at_short_scale_differences_are_judged_and_values_are_not(assess, runs, 
     records += runs("full", [0.700 + gain, 0.701 + gain], scale="short")
     value, found = (assess(x, records, scale="short") for x in ("base", "gain"))
     assert (value.verdict, value.measured) == ("not comparable", "70.05 ± 0.64")
-    assert value.note == "the paper's value is that of its full length"
+    assert value.note == "the paper's value is for its full length"
     assert (found.verdict, found.measured) == (verdict, f"{100 * gain:+.2f} ± 0.30")
     assert found.command.endswith("--rows full,base --scale short")
     assert {assess(x, records).verdict for x in ("base", "gain")} == {"not yet measured"}

@@ -1,5 +1,7 @@
 """Every command answers `--help` and reports mistakes before it imports a slow package."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +32,8 @@ SLOW = {
 def run(*arguments: str) -> tuple[int, str, str, set[str]]:
     """Run a command in a new process; return its exit code, output, errors and imports."""
     command = [sys.executable, "-X", "importtime", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    wide = os.environ | {"COLUMNS": "100"}
+    done = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, check=False)
     lines = done.stderr.splitlines()
     imports = [line for line in lines if line.startswith("import time:")]
     errors = "\n".join(line for line in lines if not line.startswith("import time:"))
@@ -47,6 +50,10 @@ def test_help_imports_no_slow_package(arguments):
     code, output, errors, packages = run(f"experiments/{arguments[0]}", *arguments[1:], "--help")
     assert (code, errors) == (0, "")
     assert output.startswith("usage: ")
+    texts = output.partition("\n\n")[2]
+    assert max(map(len, texts.splitlines())) <= 100
+    # A flag's help is one line, next to the flag or below it.
+    assert not re.findall(r"^  \S.*\S  +\S.*\n {15,}\S|^ {15,}\S.*\n {15,}\S", texts, re.MULTILINE)
     assert "experiments" in packages
     assert not packages & SLOW
 

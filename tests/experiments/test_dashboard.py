@@ -128,7 +128,7 @@ def test_epochs_are_counted_from_0(with_ema: Logged) -> None:
     assert [row["epoch"] for row in with_ema.rows if "val/acc" in row] == [0, 1]
 
 
-def test_what_the_paper_claims_is_a_level_line_that_says_of_which_images_it_is(
+def test_the_papers_claim_is_a_level_line_with_the_name_of_its_images(
     with_ema: Logged, with_swa: Logged
 ) -> None:
     for run, key, value in (
@@ -270,7 +270,9 @@ def test_it_is_printed_without_an_account(
 
 
 @pytest.mark.usefixtures("without_network")
-def test_what_a_run_lacks_is_marked(with_ema: Logged, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_that_a_run_has_not_logged_are_marked(
+    with_ema: Logged, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_main(with_ema.run.folder)
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     lacking = set(re.findall(r"(\S+) \(not logged\)", printed))
@@ -305,9 +307,7 @@ def test_a_mistake_is_answered_in_one_line(
     assert line.startswith("the dashboard needs the package wandb: install it with pip install -r")
 
 
-def test_the_file_of_a_run_that_goes_on_is_read_as_far_as_it_goes(
-    with_swa: Logged, tmp_path: Path
-) -> None:
+def test_the_file_of_an_unfinished_run_is_read_to_its_end(with_swa: Logged, tmp_path: Path) -> None:
     (file,) = with_swa.run.folder.glob("wandb/offline-run-*/*.wandb")
     copy = tmp_path / "wandb" / "offline-run-1" / "run-1.wandb"
     copy.parent.mkdir(parents=True)

@@ -258,7 +258,7 @@ def test_two_processes_leave_the_record_of_one(alone, pair):
     assert len(ours.command) == 1
 
 
-def test_what_a_step_sees_is_said_once_at_the_start(alone, pair):
+def test_the_images_of_a_step_are_printed_once_at_the_start(alone, pair):
     line = "An optimizer step sees 32 images{}; peak learning rate 0.1\n"
     assert alone.printed(0).startswith(line.format(""))
     assert pair.printed(0).startswith(line.format(" (2 devices x 16)"))
@@ -288,7 +288,7 @@ def test_only_the_first_process_touches_the_curves(tmp_path, monkeypatch):
     assert curves.read_text() == "step,val/acc\n0,0.5\n"
 
 
-def test_the_folder_holds_what_that_of_one_process_does(alone, pair):
+def test_the_folder_has_the_same_files_as_with_one_process(alone, pair):
     ours, theirs = ({path.name for path in run.folder.iterdir()} for run in (pair, alone))
     assert ours == theirs
 
@@ -309,7 +309,7 @@ def test_both_processes_hold_the_same_averages_and_statistics(averaged, moment):
         identical(first[name], second[name])
 
 
-def test_the_average_that_was_validated_is_the_one_that_is_saved(averaged):
+def test_the_validated_average_is_saved(averaged):
     identical(averaged.seen(0)["average"], averaged.checkpoint()["callbacks"]["EMA"]["average"])
     score = averaged.record.scores["val"]["ema"]
     accuracies = averaged.column("val/acc_ema")
@@ -343,7 +343,7 @@ def test_two_processes_that_were_interrupted_end_like_two_that_were_not(averaged
 
 @pytest.mark.trust
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes(before, after, alone, together):
+def test_a_run_continues_with_another_number_of_processes(before, after, alone, together):
     name = f"--name={alone.folder.name}-{before}-{after}"
     first = {"processes": before, "codes": [1] * before, "interrupt": 1}
     together(*EXACT, name, group_norm=True, **first)
@@ -472,13 +472,13 @@ def test_processes_that_others_start_need_a_name(started_by, monkeypatch, refusa
         (["--trainer.strategy=ddp_spawn"], "--trainer.strategy must be ddp on several devices"),
     ],
 )
-def test_what_several_devices_cannot_do_is_refused_before_any_is_used(flags, answer, refusal):
+def test_flags_for_one_device_are_rejected_before_several_are_used(flags, answer, refusal):
     line = refusal("--trainer.devices=2", *flags)
     assert re.fullmatch(answer, line), line
 
 
 @pytest.mark.parametrize(("devices", "answer"), [(1, "2 processes were started, but"), (3, "3")])
-def test_processes_that_are_not_those_of_the_flags_are_refused(
+def test_another_number_of_processes_than_flags_name_is_rejected(
     devices, answer, monkeypatch, refusal
 ):
     for name, value in of_torchrun(0, 2, "0").items():

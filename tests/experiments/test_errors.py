@@ -164,7 +164,7 @@ def test_augmix_and_its_loss_go_together_and_with_no_mixing(refusal, flags, answ
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_go_together_is_refused_before_anything_is_written(
+def test_contradictory_flags_are_rejected_before_a_file_is_written(
     refusal, tmp_path, flags, answer
 ):
     assert refusal(*flags, f"--output={tmp_path / 'runs'}") == answer
@@ -269,7 +269,7 @@ def test_a_yaml_bomb_is_one_line(refusal, tmp_path, flag, content):
         ("--trainer.fast_dev_run=1", "--quick"),
     ],
 )
-def test_what_the_trainer_is_not_asked_for_is_refused(refusal, flag, instead):
+def test_trainer_flags_that_this_project_sets_itself_are_rejected(refusal, flag, instead):
     line = refusal(flag)
     assert line.startswith(f"{flag.partition('=')[0]} cannot be set: ")
     assert instead in line
@@ -309,7 +309,7 @@ def test_an_output_that_is_no_folder_is_named(refusal, tmp_path):
         ("--name=..", "must be a folder name without a path, such as first_try, got .."),
     ],
 )
-def test_what_nothing_can_be_trained_with_is_refused_before_anything_is_written(
+def test_settings_that_cannot_train_are_rejected_before_a_file_is_written(
     refusal, tmp_path, flag, answer
 ):
     line = refusal(flag, f"--output={tmp_path / 'runs'}")
@@ -378,9 +378,7 @@ def test_a_checkpoint_with_other_widths_is_refused(refusal, checkpoint):
 @pytest.mark.parametrize(
     ("flag", "was"), [("--model.lr=0.05", 0.1), ("--model.decay_norm_bias=false", True)]
 )
-def test_what_a_checkpoints_optimizer_goes_on_with_cannot_be_changed(
-    refusal, checkpoint, flag, was
-):
+def test_settings_in_a_checkpoints_optimizer_cannot_be_changed(refusal, checkpoint, flag, was):
     name, value = flag.split("=")
     answer = f"{name} must stay {was}, as in --ckpt_path {checkpoint}, got {value.title()}"
     assert refusal(f"--ckpt_path={checkpoint}", flag) == answer
@@ -429,7 +427,7 @@ def test_a_torn_checkpoint_is_named(refusal, tmp_path, checkpoint):
         ({"weight": torch.zeros(2)}, "the checkpoint is of None, the network is SAMResNetClassif"),
     ],
 )
-def test_what_torch_saved_for_others_is_no_checkpoint(refusal, tmp_path, content, answer):
+def test_another_file_of_torch_is_no_checkpoint(refusal, tmp_path, content, answer):
     path = tmp_path / "tensor.ckpt"
     torch.save(content, path)
     assert refusal(f"--ckpt_path={path}").startswith(answer.format(path))

@@ -19,6 +19,7 @@ from torch import Tensor
 import datamodules.cifar10
 import experiments.inference.evaluation
 from datamodules.synthetic import synthetic_cifar10
+from experiments import console
 from experiments.evaluate import main
 from experiments.inference.evaluation import calibration, paired_bootstrap
 from experiments.inference.strategies import FIGURE_1, STRATEGIES, strategies_for
@@ -211,7 +212,7 @@ def test_figure_1_is_not_reprinted_for_flags_that_change_nothing_of_it(
     assert line == f"--strategies shows the recorded evaluation, which {flags[0]} cannot change"
 
 
-def test_figure_1_comes_after_an_evaluation_where_there_was_none(copies: tuple[Path, Path]) -> None:
+def test_figure_1_comes_after_a_missing_evaluation(copies: tuple[Path, Path]) -> None:
     printed = evaluate(copies[1], "--strategies")
     assert (copies[1] / "evaluation.json").exists()
     # Without EMA weights there is no measured ensemble.
@@ -219,10 +220,14 @@ def test_figure_1_comes_after_an_evaluation_where_there_was_none(copies: tuple[P
 
 
 @pytest.mark.filterwarnings("ignore:You passed `Fabric")
-def test_some_strategies_are_shown_beside_plain_and_not_recorded(copy: Path) -> None:
+def test_some_strategies_are_shown_with_plain_and_not_recorded(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "LINE_EVERY", 0)
     printed = evaluate(copy, "--only", "ema+flip,adaptive", "--precision", "16-mixed")
     names = {cells[0] for cells in rows(printed)} & set(STRATEGIES)
     assert names == {"plain", "ema+flip", "adaptive"}
+    assert "strategies: 2 of 3, " in capsys.readouterr().err
     assert ", bf16-mixed." in printed  # a CPU replaces fp16 by bf16
     assert not (copy / "evaluation.json").exists()
 
@@ -238,7 +243,9 @@ def test_without_validation_a_strategy_may_have_been_chosen_beforehand(
 ) -> None:
     folder = copies[1]
     line = refusal(folder, "--chosen", "flip", act=evaluate)
-    assert line == f"--chosen flip: {folder} has validation images, which choose"
+    assert line == (
+        f"--chosen is for runs without validation images, but {folder} has some: leave it out"
+    )
     edit(folder, without_validation)
     printed = evaluate(folder, "--chosen", "flip")
     assert "* chosen beforehand." in printed

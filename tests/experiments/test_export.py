@@ -156,7 +156,7 @@ def test_an_export_whose_record_is_of_another_network_is_rejected(
         open_run(folder).network("ema")
 
 
-def test_what_is_loaded_is_ready_to_predict_and_knows_its_classes(
+def test_a_loaded_network_can_predict_and_knows_its_classes(
     exported: Exported,
 ) -> None:
     model = PretrainedClassifier.from_pretrained(exported("float32"), strict=True)
@@ -193,7 +193,7 @@ def test_a_card_names_cifar10_only_where_it_was_trained_on(run: FinishedRun) -> 
 @pytest.mark.parametrize(
     ("split", "said", "not_said"), [("val", "chose", "read once"), ("test", "read once", "chose")]
 )
-def test_a_card_says_of_a_split_what_it_was_for_where_there_is_it(
+def test_a_card_explains_the_splits_that_it_has(
     run: FinishedRun, split: str, said: str, not_said: str
 ) -> None:
     model = pretrained(run, "raw", "float32")
@@ -207,8 +207,9 @@ def test_files_of_other_weights_do_not_pass(
 ) -> None:
     images = (255 * pixels[:10]).byte()
     other = pretrained(run, "raw", "float32")
-    with pytest.raises(SystemExit, match=r"model\.safetensors differs from what was exported"):
+    with pytest.raises(UserError, match=r"^model\.safetensors loaded back differs from") as error:
         compare(exported("float32"), other, images, run.network("raw"))
+    assert error.value.exit_code == 1
 
 
 def test_a_presets_network_is_exported_by_the_name_of_its_architecture(
@@ -262,7 +263,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(Path().iterdir()) == []
 
 
-def test_what_is_there_is_not_overwritten(export: Export, refusal: Callable[..., str]) -> None:
+def test_an_existing_export_is_not_overwritten(export: Export, refusal: Callable[..., str]) -> None:
     Path("out").mkdir()
     assert refusal(act=export).startswith("out exists: remove it")
 

@@ -56,7 +56,7 @@ def test_the_fitted_network_fits_and_the_next_step_does_not(arch, budget):
     ],
 )
 @pytest.mark.parametrize("budget", ["5000000", "5e6"])
-def test_what_five_million_parameters_buy(flags, chosen, budget):
+def test_the_largest_networks_within_five_million_parameters(flags, chosen, budget):
     model = resolve_config([*flags, "--fit_budget", budget])["model"]
     assert {name: model[name] for name in chosen} == chosen
 
@@ -101,7 +101,7 @@ def test_choosing_takes_no_second():
     assert time.process_time() - began < 1
 
 
-def test_the_budget_stands_above_presets_and_files(tmp_path):
+def test_the_budget_overrides_presets_and_files(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("model:\n  base_width: 4\nfit_budget: 1.0e+6\n")
     fitted = resolve_config(["--arch=sam_resnet", f"--config={config}"])

@@ -86,7 +86,7 @@ def test_only_a_strategy_of_several_views_counts_as_such(record, tmp_path, chose
     assert (point.views is not None) == several
 
 
-def test_what_says_nothing_of_a_champion_is_left_out(record, tmp_path):
+def test_quick_synthetic_and_small_runs_are_left_out(record, tmp_path):
     record("quick", ["--arch=resnet"], 0.95, quick=True)
     record("synthetic", ["--arch=resnet", "--seed=1"], 0.95, source="synthetic")
     record("miniature", ["--arch=resnet", "--model.base_width=4"], 0.83)
@@ -113,7 +113,7 @@ def test_the_papers_claims_have_the_parameters_that_are_counted(tmp_path):
     assert sorted(counted.values()) == [4_733_610, 4_913_705]
 
 
-def test_what_others_report_of_several_views_is_hollow_and_stands_with_those(tmp_path):
+def test_known_results_with_several_views_are_hollow(tmp_path):
     points = [point for point in find_points(tmp_path) if point.name == "airbench94"]
     (line,) = render(points).splitlines()[-1:]
     assert line.startswith("| 1 | airbench94 |  | 94.01 |  | 0.36 |")
@@ -122,7 +122,7 @@ def test_what_others_report_of_several_views_is_hollow_and_stands_with_those(tmp
     assert drawn.get_markerfacecolor() == "none"
 
 
-def test_what_has_no_count_is_in_the_table_alone(tmp_path):
+def test_a_point_without_parameters_is_in_the_table_alone(tmp_path):
     points = [point for point in find_points(tmp_path) if point.name == "searched cells"]
     assert "| 1 | searched cells | 98.19 |" in render(points)
     assert not any(len(line.get_xdata()) for axis in draw(points).axes for line in axis.lines[:3])

@@ -161,7 +161,7 @@ def test_a_name_that_no_file_system_takes_is_one_line(mistake, tmp_path):
     assert line.startswith(f"--output {tmp_path} cannot be used: ")
 
 
-def test_what_launch_does_not_know_is_left_to_the_full_parser():
+def test_unknown_flags_are_left_to_the_full_parser():
     argv = ["--arch=resnet", "--name=a", "--output=b", "--quick", "--model.lr", "0.1", "--typo"]
     launch = read_launch(argv)
     assert launch.arguments == argv
@@ -177,7 +177,7 @@ def test_the_architecture_may_come_from_a_config(tmp_path):
     assert read_launch(["-c", str(config)]).arch == "wide_resnet"
 
 
-def test_what_decides_a_launch_may_come_from_configs_of_which_the_last_counts(tmp_path):
+def test_the_last_config_decides_a_launch(tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(f"arch: resnet\nname: a\noutput: {tmp_path}\nquick: true\n")
     second.write_text("name: b\n")
@@ -187,7 +187,7 @@ def test_what_decides_a_launch_may_come_from_configs_of_which_the_last_counts(tm
     assert read_launch([*argv, "--name=c", "--output=d"]).folder == Path("d/c")
 
 
-def test_a_config_may_say_what_is_resumed(runs, tmp_path):
+def test_a_config_may_name_the_checkpoint(runs, tmp_path):
     runs("mine")
     config = tmp_path / "resume.yaml"
     config.write_text("arch: sam_resnet\nckpt_path: last\n")
@@ -266,7 +266,7 @@ def test_last_passes_over_runs_that_are_in_use_and_those_without_settings(runs, 
     assert read_launch(argv).folder == Path("runs/idle")
     locks.append(lock_folder(Path("runs/idle")))
     assert mistake(*argv) == (
-        "--ckpt_path last: runs holds no unfinished run of sam_resnet besides those in use; "
+        "--ckpt_path last: runs holds no unfinished run of sam_resnet that is not in use; "
         "name one with --name"
     )
     for lock in locks:
@@ -283,7 +283,7 @@ def test_last_with_a_name_is_that_run(runs):
     assert launch.arguments == ["--config", "runs/older/config.yaml", *argv]
 
 
-def test_last_needs_no_architecture_where_the_config_names_it(runs):
+def test_last_needs_no_architecture_if_the_config_names_it(runs):
     runs("mine", arch="wide_resnet")
     argv = ["--config", "runs/mine/config.yaml", "--ckpt_path", "last"]
     assert read_launch(argv).checkpoint == Path("runs/mine/last.ckpt")

@@ -49,7 +49,7 @@ def test_flags_that_run_py_refuses_are_refused(refusal):
         "--lookahead=true",
     ],
 )
-def test_what_does_not_change_a_result_does_not_count(of_row, flags):
+def test_a_setting_without_effect_on_the_result_does_not_count(of_row, flags):
     record = of_row(*flags.split(), seed=1)
     assert Results((record,)).of_row(BASELINE, "mini") == {1: record}
 
@@ -67,7 +67,7 @@ def test_what_does_not_change_a_result_does_not_count(of_row, flags):
         "--ema=true",
     ],
 )
-def test_what_changes_a_result_counts(of_row, flags):
+def test_a_setting_that_changes_the_result_counts(of_row, flags):
     record = of_row(*flags.split())
     assert Results((record,)).of_row(BASELINE, "mini") == {}
 
@@ -156,7 +156,7 @@ def without_digest(folder):
     path.write_text(re.sub(r'"digest": "\w+"', '"digest": null', path.read_text()))
 
 
-def test_records_are_found_wherever_they_lie_and_other_files_left(folder, record):
+def test_records_are_found_in_subfolders_and_other_files_are_ignored(folder, record):
     assert load_results(folder).records == (record,)
     without_digest(folder)
     assert load_results(folder).records == (record,)
@@ -184,12 +184,12 @@ def test_a_record_that_was_edited_is_refused_in_one_line(folder, old, new):
         (
             '"lr": 0.1',
             '"lr": 0.2',
-            r"model.lr is 0.2 in its config and 0.1 by its command: it was edited",
+            r"model.lr is 0.2 in its config and 0.1 by its command: the record was edited",
         ),
         (
             '"cutout": 16',
             '"cutout": 8',
-            "data.cutout is 8 in its config and 16 by its command: it was ed",
+            "data.cutout is 8 in its config and 16 by its command: the record was ed",
         ),
         ('"arch": "resnet"', '"arch": "sam_resnet"', "arch is sam_resnet, and resnet in its con"),
         ('"seed": 0,\n  "parameters"', '"seed": 1,\n  "parameters"', "seed is 1, and 0 in its"),

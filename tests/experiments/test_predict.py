@@ -70,7 +70,7 @@ def test_the_weights_that_validation_selected_are_the_default(
     assert "predict, plain" in capsys.readouterr().out
 
 
-def test_what_an_evaluation_chose_comes_before_that(
+def test_the_choice_of_an_evaluation_comes_first(
     predict: Predict, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exported, evaluated = tmp_path / "exported", tmp_path / "evaluated"

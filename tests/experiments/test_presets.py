@@ -39,7 +39,7 @@ def test_every_architecture_has_a_preset_and_every_preset_an_architecture():
 
 
 @pytest.mark.parametrize("arch", EXPERIMENTS)
-def test_what_a_preset_states_is_what_is_built(arch, resolve):
+def test_a_presets_settings_are_built(arch, resolve):
     cli = resolve(f"--arch={arch}")
     assert type(cli.model) is EXPERIMENTS[arch]
     # Only a teacher exceeds the budget.
@@ -202,7 +202,7 @@ def test_the_champions_presets_are_their_first_bets(
     assert (callback(cli, EMA).decay, callback(cli, EMA).warmup) == (0.999, True)
 
 
-def test_flags_stand_above_configs_and_these_above_the_preset(resolve, tmp_path):
+def test_flags_override_configs_and_configs_override_the_preset(resolve, tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("model: {lr: 0.2, momentum: 0.8}\ndata: {cutout: 8}\nema: {decay: 0.9}\n")
     second.write_text("model: {momentum: 0.7}\n")
@@ -279,7 +279,7 @@ def test_a_config_may_be_quick(tmp_path):
     assert resolve_config([f"--config={config}"]) == resolve_config(["--arch=resnet", "--quick"])
 
 
-def test_flags_stand_above_quick(resolve):
+def test_flags_override_quick(resolve):
     cli = resolve("--quick", "--arch=sam_resnet", "--model.base_width=4", "--trainer.max_epochs=2")
     assert (cli.model.hparams["base_width"], cli.trainer.max_epochs) == (4, 2)
 
@@ -291,7 +291,7 @@ def test_quick_takes_the_stand_in_where_there_is_no_cifar10(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["--ema=false", "--swa.start=0.5", "--quick"]])
-def test_what_print_config_prints_is_a_config(flags, resolve, tmp_path, capsys):
+def test_the_output_of_print_config_is_a_config(flags, resolve, tmp_path, capsys):
     flags = ["--arch=sam_resnet", "--model.lr=0.3", *flags]
     with pytest.raises(SystemExit) as end:
         resolve(*flags, "--print_config")
@@ -303,7 +303,7 @@ def test_what_print_config_prints_is_a_config(flags, resolve, tmp_path, capsys):
     assert again["model"]["lr"] == 0.3
 
 
-def test_what_a_run_writes_is_a_config_that_changes_nothing(resolve, tmp_path):
+def test_a_runs_config_gives_the_same_settings(resolve, tmp_path):
     cli = resolve("--arch=wide_resnet", "--swa.start=0.6", "--data.cutout=4", "--seed=3")
     written = tmp_path / "config.yaml"
     written.write_text(cli.resolved)

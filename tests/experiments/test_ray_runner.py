@@ -62,7 +62,7 @@ def scores(folder):
 
 
 @pytest.mark.trust
-def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(cluster, tmp_path):
+def test_a_row_continues_after_its_worker_was_killed(cluster, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     undisturbed = start(here)
     assert undisturbed.wait() == 0, undisturbed.stderr.read()
@@ -123,7 +123,7 @@ def test_a_cluster_that_cannot_do_it_is_answered_in_one_line(cluster, tmp_path, 
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1"])
-def test_an_address_where_no_cluster_is_is_refused_at_once(address, tmp_path):
+def test_an_address_without_a_cluster_is_rejected_at_once(address, tmp_path):
     place = Workplace(tmp_path, tmp_path)
     with pytest.raises(UserError, match=f"--ray {address}: no Ray cluster answers"):
         RayCluster(address, 1, None, place, deadline=0)

@@ -112,7 +112,7 @@ def test_a_changed_file_makes_it_dirty(repository, tmp_path, stage):
     assert git_state() == (repository("rev-parse", "HEAD"), True)
 
 
-def test_what_commands_write_into_the_results_is_not_the_code(repository, tmp_path):
+def test_changed_results_do_not_make_a_commit_dirty(repository, tmp_path):
     page = tmp_path / "experiments" / "results" / "CLAIMS.md"
     page.parent.mkdir(parents=True)
     page.write_text("one\n")

@@ -172,7 +172,7 @@ def test_by_default_it_takes_all_runs_and_records_that_there_are(
     assert rows(report()) == ["run-01", "run-00", run.name]
 
 
-def test_by_default_what_cannot_be_read_under_runs_is_passed_over(
+def test_by_default_unreadable_runs_are_passed_over(
     report: Report,
     run: Path,
     fifty: Path,
@@ -264,7 +264,7 @@ def test_the_best_on_validation_is_first_and_what_does_not_compare_is_last(
     assert names == [f"run-{i:02}" for i in reversed(range(50))] + ["run-91", "run-90"]
 
 
-def test_a_record_beside_its_run_counts_once(report: Report, run: Path, tmp_path: Path) -> None:
+def test_a_copy_of_a_runs_record_counts_once(report: Report, run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "result.json", tmp_path / "copy.json")
     html = report(run, tmp_path / "copy.json")
     assert rows(html) == [run.name]
@@ -272,7 +272,7 @@ def test_a_record_beside_its_run_counts_once(report: Report, run: Path, tmp_path
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_what_is_lost_or_damaged_is_named_and_the_rest_is_there(
+def test_missing_and_damaged_files_are_named_and_the_rest_is_shown(
     report: Report, run: Path, tmp_path: Path, damaged: bool
 ) -> None:
     copy = tmp_path / "copy"
@@ -312,6 +312,21 @@ def test_images_of_another_data_set_are_named_and_not_called_synthetic(
     assert f"epochs of {record.train_images:,} images of CIFAR-100, seed" in html
     assert '<span class="badge">synthetic</span>' not in html
     assert '<span class="badge">synthetic</span>' in report(run)
+
+
+def test_a_run_on_another_data_set_has_no_rank_and_no_point_in_the_chart(
+    report: Report, record: Record, tmp_path: Path
+) -> None:
+    other = replace(scored(record, 1), source="folder", name="pictures")
+    write_record(other, tmp_path / "other.json")
+    ranks = r'<tbody>\s*<tr>\s*<td class="number" data-value="(.*?)"'
+    html = report(tmp_path)
+    assert re.findall(ranks, html) == [""]
+    assert "There are none here." in html
+    write_record(scored(record, 0), tmp_path / "cifar10.json")
+    html = report(tmp_path)
+    assert (rows(html), re.findall(ranks, html)) == (["run-00", "pictures"], ["1", ""])
+    assert "against parameters of 1 configuration. " in html
 
 
 def test_a_strategy_that_was_chosen_without_validation_was_chosen_beforehand(
@@ -429,7 +444,7 @@ def test_curves_count_epochs_from_the_steps_that_are_done() -> None:
     assert drawn == {"raw": [[1, 0.5], [2, 0.6]], "EMA": [[1, 0.4], [2, 0.7]]}
 
 
-def test_an_epoch_that_was_cut_short_stretches_no_curve(
+def test_an_interrupted_epoch_stretches_no_curve(
     report: Report, run: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[float] = []

@@ -205,7 +205,7 @@ def test_only_claims_that_a_scale_can_decide_are_open(plan):
     assert {job.open_claims for job in plan(rows=(), scale="mini")} == {0}
 
 
-def test_a_row_without_a_claim_is_trained_and_one_that_is_counted_never(plan, suite, place):
+def test_a_row_without_claims_is_trained_and_a_counted_row_is_not(plan, suite, place):
     assert names(plan(rows=["counted"])) == []
     bare = replace(suite, claims=())
     jobs = make_plan([bare], (), "full", 1, load_results(place.results.parent), place.runs)
@@ -216,7 +216,7 @@ def test_a_row_without_a_claim_is_trained_and_one_that_is_counted_never(plan, su
     assert make_plan([only], ["plain"], "full", 1, load_results(place.results), place.runs) == []
 
 
-def test_what_is_measured_makes_others_more_telling(plan, place, suite, record_of):
+def test_measured_rows_make_the_rows_of_their_claims_more_valuable(plan, place, suite, record_of):
     place.results.mkdir(parents=True)
     for name, seed in (("plain", 0), ("se", 1)):
         record = record_of(suite.rows[name].flags("full", seed), name=f"any-{name}")
@@ -262,7 +262,7 @@ def test_a_row_is_trained_once_and_its_record_filed(plan, place, launches):
     assert plan(["se"]) == []
 
 
-def test_what_claims_ask_for_beyond_the_record_is_evaluated_once(
+def test_evaluations_for_claims_are_made_once(
     reproduce, place, scripts, launches, tmp_path, record_of
 ):
     suite = tmp_path / "table.yaml"
@@ -644,7 +644,7 @@ def test_without_a_record_of_this_network_on_this_device_a_step_is_measured(reco
     assert 1e-4 < seconds / (200 * 351) < 60
 
 
-def test_what_is_measured_is_shown_with_its_scale(reproduce):
+def test_measurements_are_shown_with_their_scale(reproduce):
     reproduce("--rows=plain,se", "--seeds=2")
     code, out, _ = reproduce("--rows=plain,se", "--seeds=2")
     assert code == 0
@@ -654,7 +654,7 @@ def test_what_is_measured_is_shown_with_its_scale(reproduce):
     assert "2 + 2" in out
 
 
-def test_curves_of_which_the_last_line_is_being_written_can_be_read(tmp_path):
+def test_curves_with_an_incomplete_last_line_can_be_read(tmp_path):
     assert steps_done(tmp_path) == 0
     for text, steps in (
         ("", 0),

@@ -153,7 +153,7 @@ def steps_of(checkpoint):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_that_was_cut_off_and_then_asked_to_end_ends_like_one_that_was_not(
+def test_an_interrupted_run_that_is_stopped_again_ends_like_an_undisturbed_run(
     recipe, undisturbed, tiny, command, resume
 ):
     flags, epoch = RECIPES[recipe]
@@ -238,7 +238,7 @@ def test_ctrl_c_prints_the_command_that_continues(undisturbed, tiny, resume, com
         assert message not in out + err
 
 
-def test_what_is_compared_covers_what_training_depends_on(undisturbed):
+def test_the_compared_checkpoints_contain_all_state(undisturbed):
     """The comparison of checkpoints is only useful if they contain all of this state."""
     folder = undisturbed().folder
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
@@ -300,7 +300,7 @@ def test_a_run_whose_best_weights_are_newer_than_its_last_checkpoint_repeats_the
 
 
 @pytest.mark.parametrize("flags", [(), ("--trainer.max_steps=8",)])
-def test_a_run_that_was_interrupted_while_it_was_evaluated_goes_on_there(
+def test_a_run_that_was_interrupted_in_evaluation_continues_with_it(
     flags, undisturbed, tiny, command, resume, few_images
 ):
     expected = undisturbed(flags).folder

@@ -220,7 +220,7 @@ def test_the_best_kind_of_weights_on_validation_is_selected(run):
     assert validation[run.record.selected] == max(validation.values())
 
 
-def test_what_is_shown_is_what_is_recorded(run):
+def test_the_printed_scores_are_the_recorded_scores(run):
     lines = [line for line in run.output.splitlines() if "│" in line]
     shown = {}
     for line in lines:

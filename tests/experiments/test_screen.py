@@ -80,7 +80,7 @@ def whole(row, share=1.0):
     return [(row, int(epochs * share), seed) for epochs, seeds in rungs for seed in range(seeds)]
 
 
-def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, trained):
+def test_the_better_half_so_far_gets_more_epochs_and_seeds(suite, place, trained):
     said = []
     assert screen(Worker(suite, place, math.inf), make_rungs(3, epochs=2), said.append)
     assert trained == [
@@ -95,7 +95,7 @@ def test_the_better_half_so_far_goes_on_to_more_epochs_and_seeds(suite, place, t
     assert "worse: left out" in said
 
 
-def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(suite, place, trained):
+def test_it_continues_and_trains_nothing_twice(suite, place, trained):
     rungs = make_rungs(3, epochs=2)
     worker = Worker(suite, place, math.inf)
     assert not screen(replace(worker, deadline=0.0), rungs, print)
@@ -111,7 +111,7 @@ def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(suite, place, 
     assert trained == once
 
 
-def test_the_page_has_means_and_gains_of_what_there_is(suite, place, trained):
+def test_the_page_has_means_and_gains_of_the_existing_records(suite, place, trained):
     rungs = make_rungs(2, epochs=2)
     screen(Worker(suite, place, math.inf), rungs, print)
     lines = render(suite, rungs, load_results(place.results), "COMMAND").splitlines()
@@ -129,9 +129,7 @@ def test_the_page_has_means_and_gains_of_what_there_is(suite, place, trained):
     assert cells["base"][2] == ""
 
 
-def test_what_another_process_trains_is_waited_for_while_there_is_something_else(
-    suite, place, trained, monkeypatch
-):
+def test_rows_of_another_process_are_asked_for_again(suite, place, trained, monkeypatch):
     run_row, asked = halving.run_row, []
 
     def busy(job, *of):

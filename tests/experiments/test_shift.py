@@ -214,7 +214,7 @@ def save_cifar10_c(folder: Path, severities: list[int]) -> Path:
     return folder
 
 
-def test_published_arrays_are_scored_instead_and_cifar10_1_beside_them(
+def test_published_arrays_and_cifar10_1_are_scored(
     shifted: Shifted, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = save_cifar10_c(tmp_path / "CIFAR-10-C", [2])

@@ -1,16 +1,19 @@
 """`run.py --help` is short, needs no torch, and shows the values that a run would have."""
 
+import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from callbacks import OnNaN
 from datamodules import CIFAR10DataModule
 from experiments.presets import EXPERIMENTS, Precision
+from experiments.training.cli import SWITCHES
 from experiments.training.configuration import resolve_config
 from experiments.training.loggers import WandbMode
 from experiments.training.short_help import FLAGS, flags_of, short_help
@@ -49,6 +52,13 @@ def test_the_help_names_the_values_that_a_flag_has() -> None:
         # Words with an underscore or a hyphen are values. A new policy may have no help.
         assert {x for x in named if re.search("[_-]", x)} <= set(get_args(kind)), flag
         assert flag == "data.policy" or set(get_args(kind)) <= set(named), flag
+
+
+def test_the_help_of_a_callback_is_one_sentence(build: Callable[..., Any]) -> None:
+    text = " ".join(build().parser.format_help().split())
+    for flag, (callback, _) in SWITCHES.items():
+        (shown,) = re.findall(rf"--{flag} {flag.upper()} (.*?) \(type: bool \| ", text)
+        assert shown == inspect.getdoc(callback).partition("\n")[0]
 
 
 def test_help_imports_neither_torch_nor_lightning() -> None:

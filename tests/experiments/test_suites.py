@@ -284,7 +284,7 @@ def test_a_suite_without_claims_is_trained(load):
 
 
 @pytest.mark.parametrize("content", ["", "- a\n", "just words\n", b"\xff\xfe\x00"])
-def test_what_is_no_suite_at_all_is_answered_in_one_line(tmp_path, content):
+def test_a_file_that_is_no_suite_gives_one_line(tmp_path, content):
     path = tmp_path / "table.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=re.escape(str(path))) as error:

@@ -97,7 +97,7 @@ def test_a_mistake_is_not_accepted(mistake: Sweep) -> None:
         assert violations(yaml.safe_load(path.read_text()) | mistake)
 
 
-def test_what_an_agent_starts_is_accepted_and_has_the_values_drawn(
+def test_an_agents_command_is_accepted_and_has_the_drawn_values(
     sweep: Sweep, tmp_path: Path
 ) -> None:
     for i, drawn in enumerate(samples(sweep)):

@@ -97,6 +97,14 @@ def test_the_trainer_resolves_it(gpu):
     assert Trainer("bf16-mixed", "cpu", logger=False).precision == "bf16-mixed"
 
 
+def test_the_trainer_allows_tf32_in_convolutions_only():
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = True
+    Trainer(accelerator="cpu", logger=False)
+    assert torch.backends.cudnn.allow_tf32 is True
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+
+
 @pytest.fixture
 def held(monkeypatch):
     """The thread that writes files waits until this event is set."""

@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from datamodules.pictures import PictureError, read_picture
+from experiments import console
 from experiments.console import UserError
 from experiments.inference.array_pickles import unpickle_arrays
 from experiments.inference.unlabelled import (
@@ -166,7 +167,7 @@ def test_a_pickle_of_something_else_is_named(tmp_path: Path, content: object, me
         read_test_set(write(tmp_path / "set.pkl", content))
 
 
-def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_file_is_named(tmp_path: Path) -> None:
     whole = write(tmp_path / "set.pkl", {"data": PIXELS})
     whole.write_bytes(whole.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"set\.pkl is neither a picture nor"):
@@ -186,7 +187,10 @@ def test_pictures_of_32_pixels_are_taken_as_they_are(tmp_path: Path) -> None:
     assert found.resized == 0
 
 
-def test_inputs_keep_their_order(tmp_path: Path) -> None:
+def test_inputs_keep_their_order_and_their_number_is_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "LINE_EVERY", 0)
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     Image.fromarray(PIXELS[1]).save(tmp_path / "folder" / "b.png")
     Image.fromarray(PIXELS[2]).save(tmp_path / "folder" / "deep" / "a.PNG")
@@ -197,6 +201,7 @@ def test_inputs_keep_their_order(tmp_path: Path) -> None:
     assert torch.equal(found.images, CHANNELS_FIRST)
     names = [Path(name).name for name in found.ids]
     assert names == ["z.bmp", "b.png", "a.PNG", "0", "1"]
+    assert capsys.readouterr().err.endswith("files: 3 of 4, 0 s left\n")
 
 
 def test_of_a_wide_picture_the_square_in_the_middle_counts(tmp_path: Path) -> None:
@@ -218,7 +223,7 @@ def test_checks_as_fine_as_the_picture_become_grey(tmp_path: Path) -> None:
     assert images.max() <= 129
 
 
-def test_what_is_transparent_becomes_white_and_grey_becomes_three_channels(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white_and_grey_three_channels(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("L", (32, 32), 7).save(tmp_path / "grey.png")
     images = read_unlabelled([tmp_path]).images
@@ -465,7 +470,7 @@ def test_a_submission_is_what_kaggle_takes() -> None:
     assert submission_csv(["0", "1", "2"], [3, 9, 0]) == "ID,Labels\n0,3\n1,9\n2,0\n"
 
 
-def test_probabilities_stand_beside_the_likeliest_name() -> None:
+def test_probabilities_follow_the_likeliest_name() -> None:
     text = probabilities_csv(["a,b.png"], torch.tensor([[0.25, 0.75]]), ["cat", "dog"])
     assert list(csv.reader(io.StringIO(text))) == [
         ["ID", "class", "cat", "dog"],

@@ -208,7 +208,7 @@ def test_a_run_that_resumes_within_an_optimizer_step_does_as_one_without(steps, 
     ("mode", "how"),
     [("graph", "not compiled"), ("reduce-overhead", "compiled"), ("max-autotune", "compiled")],
 )
-def test_where_there_is_no_gpu_it_is_said(monkeypatch, mode, how):
+def test_a_missing_gpu_is_named(monkeypatch, mode, how):
     said = []
     monkeypatch.setattr(classifier, "rank_zero_info", said.append)
     monkeypatch.setattr(nn.Module, "compile", lambda network, **options: None)

@@ -77,7 +77,7 @@ def test_the_triangle_is_two_lines() -> None:
     assert ours("triangular") == pytest.approx(np.interp(range(STEPS), [0, 80, 200], corners))
 
 
-def test_samresnets_warmup_lies_over_a_cycle_that_runs_from_the_first_step() -> None:
+def test_samresnets_warmup_is_part_of_a_cycle_from_the_first_step() -> None:
     with_warmup, cycle = ours("warmup_onecycle", warmup=0.05), ours("onecycle")
     # 10 of 200 steps are linear from 0.001 to 0.1. Then the rate equals the cycle alone.
     assert with_warmup[:10] == pytest.approx([0.001 + 0.099 * i / 10 for i in range(10)])

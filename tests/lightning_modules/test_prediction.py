@@ -301,7 +301,7 @@ def test_the_fitted_temperature_is_the_best_of_a_fine_grid(true_temperature: flo
     assert fitted == pytest.approx(exact.x, rel=1e-4)
 
 
-def test_where_no_temperature_is_best_it_stays_within_its_limits() -> None:
+def test_without_a_best_temperature_it_stays_within_its_limits() -> None:
     labels = torch.arange(10)
     always_right = 5 * F.one_hot(labels, 10).float()
     assert 0.05 <= fit_temperature(always_right, labels) < 0.5

@@ -256,7 +256,7 @@ def test_frozen_statistics_leave_the_output_and_come_back():
     assert network[1].num_batches_tracked == 1
 
 
-def test_what_is_logged_is_the_loss_at_the_weights():
+def test_the_logged_loss_is_measured_at_the_weights():
     batches, network = make_batches(1), make_network()
     images, labels = batches[0]
     loss = F.cross_entropy(make_network()(images), labels)
