@@ -123,7 +123,7 @@ def evaluate_run(
 
 
 def earlier_choice(run: FinishedRun) -> str | None:
-    """The recorded choice of a run without validation images, which a repetition keeps."""
+    """The recorded choice of a run without validation images: a repetition keeps it."""
     if run.record.config["data"]["val_fraction"] or not (evaluation := run.evaluation()):
         return None
     return evaluation.chosen
