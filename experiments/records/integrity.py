@@ -51,7 +51,7 @@ def _is_sound(file: BinaryIO) -> bool:
     comment = file.read()
     if not comment.startswith(COMMENT[:7]):
         # Without a comment, an archive ends with the length of the comment: two bytes, 0.
-        return comment.endswith(b"\0\0") and zipfile.ZipFile(file).testzip() is None
+        return zipfile.ZipFile(file).testzip() is None and comment.endswith(b"\0\0")
     file.seek(0)
     crc = 0
     while chunk := file.read(min(1 << 20, end - file.tell())):
