@@ -113,15 +113,15 @@ def test_the_settings_are_those_of_the_loss(settings, temperature, weight, divis
     torch.testing.assert_close(loss, (1 - weight) * other + weight * taught)
 
 
-def test_the_teacher_has_the_students_memory_format_and_device():
+def test_the_teacher_has_the_students_memory_format_device_and_type():
     teacher, network = (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)) for _ in range(2)
     )
     student = ImageClassifier(network, channels_last=True)
     student.learn_from(Distillation([teacher]))
     assert teacher[0].weight.is_contiguous(memory_format=torch.channels_last)
-    student.distillation.to(torch.device("meta"))
-    assert all(p.is_meta for p in teacher.parameters())
+    student.distillation.to(torch.device("meta"), torch.float64)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in teacher.parameters())
 
 
 @pytest.mark.parametrize(
