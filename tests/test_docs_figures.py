@@ -71,9 +71,8 @@ def test_the_champion_for_cpus_is_that_of_its_records(images: str, names: list[s
         assert f"{sixes[-1]:.2f}% in {minutes[-1]} minutes" in ONE_LINE
         assert f"{ones[-1]:.2f}% with one view" in ONE_LINE
     accuracies = [spread(x) if len(names) > 1 else f"{x[0]:.2f}%" for x in (ones, sixes)]
-    cells = (
-        f"4,959,576 | 377M | {' | '.join(accuracies)} | {len(names)} | {' to '.join(sorted(minutes, key=int))} min"
-    )
+    time = f"{' to '.join(sorted(minutes, key=int))} min"
+    cells = f"4,959,576 | 377M | {' | '.join(accuracies)} | {len(names)} | {time}"
     assert f"`champion_cpu`, {images} images | {cells}" in README
 
 
