@@ -4,7 +4,7 @@ As in torchvision, each image is mixed with the previous image of the shuffled b
 normalised before or after, because both mixtures commute with affine maps of the channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
 import numpy as np
@@ -80,7 +80,7 @@ class Mixing:
     cutmix_alpha: float = 0.0
     cutmix_p: float = 1.0
     ramp: bool = False
-    num_classes: int = 10
+    num_classes: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):

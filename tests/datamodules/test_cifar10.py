@@ -556,7 +556,7 @@ def test_every_flag_of_augmentation_and_mixing_arrives(stand_in):
         mean=torch.tensor(CIFAR10_MEAN),
         std=torch.tensor(CIFAR10_STD),
         augmentation=Augmentation(**augmentation, cutout_fill=CIFAR10_MEAN),
-        mixing=Mixing(**mixing, ramp=True),
+        mixing=Mixing(num_classes=10, **mixing, ramp=True),
         epochs=1,
     )
     assert loader.augmentation == expected.augmentation

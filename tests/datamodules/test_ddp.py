@@ -16,11 +16,14 @@ from datamodules.synthetic import synthetic_cifar10
 from datamodules.tensor_loader import TrainLoader, shard
 
 AUGMENTATION = Augmentation(crop_padding=4, flip=0.5, rotation=15, brightness=0.2, cutout=8)
-MIXING = Mixing(mixup_alpha=0.3, mixup_p=0.5, cutmix_alpha=1.0, cutmix_p=0.5)
+MIXING = Mixing(num_classes=10, mixup_alpha=0.3, mixup_p=0.5, cutmix_alpha=1.0, cutmix_p=0.5)
 EVERYTHING = {"augmentation": AUGMENTATION, "mixing": MIXING}
 
 
-def train_loader(images, labels, augmentation=Augmentation(), mixing=Mixing(), seed=0, **place):  # noqa: B008
+NONE = Augmentation(), Mixing(num_classes=10)
+
+
+def train_loader(images, labels, augmentation=NONE[0], mixing=NONE[1], seed=0, **place):
     mean, std = torch.zeros(3), torch.full((3,), 1 / 255)
     return TrainLoader(images, labels, 12, seed, mean, std, augmentation, mixing, 8, **place)
 

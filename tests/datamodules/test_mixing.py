@@ -45,7 +45,9 @@ def test_soft_targets_are_on_the_device_of_the_labels():
 
 def test_there_are_ten_classes_by_default():
     images, labels = batch_of(8)
-    _, targets = Mixing(mixup_alpha=1.0)(images, labels, np.random.default_rng(0), 0.0)
+    _, targets = Mixing(num_classes=10, mixup_alpha=1.0)(
+        images, labels, np.random.default_rng(0), 0.0
+    )
     assert targets.shape == (8, 10)
 
 
@@ -93,7 +95,10 @@ def test_cutmix_is_torchvisions_for_the_same_draws():
 
 def test_targets_say_what_the_pixels_hold():
     images, labels = black_and_white()
-    for mixing in (Mixing(mixup_alpha=1.0), Mixing(cutmix_alpha=1.0)):
+    for mixing in (
+        Mixing(num_classes=10, mixup_alpha=1.0),
+        Mixing(num_classes=10, cutmix_alpha=1.0),
+    ):
         for seed in range(20):
             mixed, targets = mixing(images, labels, np.random.default_rng(seed), 0.0)
             # The share of white pixels is the target of the white class.
@@ -104,7 +109,10 @@ def test_targets_say_what_the_pixels_hold():
 def test_mixing_before_or_after_normalising_is_the_same():
     images, labels = batch_of(8)
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    for mixing in (Mixing(mixup_alpha=1.0), Mixing(cutmix_alpha=1.0)):
+    for mixing in (
+        Mixing(num_classes=10, mixup_alpha=1.0),
+        Mixing(num_classes=10, cutmix_alpha=1.0),
+    ):
         before, _ = mixing(images, labels, np.random.default_rng(0), 0.0)
         after, _ = mixing(TF.normalize(images, mean, std), labels, np.random.default_rng(0), 0.0)
         torch.testing.assert_close(TF.normalize(before, mean, std), after, atol=1e-5, rtol=0)
@@ -119,7 +127,7 @@ def test_alpha_rises_at_a_quarter_and_at_half_of_training(progress, share):
 
 
 def test_a_batch_is_mixed_one_way_or_not_at_all_with_the_given_probabilities():
-    mixing = Mixing(mixup_alpha=1.0, mixup_p=0.2, cutmix_alpha=1.0, cutmix_p=0.5)
+    mixing = Mixing(num_classes=10, mixup_alpha=1.0, mixup_p=0.2, cutmix_alpha=1.0, cutmix_p=0.5)
     shares, cuts = own_shares(mixing, 2_000)
     whole = shares == 1
     # Less than 1% of the boxes are empty.
@@ -131,10 +139,10 @@ def test_a_batch_is_mixed_one_way_or_not_at_all_with_the_given_probabilities():
 @pytest.mark.parametrize(
     ("mixing", "progress", "alpha"),
     [
-        (Mixing(mixup_alpha=0.3), 0.0, 0.3),
-        (Mixing(mixup_alpha=0.3, ramp=True), 0.0, 0.15),
-        (Mixing(mixup_alpha=0.3, ramp=True), 0.5, 0.3),
-        (Mixing(mixup_alpha=2.0), 0.0, 2.0),
+        (Mixing(num_classes=10, mixup_alpha=0.3), 0.0, 0.3),
+        (Mixing(num_classes=10, mixup_alpha=0.3, ramp=True), 0.0, 0.15),
+        (Mixing(num_classes=10, mixup_alpha=0.3, ramp=True), 0.5, 0.3),
+        (Mixing(num_classes=10, mixup_alpha=2.0), 0.0, 2.0),
     ],
 )
 def test_mixups_share_follows_beta(mixing, progress, alpha):
@@ -145,8 +153,8 @@ def test_mixups_share_follows_beta(mixing, progress, alpha):
 
 
 def test_the_ramp_leaves_cutmix_alone():
-    plain = own_shares(Mixing(cutmix_alpha=1.0), 20)[0]
-    ramped = own_shares(Mixing(cutmix_alpha=1.0, ramp=True), 20)[0]
+    plain = own_shares(Mixing(num_classes=10, cutmix_alpha=1.0), 20)[0]
+    ramped = own_shares(Mixing(num_classes=10, cutmix_alpha=1.0, ramp=True), 20)[0]
     assert (plain == ramped).all()
 
 
@@ -154,7 +162,9 @@ def test_cutmix_cuts_anywhere_in_the_image():
     images, labels = black_and_white()
     seen = torch.zeros(32, 32)
     for seed in range(200):
-        mixed, _ = Mixing(cutmix_alpha=1.0)(images, labels, np.random.default_rng(seed), 0.0)
+        mixed, _ = Mixing(num_classes=10, cutmix_alpha=1.0)(
+            images, labels, np.random.default_rng(seed), 0.0
+        )
         seen += mixed[0, 0]
     assert seen.min() > 10
 
@@ -162,7 +172,7 @@ def test_cutmix_cuts_anywhere_in_the_image():
 def test_a_batch_depends_on_the_given_generator_alone():
     images, labels = batch_of(8)
     before, state = images.clone(), torch.get_rng_state()
-    mixing = Mixing(mixup_alpha=1.0, mixup_p=0.5, cutmix_alpha=1.0, cutmix_p=0.5)
+    mixing = Mixing(num_classes=10, mixup_alpha=1.0, mixup_p=0.5, cutmix_alpha=1.0, cutmix_p=0.5)
     draws = [mixing(images, labels, np.random.default_rng(seed), 0.0) for seed in (1, 1, 2)]
     assert torch.equal(draws[0][0], draws[1][0])
     assert torch.equal(draws[0][1], draws[1][1])
@@ -183,7 +193,7 @@ def test_a_batch_depends_on_the_given_generator_alone():
 )
 def test_active_says_whether_anything_is_ever_mixed(arguments, active):
     images, labels = batch_of(4)
-    mixing = Mixing(**arguments)
+    mixing = Mixing(num_classes=10, **arguments)
     assert mixing.active is active
     kept = [
         torch.equal(mixing(images, labels, np.random.default_rng(seed), 0.0)[0], images)
@@ -207,4 +217,4 @@ def test_active_says_whether_anything_is_ever_mixed(arguments, active):
 )
 def test_a_value_out_of_range_is_refused_at_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Mixing(**arguments)
+        Mixing(num_classes=10, **arguments)

@@ -21,8 +21,8 @@ EVERYTHING = Augmentation(
     perspective=0.2,
     cutout=8,
 )
-NO_AUGMENTATION, NO_MIXING = Augmentation(), Mixing()
-BOTH_MIXTURES = Mixing(mixup_alpha=0.3, mixup_p=0.4, cutmix_alpha=1.0, cutmix_p=0.4)
+NO_AUGMENTATION, NO_MIXING = Augmentation(), Mixing(num_classes=10)
+BOTH_MIXTURES = Mixing(num_classes=10, mixup_alpha=0.3, mixup_p=0.4, cutmix_alpha=1.0, cutmix_p=0.4)
 # With these, normalised pixels are the bytes themselves.
 NO_MEAN, BYTES = torch.zeros(3), torch.full((3,), 1 / 255)
 
@@ -194,7 +194,7 @@ def test_without_mixing_targets_are_labels():
 
 
 def test_with_mixing_every_target_is_soft_even_of_batches_left_alone(stand_in):
-    mixing = Mixing(mixup_alpha=1.0, mixup_p=0.5)
+    mixing = Mixing(num_classes=10, mixup_alpha=1.0, mixup_p=0.5)
     targets = [targets for _, targets in train_loader(*stand_in, batch_size=2, mixing=mixing)]
     for target in targets:
         assert target.dtype == torch.float32
@@ -209,8 +209,10 @@ def test_with_mixing_every_target_is_soft_even_of_batches_left_alone(stand_in):
     ("epoch", "alpha"), [(0, 0.5), (1, 0.5), (2, 0.75), (3, 0.75), (4, 1.0), (7, 1.0)]
 )
 def test_the_ramp_of_mixup_follows_the_share_of_epochs_done(stand_in, epoch, alpha):
-    ramped = train_loader(*stand_in, mixing=Mixing(mixup_alpha=1.0, ramp=True), epochs=8)
-    constant = train_loader(*stand_in, mixing=Mixing(mixup_alpha=alpha), epochs=8)
+    ramped = train_loader(
+        *stand_in, mixing=Mixing(num_classes=10, mixup_alpha=1.0, ramp=True), epochs=8
+    )
+    constant = train_loader(*stand_in, mixing=Mixing(num_classes=10, mixup_alpha=alpha), epochs=8)
     ramped.set_epoch(epoch)
     constant.set_epoch(epoch)
     assert equal(list(ramped), list(constant))
