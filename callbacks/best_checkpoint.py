@@ -58,7 +58,7 @@ class BestCheckpoint(Checkpoint):
         if empty or not trainer.enable_validation:
             raise MisconfigurationException(
                 f"the validation set must not be empty, because {self.monitor} chooses "
-                f"{self.path.name}: raise --data.val_fraction, for example to 0.2"
+                f"{self.path.name}: hold images out, for example with --data.val_fraction 0.2"
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

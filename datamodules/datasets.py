@@ -90,7 +90,7 @@ class PublicDataSet:
         if missing:
             raise MissingDataError(
                 f"{self.title} is incomplete in {self.root} ({missing[0].name} is missing) and "
-                f"{reason}. Put the official {self.files} there, choose another folder with "
+                f"{reason}. Put the official {self.files} there or choose another folder with "
                 f"--data.root or $CIFAR10_ROOT{SYNTHETIC_INSTEAD}"
             )
         for file, md5 in files.items():

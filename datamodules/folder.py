@@ -57,7 +57,7 @@ class PictureFolder:
 
     @classmethod
     def from_root(cls, root: str | Path | None, side: int) -> "PictureFolder":
-        """List the pictures under `root`; MisconfigurationException if it is wrong."""
+        """List the pictures under `root`; MisconfigurationException for a wrong `root`."""
         if root is None:
             raise MisconfigurationException(
                 "--data.dataset folder needs --data.root DIR, a folder with pictures in "

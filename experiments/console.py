@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import os
+import shutil
 import sys
 import textwrap
 import time
@@ -45,8 +46,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def listing(title: str, names: Iterable[str]) -> str:
-    """Names for the end of a help text, in lines of at most 100 columns."""
-    return textwrap.fill(f"{title}: {', '.join(names)}", 100, break_on_hyphens=False)
+    """Names for the end of a help text, in lines of the terminal's width, at most 100."""
+    width = min(100, shutil.get_terminal_size().columns)
+    return textwrap.fill(f"{title}: {', '.join(names)}", width, break_on_hyphens=False)
 
 
 def near(name: str, names: list[str]) -> str:

@@ -26,8 +26,7 @@ def main() -> None:
     from experiments.training.cli import ExperimentCLI
     from experiments.training.experiment import run_experiment
 
-    if record := run_experiment(ExperimentCLI(launch)):
-        show_result(record, launch.folder)
+    run_experiment(ExperimentCLI(launch), show_result)
 
 
 if __name__ == "__main__":

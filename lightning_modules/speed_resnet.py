@@ -71,6 +71,7 @@ class SpeedResNetClassifier(ImageClassifier):
         return stem if isinstance(stem, PatchWhitening) else None
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self._whitening is None or self._whitening.fitted:
             return
         data: Any = getattr(self.trainer, "datamodule", None)

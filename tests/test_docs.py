@@ -198,6 +198,7 @@ def test_the_steps_of_extending_train_a_network(tmp_path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "Everything of this run" in ended.stdout
     record = json.loads((tmp_path / "runs" / "toy" / "result.json").read_text())
     assert "weight_norm" in (tmp_path / "runs" / "toy" / "metrics.csv").read_text()
     assert record["config"]["data"]["policy"] == "random_grey"

@@ -124,9 +124,14 @@ def evaluate_run(
 
 def earlier_choice(run: FinishedRun) -> str | None:
     """The recorded choice of a run without validation images: a repetition keeps it."""
-    if run.record.config["data"]["val_fraction"] or not (evaluation := run.evaluation()):
+    if run.record.config["data"]["val_fraction"]:
         return None
-    return evaluation.chosen
+    try:
+        evaluation = run.evaluation()
+    except UserError:  # a damaged record is replaced
+        return None
+    known = evaluation is not None and evaluation.chosen in STRATEGIES
+    return evaluation.chosen if evaluation and known else None
 
 
 def evaluate_together(

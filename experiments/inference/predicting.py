@@ -25,7 +25,7 @@ class Predictor:
 
 
 def open_predictor(folder: Path) -> Predictor:
-    """Open a finished run or an exported folder; raise UserError for another."""
+    """Open a finished run or an exported folder; UserError for any other folder."""
     if not is_export(folder):
         run = open_run(folder)
         return Predictor(run.record.name, run.images, _best_strategy(run), run.network)

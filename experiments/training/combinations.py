@@ -84,13 +84,9 @@ def suit_data_set(config: Namespace, given: Collection[str]) -> None:
 
 def _sets_flips(config: Namespace) -> bool:
     """Whether a `--config` file, such as a run's, sets flips for this data set."""
-    sections = [x["data"] for x in _files(config) if isinstance(x.get("data"), Mapping)]
+    files = [yaml.safe_load(path.get_content()) for path in config.config or []]
+    sections = [file["data"] for file in files if isinstance(file.get("data"), Mapping)]
     return any(x.get("dataset") == config.data.dataset and "flip" in x for x in sections)
-
-
-def _files(config: Namespace) -> list[dict[str, Any]]:
-    """The contents of the `--config` files."""
-    return [yaml.safe_load(path.get_content()) for path in config.config or []]
 
 
 def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
@@ -111,8 +107,6 @@ def refuse_combinations(config: Namespace, given: Collection[str]) -> None:
         if flag in given and config[name] not in values:
             raise ValueError(f"{flag} needs --{name} {' or '.join(values)}, got {config[name]}")
     taught = [flag for flag in given if flag.partition(".")[0] == "--distill"]
-    # A run's config.yaml has the key `teacher` too, perhaps null.
-    taught += ["--config: distill" for x in _files(config) if "distill" in x and "teacher" not in x]
     if taught and not config.teacher:
         raise ValueError(f"{taught[0]} needs --teacher, the folder of a finished run")
     trainer = config.trainer

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
@@ -47,10 +47,11 @@ DIVERGED = 3
 TRAIN_ACCURACY = ("train/acc", "train/acc_soft")
 
 Logits = dict[str, dict[str, Tensor]]  # split -> weights -> float32 (N, C)
+Show = Callable[[Record, Path], None]
 
 
-def run_experiment(cli: ExperimentCLI) -> Record | None:
-    """Train, evaluate each set of weights, and write the record.
+def run_experiment(cli: ExperimentCLI, show: Show) -> Record | None:
+    """Train, evaluate each set of weights, write the record, and show it with its folder.
 
     With `--test false` the record has only validation scores. Returns None if `--trainer.max_time`
     ended the training early. Only the first of several processes evaluates, on its own device; the
@@ -58,7 +59,7 @@ def run_experiment(cli: ExperimentCLI) -> Record | None:
     """
     exit_code = 1
     try:
-        record = _train_and_evaluate(cli)
+        record = _train_and_evaluate(cli, show)
         exit_code = 0
         return record
     except (KeyboardInterrupt, SystemExit):
@@ -78,7 +79,7 @@ def continuing(cli: ExperimentCLI) -> str:
     return shlex.join(["python", "experiments/run.py", *flags, "--ckpt_path", "last"])
 
 
-def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
+def _train_and_evaluate(cli: ExperimentCLI, show: Show) -> Record | None:
     folder = cli.launch.folder
     code = git_state()
     if cli.trainer.is_global_zero:
@@ -124,6 +125,7 @@ def _train_and_evaluate(cli: ExperimentCLI) -> Record | None:
     write_record(record, folder / "result.json")
     (folder / PREVIOUS).unlink(missing_ok=True)  # a finished run is never resumed
     write_pictures(cli, record, labels, logits)
+    show(record, folder)  # before the upload, which may be slow or fail
     send_results(cli, record, labels, logits)
     return record
 

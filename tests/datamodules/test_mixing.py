@@ -43,12 +43,12 @@ def test_soft_targets_are_on_the_device_of_the_labels():
     assert soft_targets(labels, 10).device == labels.device
 
 
-def test_there_are_ten_classes_by_default():
+def test_targets_have_the_given_number_of_classes():
     images, labels = batch_of(8)
-    _, targets = Mixing(num_classes=10, mixup_alpha=1.0)(
+    _, targets = Mixing(num_classes=12, mixup_alpha=1.0)(
         images, labels, np.random.default_rng(0), 0.0
     )
-    assert targets.shape == (8, 10)
+    assert targets.shape == (8, 12)
 
 
 def test_a_label_beyond_the_classes_is_refused():

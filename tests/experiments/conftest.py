@@ -125,9 +125,7 @@ def command() -> Callable[..., Run]:
             cli = ExperimentCLI(read_launch(argv))
             cli.trainer.callbacks.extend(callbacks)
             try:
-                record = experiments.training.experiment.run_experiment(cli)
-                if record:
-                    show_result(record, cli.launch.folder)
+                record = experiments.training.experiment.run_experiment(cli, show_result)
             finally:
                 assert cli.lock  # the end of the process would release it
                 cli.lock.close()

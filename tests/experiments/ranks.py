@@ -26,6 +26,7 @@ import experiments.training.processes
 from callbacks import EMA, SWA, LastCheckpoint, Lookahead
 from datamodules.synthetic import synthetic_cifar10
 from experiments import console
+from experiments.reporting.tables import show_result
 from experiments.training.cli import ExperimentCLI
 from experiments.training.launch import read_launch
 
@@ -108,7 +109,7 @@ def work(job: dict[str, Any]) -> None:
     cli.trainer.callbacks.append(Spy(Path(job["folder"])))
     if "interrupt" in job:
         cli.trainer.callbacks.append(Interrupt(job["interrupt"]))
-    experiments.training.experiment.run_experiment(cli)
+    experiments.training.experiment.run_experiment(cli, show_result)
 
 
 def start(job: dict[str, Any], rank: int) -> int:
