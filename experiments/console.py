@@ -46,7 +46,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def listing(title: str, names: Iterable[str]) -> str:
-    """Names for the end of a help text, in lines of the terminal's width, at most 100."""
+    """Names for the end of a help text, in lines of the terminal's width."""
     width = min(100, shutil.get_terminal_size().columns)
     return textwrap.fill(f"{title}: {', '.join(names)}", width, break_on_hyphens=False)
 

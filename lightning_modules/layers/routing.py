@@ -81,7 +81,7 @@ def skips(gates: Tensor | None, training: bool) -> bool:
 
 
 def make_gate(routing: Routing, channels: int) -> Gate | None:
-    """Return a block's gate, or None without routing; ValueError for an unknown `routing`."""
+    """Return a block's gate, or None; ValueError for an unknown `routing`."""
     if routing not in ("none", "gates"):
         raise ValueError(f"routing must be 'none' or 'gates', got {routing!r}")
     return Gate(channels) if routing == "gates" else None
