@@ -51,7 +51,7 @@ Show = Callable[[Record, Path], None]
 
 
 def run_experiment(cli: ExperimentCLI, show: Show) -> Record | None:
-    """Train, evaluate each set of weights, write the record, and show it with its folder.
+    """Train, evaluate each set of weights, write the record, and show it.
 
     With `--test false` the record has only validation scores. Returns None if `--trainer.max_time`
     ended the training early. Only the first of several processes evaluates, on its own device; the
