@@ -1,12 +1,9 @@
-"""Score finished runs with every strategy of prediction, choose one on validation, record it.
+"""Score finished runs with every strategy of prediction, and record the scores.
+
+Validation images choose a strategy. docs/evaluation.md has more examples.
 
 python experiments/evaluate.py runs/NAME
-python experiments/evaluate.py runs/NAME --strategies
-python experiments/evaluate.py runs/NAME --only flip,ema+tta --precision 32-true
-python experiments/evaluate.py runs/NAME --chosen six-view
-python experiments/evaluate.py runs/NAME runs/OTHER
 python experiments/evaluate.py runs/NAME --shift
-python experiments/evaluate.py runs/NAME --shift --cifar10c CIFAR-10-C --cifar101 cifar-10.1
 """
 
 import argparse

@@ -138,12 +138,10 @@ class ImageClassifier(EvaluationModule):
         self.distillation = distillation
 
     def setup(self, stage: str) -> None:
-        if stage != "fit":
-            return
         trainer, mode = self._trainer, self.hparams["compile"]
-        device = self.device if trainer is None else trainer.strategy.root_device
-        if mode not in CAPTURED:
+        if stage != "fit" or mode not in CAPTURED:
             return
+        device = self.device if trainer is None else trainer.strategy.root_device
         alone = trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
         if device.type == "cuda" and alone:
             self.captured = CapturedStep(self.network, self._forward_and_backward)

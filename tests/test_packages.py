@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("lightning_modules", "datamodules", "callbacks", "experiments")
 
 
-@pytest.mark.parametrize("room", ["lightning_modules", "datamodules", "callbacks", "experiments"])
-def test_the_first_line_of_a_docstring_is_short(room: str) -> None:
-    for file in sorted((ROOT / room).rglob("*.py")):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_first_line_of_a_docstring_is_short(package: str) -> None:
+    for file in sorted((ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 line = (ast.get_docstring(node) or "").partition("\n")[0]
                 assert len(line) < 80, f"{file}: {line}"
 
 
-def test_the_rooms_can_be_imported_without_the_command_lines_packages() -> None:
+def test_the_packages_can_be_imported_without_the_command_lines_packages() -> None:
     program = (
         "import sys; sys.modules['jsonargparse'] = sys.modules['wandb'] = None\n"
         "import lightning_modules, datamodules, callbacks\n"
