@@ -30,6 +30,7 @@ from experiments.claims.suites import (
     MOST_SEEDS,
     RESULTS,
     SCALES,
+    SHORTENED,
     SUITES,
     Scale,
     Suite,
@@ -62,7 +63,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--scale",
         choices=get_args(Scale),
         default="full",
-        help="full recipes, short (fewer epochs) or mini (small networks, a smoke test)",
+        help="full recipes, fewer epochs (short; short_cpu at half width), or a smoke test (mini)",
     )
     parser.add_argument(
         "--budget-minutes", type=float, default=math.inf, help="limit in minutes (default: none)"
@@ -181,7 +182,7 @@ def show_claims(suites: Sequence[Suite], scale: Scale, results: Path) -> None:
         table.add_column(column, justify="left" if column in ("claim", "verdict") else "right")
     for row in claim_rows(load_results(results), suites):
         if row.scale in (scale, "counted"):
-            verdict = f"{row.verdict} (short)" if row.scale == "short" else row.verdict
+            verdict = f"{row.verdict} ({scale})" if row.scale in SHORTENED else row.verdict
             cells = (row.claim.text, row.claimed, row.measured, row.n, verdict, row.seeds)
             table.add_row(*(escape(cell) for cell in cells))
     print_table(table)
@@ -246,9 +247,9 @@ def main() -> None:
 
     code = 0
     suites = read_suites(flags.suites)
-    lacking = [suite.name for suite in suites if not suite.has_short]
-    if flags.scale == "short" and lacking:
-        raise UserError(f"--scale short: the suite {lacking[0]} defines no such scale")
+    lacking = [x.name for x in suites if flags.scale in SHORTENED and not x.defines(flags.scale)]
+    if lacking:
+        raise UserError(f"--scale {flags.scale}: the suite {lacking[0]} defines no such scale")
     rows = read_rows(flags.rows, suites)
     check_results(flags)
     results = load_results(flags.results)

@@ -17,7 +17,7 @@ from experiments.claims.estimates import (
 )
 from experiments.claims.matching import Results, config_of_row
 from experiments.claims.seed_statistics import USUAL_SD, Estimate, needed_seeds
-from experiments.claims.suites import Claim, Scale, Suite
+from experiments.claims.suites import SHORTENED, Claim, Scale, Suite
 from experiments.claims.verdicts import Verdict, judge
 from experiments.records.record import Record
 from experiments.training.configuration import on_meta
@@ -105,7 +105,7 @@ class ClaimRow:
 
 
 def claim_rows(results: Results, suites: Iterable[Suite]) -> list[ClaimRow]:
-    """Every claim of the suites at full scale, and at short scale if measured.
+    """Every claim of the suites at full scale, and with fewer epochs if measured.
 
     A counted claim has one row. ValueError if a row's network cannot be built.
     """
@@ -116,9 +116,8 @@ def claim_rows(results: Results, suites: Iterable[Suite]) -> list[ClaimRow]:
                 rows.append(_count(suite, claim))
                 continue
             rows.append(_assess(suite, claim, "full", results))
-            if suite.has_short:
-                short = _assess(suite, claim, "short", results)
-                rows += [short] if short.estimate else []
+            shorter = (_assess(suite, claim, x, results) for x in SHORTENED if suite.defines(x))
+            rows += [row for row in shorter if row.estimate]
     return rows
 
 

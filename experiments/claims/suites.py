@@ -32,11 +32,16 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 #: limit of `--seeds`, because each seed is a row of the plan
 MOST_SEEDS = 1_000
 
-Scale = Literal["full", "short", "mini"]
+Scale = Literal["full", "short", "short_cpu", "mini"]
+#: scales whose verdicts are about fewer epochs than the papers'
+SHORTENED: tuple[Scale, ...] = ("short", "short_cpu")
+#: scales that suites and rows define by overrides
+DEFINED: tuple[Scale, ...] = (*SHORTENED, "mini")
 #: the description of each scale in all outputs
 SCALES: dict[Scale, str] = {
     "full": "full scale: as the papers describe it",
     "short": "SHORT scale: the papers' networks and recipes, in fewer epochs",
+    "short_cpu": "SHORT_CPU scale: the papers' recipes at half width, in fewer epochs",
     "mini": "MINI scale: small networks and few epochs, a smoke test without verdicts",
 }
 
@@ -60,13 +65,14 @@ class RowEntry:
     title: str
     overrides: Overrides = field(default_factory=dict)  # they change the architecture's preset
     short: Overrides = field(default_factory=dict)  # they replace overrides at short scale
+    short_cpu: Overrides = field(default_factory=dict)  # they replace overrides at short_cpu scale
     mini: Overrides = field(default_factory=dict)  # they replace overrides at mini scale
     teacher: str | None = None  # an earlier row, whose run with the same seed is the teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(RowEntry):
-    """One line of a table, and its training. `short` and `mini` include the suite's."""
+    """One line of a table, and its training. Its scales include the suite's overrides."""
 
     name: str
     where: str  # file and line
@@ -74,7 +80,7 @@ class Row(RowEntry):
 
     def flags(self, scale: Scale, seed: int) -> list[str]:
         """The flags of `run.py` that train this row, without `--teacher`."""
-        values = self.overrides | {"full": {}, "short": self.short, "mini": self.mini}[scale]
+        values = self.overrides | (getattr(self, scale) if scale in DEFINED else {})
         texts = {flag: x if isinstance(x, str) else json.dumps(x) for flag, x in values.items()}
         set_to = [f"--{flag}={text}" for flag, text in texts.items()]
         return [f"--arch={self.arch}", *set_to, f"--seed={seed}"]
@@ -130,9 +136,9 @@ class Claim:
         return self.metric in COUNTED
 
     def judged_at(self, scale: Scale) -> bool:
-        """Whether runs at this scale can judge it; `short` judges no accuracy alone."""
+        """Whether runs at this scale can judge it; fewer epochs judge no accuracy alone."""
         comparable = self.threshold is not None or self.metric in SCALE_FREE
-        return scale == "full" or (scale == "short" and comparable)
+        return scale == "full" or (scale in SHORTENED and comparable)
 
     def needs_evaluation(self, row: str) -> bool:
         """Whether it needs `evaluate.py` on the runs of a row."""
@@ -155,6 +161,7 @@ class SuiteEntry:
     claims: list[ClaimEntry]
     paper: str | None = None
     short: Overrides = field(default_factory=dict)  # at short scale, for every row
+    short_cpu: Overrides = field(default_factory=dict)  # at short_cpu scale, for every row
     mini: Overrides = field(default_factory=dict)  # at mini scale, for every row
 
 
@@ -168,10 +175,9 @@ class Suite:
     rows: dict[str, Row]
     claims: tuple[Claim, ...]
 
-    @property
-    def has_short(self) -> bool:
-        """Whether the suite defines the scale `short`."""
-        return any(row.short for row in self.rows.values())
+    def defines(self, scale: Scale) -> bool:
+        """Whether a row has overrides for this scale."""
+        return any(getattr(row, scale) for row in self.rows.values())
 
     @cached_property
     def trained_rows(self) -> list[Row]:
@@ -197,7 +203,7 @@ def load_suites() -> dict[str, Suite]:
 
 def load_suite(path: Path) -> Suite:
     """Load a suite; UserError with file, line and key if it is malformed."""
-    file = YamlFile(path, typed=("overrides", "short", "mini"))
+    file = YamlFile(path, typed=("overrides", *DEFINED))
     entry = file.parse(SuiteEntry)
     rows: dict[str, Row] = {}
     for name, row in entry.rows.items():
@@ -218,9 +224,9 @@ def load_suite(path: Path) -> Suite:
 def _row(
     file: YamlFile, name: str, entry: RowEntry, suite: SuiteEntry, taught_by: Row | None
 ) -> Row:
-    short, mini = suite.short | entry.short, suite.mini | entry.mini
-    for scale in (short, mini):
-        both = entry.overrides | scale
+    scales = {scale: getattr(suite, scale) | getattr(entry, scale) for scale in DEFINED}
+    for changes in scales.values():
+        both = entry.overrides | changes
         for flag in both:
             switch = flag.partition(".")[0]
             if flag != switch and both.get(switch) is False:
@@ -229,7 +235,7 @@ def _row(
                 )
     where = f"{file.path}, line {file.line(('rows', name))}: rows.{name}"
     return Row(
-        **asdict(entry) | {"short": short, "mini": mini},
+        **asdict(entry) | scales,
         name=name,
         where=where,
         taught_by=taught_by,

@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.claims.claims import ClaimRow, claim_rows, operations_of
 from experiments.claims.matching import Results, config_of_row, load_results
 from experiments.claims.seed_statistics import USUAL_SD, mean_of, needed_seeds
-from experiments.claims.suites import RESULTS, Scale, Suite, load_suites
+from experiments.claims.suites import RESULTS, SHORTENED, Scale, Suite, load_suites
 from experiments.claims.verdicts import MEANING
 from experiments.records.record import Record, write_atomically
 from experiments.reporting.tables import markdown_table
@@ -14,7 +14,7 @@ from experiments.training.length import steps_of_epochs
 
 PAGE = RESULTS / "CLAIMS.md"
 #: scales on the page; `mini` is a smoke test
-SHOWN: tuple[Scale, ...] = ("full", "short")
+SHOWN: tuple[Scale, ...] = ("full", *SHORTENED)
 
 TITLE = """# Every claim of both papers, measured
 
@@ -37,8 +37,8 @@ Differences between its rows are compared with differences between ours.
 
 **Scale.** *full* is the papers' recipe. *short* is the same recipe in fewer epochs: its verdicts
 are about the direction and the size of differences at that length, about shares of training, and
-about the number of views. *counted* needs no training: parameters and operations are counted, and
-the papers' arithmetic is repeated.
+about the number of views. *short_cpu* has half the network's width too. *counted* needs no
+training: parameters and operations are counted, and the papers' arithmetic is repeated.
 
 **Seeds needed** is the number of seeds that find the claimed difference with probability 0.8 in a
 two-sided t-test at 5%, at the measured standard deviation. Without a measurement at full scale,
@@ -98,7 +98,7 @@ def _full_length(rows: list[ClaimRow], results: Results) -> str:
     configs = {
         config["arch"]: config
         for row in rows
-        if row.suite.paper and row.scale == "short" and row.verdict != "not comparable"
+        if row.suite.paper and row.scale in SHORTENED and row.verdict != "not comparable"
         for config in (config_of_row(row.suite.rows[name], "full") for name in row.claim.rows)
     }
     times = []
@@ -115,14 +115,15 @@ def _full_length(rows: list[ClaimRow], results: Results) -> str:
     if not times:
         return ""
     return (
-        "Verdicts at the scale *short* rest on fewer epochs than the papers'. The time of one "
+        "Verdicts at the scales *short* and *short_cpu* rest on fewer epochs than the papers'. The "
+        "time of one "
         f"training at full length on one H100: {'; '.join(times)}.\n"
     )
 
 
 def _summary(rows: list[ClaimRow]) -> str:
     """The number of claims with each verdict, and the verdict's meaning."""
-    columns = ("counted", "full", "short", "of no paper")
+    columns = ("counted", *SHOWN, "of no paper")
     counts = Counter[tuple[str, str]](
         (row.scale if row.suite.paper else columns[-1], row.verdict) for row in rows
     )
@@ -138,7 +139,7 @@ def _claims(rows: list[ClaimRow]) -> str:
     lines = []
     for row in rows:
         claim = row.claim.text + (f" (*{row.note}*)" if row.note else "")
-        verdict = f"**{row.verdict}**" + (" (short)" if row.scale == "short" else "")
+        verdict = f"**{row.verdict}**" + (f" ({row.scale})" if row.scale in SHORTENED else "")
         cells = [row.claimed, row.scale, row.measured, row.n, verdict, row.seeds]
         lines.append([claim, row.claim.source, *cells, f"`{row.command}`"])
     return markdown_table([*header, "command"], lines)

@@ -6,7 +6,7 @@ import pytest
 from experiments.claims.claims import claim_rows, operations_of
 from experiments.claims.matching import Results, load_results
 from experiments.claims.measures import Measure
-from experiments.claims.suites import load_suite, load_suites
+from experiments.claims.suites import SHORTENED, load_suite, load_suites
 from experiments.inference.strategies import LADDER
 from experiments.records.record import (
     Calibration,
@@ -23,6 +23,7 @@ SUITE = """\
 title: A table
 paper: A paper
 short: {trainer.max_epochs: 30}
+short_cpu: {trainer.max_epochs: 20, model.base_width: 32}
 mini: {model.base_width: 16}
 rows:
   base: {title: Baseline, arch: resnet}
@@ -281,7 +282,7 @@ def three_lines(first, second):
     return list(np.interp(shares, [0, first, second, 1], [0.3, 0.7, 0.8, 0.95]))
 
 
-@pytest.mark.parametrize("scale", ["full", "short"])
+@pytest.mark.parametrize("scale", ["full", *SHORTENED])
 def test_phases_are_judged_by_the_breaks_of_the_curve(assess, runs, scale):
     def verdict(*curves):
         records = runs("full", [0.9] * len(curves), scale=scale)
@@ -447,17 +448,20 @@ def test_runs_of_several_number_formats_or_of_a_changed_checkout_are_pooled_and_
     assert assess("gain", base).note is None
 
 
+@pytest.mark.parametrize("scale", SHORTENED)
 @pytest.mark.parametrize(
     ("gain", "verdict"), [(0.01, "reproduced"), (0.02, "direction only"), (-0.01, "contradicted")]
 )
-def test_at_short_scale_differences_are_judged_and_values_are_not(assess, runs, gain, verdict):
-    records = runs("base", [0.700, 0.701], scale="short")
-    records += runs("full", [0.700 + gain, 0.701 + gain], scale="short")
-    value, found = (assess(x, records, scale="short") for x in ("base", "gain"))
+def test_in_fewer_epochs_differences_are_judged_and_values_are_not(
+    assess, runs, gain, verdict, scale
+):
+    records = runs("base", [0.700, 0.701], scale=scale)
+    records += runs("full", [0.700 + gain, 0.701 + gain], scale=scale)
+    value, found = (assess(x, records, scale=scale) for x in ("base", "gain"))
     assert (value.verdict, value.measured) == ("not comparable", "70.05 ± 0.64")
     assert value.note == "the paper's value is for its full length"
     assert (found.verdict, found.measured) == (verdict, f"{100 * gain:+.2f} ± 0.30")
-    assert found.command.endswith("--rows full,base --scale short")
+    assert found.command.endswith(f"--rows full,base --scale {scale}")
     assert {assess(x, records).verdict for x in ("base", "gain")} == {"not yet measured"}
 
 
@@ -469,7 +473,7 @@ def test_mini_scale_has_no_verdict(assess, runs):
 
 def test_a_suite_without_short_scale_has_one_row_for_each_claim(tmp_path, suite, runs):
     path = tmp_path / "full.yaml"
-    path.write_text(SUITE.replace("short: {trainer.max_epochs: 30}\n", ""))
+    path.write_text("".join(x for x in SUITE.splitlines(True) if not x.startswith("short")))
     full = load_suite(path)
     rows = claim_rows(Results(tuple(runs("base", RAW))), [full])
     assert len(rows) == len(full.claims)
@@ -492,6 +496,15 @@ def test_the_page_states_scale_interval_and_verdict(suite, runs):
     (measured,) = [x for x in lines if x.startswith("| `full`: SAMResNet | full")]
     assert "92.00 ± 4.97 / 92.50 ± 4.96" in measured
     assert measured.endswith("| full-0, full-1, full-2 |")
+
+
+def test_the_page_prefers_full_width_among_the_shorter_trainings(suite, runs):
+    def headline(*scales):
+        records = [x for y in scales for row in ("base", "full") for x in runs(row, RAW, scale=y)]
+        return render(Results(tuple(records)), {suite.name: suite}).splitlines()[6]
+
+    assert "| short_cpu | **undecided** |" in headline("short_cpu")
+    assert "| short | **undecided** |" in headline("short_cpu", "short")
 
 
 def test_the_page_is_written_from_the_records_in_a_folder(tmp_path, record_of):
@@ -552,4 +565,4 @@ def test_a_claim_knows_if_an_evaluation_or_short_scale_can_answer_it(
 ):
     claim = replace(suite.claims[0], metric=metric, measure=Measure(measure))
     assert claim.needs_evaluation("base") is evaluated
-    assert claim.judged_at("short") is short
+    assert {claim.judged_at(scale) for scale in SHORTENED} == {short}
