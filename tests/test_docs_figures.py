@@ -42,7 +42,7 @@ def spread(values: list[float]) -> str:
 
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
-def test_a_row_of_several_views_has_what_was_chosen(path: Path) -> None:
+def test_a_row_with_several_views_has_the_chosen_strategy(path: Path) -> None:
     evaluation = read_evaluation(path)
     for line in lines_with(f"(../{path.relative_to(ROOT)})"):
         if line.startswith("|"):
@@ -68,7 +68,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_the_networks_of_the_ladder_are_those_of_their_records(row: str) -> None:
+def test_the_networks_of_the_ladder_equal_their_records(row: str) -> None:
     (arch, images, *earlier), goals = row.split(", "), PAGES.partition("## On two CPU cores")[0]
     records = [read_record(RESULTS / f"{name}.json") for name in ROWS[row]]
     ones, sixes = [], []
@@ -90,7 +90,7 @@ def test_the_networks_of_the_ladder_are_those_of_their_records(row: str) -> None
     assert shown == (not earlier and row != "small_300k, 45,000")
 
 
-def test_the_minutes_on_two_idle_cores_are_those_of_short_runs() -> None:
+def test_the_minutes_on_two_idle_cores_come_from_short_runs() -> None:
     minutes = []
     for arch in ("base_1m", "small_300k"):
         short = read_record(RESULTS / "speed" / f"{arch}_4epochs.json")
@@ -101,7 +101,7 @@ def test_the_minutes_on_two_idle_cores_are_those_of_short_runs() -> None:
     assert f"their whole trainings take {' and '.join(minutes)} minutes" in ONE_LINE
 
 
-def test_the_gain_from_a_teacher_is_that_of_its_records() -> None:
+def test_the_gain_from_a_teacher_equals_its_records() -> None:
     accuracies = {
         row: [
             100 * read_record(path).scores["test"]["raw"].accuracy
@@ -121,7 +121,7 @@ def test_the_readme_states_the_operations_of_its_networks() -> None:
         assert quoted == f"{operations_of(resolve_config([f'--arch={arch}'])) / 1e6:.0f}"
 
 
-def test_the_folder_of_pictures_is_that_of_its_record() -> None:
+def test_the_folder_of_pictures_equals_its_record() -> None:
     record = read_record(RESULTS / "pictures" / "seven_classes.json")
     assert record.images is not None
     assert len(record.images.classes) == 7
@@ -132,7 +132,7 @@ def test_the_folder_of_pictures_is_that_of_its_record() -> None:
 
 
 @pytest.mark.parametrize("stem", ["speed_resnet_h100", "champion_cpu_h100", "champion_cpu_200"])
-def test_the_runs_on_a_gpu_are_those_of_their_records(stem: str) -> None:
+def test_the_runs_on_a_gpu_equal_their_records(stem: str) -> None:
     records = [read_record(path) for path in sorted((RESULTS / "h100").glob(f"{stem}_s*.json"))]
     cells = spread([100 * record.scores["test"]["raw"].accuracy for record in records])
     folder = RESULTS / "h100" / "evaluations"
@@ -162,7 +162,7 @@ def test_operations_of_a_training_are_counted(arch: str, quoted: str) -> None:
 
 
 @pytest.mark.parametrize("path", PILOTS, ids=lambda path: path.stem)
-def test_a_pilots_accuracy_stands_before_its_name(path: Path) -> None:
+def test_a_pilots_accuracy_precedes_its_name(path: Path) -> None:
     accuracy = read_record(path).scores["val"]["raw"].accuracy
     (line,) = lines_with(f"(../{path.relative_to(ROOT)})")
     assert line.endswith(f"| {accuracy:.2%} |")
@@ -183,7 +183,7 @@ def test_the_pages_sentence_on_screening_agrees_with_its_records() -> None:
 
 
 @pytest.mark.parametrize("target", [94, 90])
-def test_time_to_accuracy_is_that_of_its_runs(target: int) -> None:
+def test_time_to_accuracy_equals_its_runs(target: int) -> None:
     rows = rows_of(f"time_to_{target}")
     ours = [row for row in rows if row["side"] == "ours"]
     accuracies = [100 * row["accuracy"] for row in ours]
@@ -206,7 +206,7 @@ def test_time_to_accuracy_is_that_of_its_runs(target: int) -> None:
         assert f"{both} in {seconds:.0f} s on average" in ONE_LINE
 
 
-def test_the_data_paths_ratios_are_those_of_the_record() -> None:
+def test_the_data_paths_ratios_equal_the_record() -> None:
     by_preset = {row["presets"][0]: row for row in rows_of("data")}
     lines = [
         line for line in PAGES.splitlines() if re.match(r"\| (data path|the same, (Enh|`ch))", line)
@@ -220,7 +220,7 @@ def test_the_data_paths_ratios_are_those_of_the_record() -> None:
     assert f"| {by_preset['speed_resnet']['share']['median']:.1%} |" in share
 
 
-def test_the_trainers_overhead_is_that_of_the_record() -> None:
+def test_the_trainers_overhead_equals_the_record() -> None:
     (row,) = rows_of("overhead")
     (line,) = lines_with("benchmarks/overhead.json)")
     ratio = row["ratio"]
@@ -228,7 +228,7 @@ def test_the_trainers_overhead_is_that_of_the_record() -> None:
     assert f"| {ratio['median']:.2f} {rounds} |" in line
 
 
-def test_six_views_of_unsure_images_are_those_of_the_record() -> None:
+def test_six_views_of_unsure_images_equal_the_record() -> None:
     by_strategy = {row["strategy"]: row for row in rows_of("predict")}
     adaptive, all_views = by_strategy["adaptive"], by_strategy["six-view"]
     (line,) = lines_with("benchmarks/predict.json)")
@@ -246,7 +246,7 @@ def steps() -> dict[tuple, dict]:
     return found
 
 
-def test_the_table_of_steps_is_that_of_the_records() -> None:
+def test_the_table_of_steps_equals_the_records() -> None:
     measured = steps()
     table = re.findall(r"^\| (\w+) \| ([\d,]+) \|(.*)\| ([\d,]+ MB) \|$", PAGES, re.MULTILINE)
     assert {arch for arch, *_ in table} == {arch for arch, *_ in measured}
@@ -304,7 +304,7 @@ def test_the_pages_sentence_on_shift_agrees_with_its_record() -> None:
         assert abs(other["clean"]["accuracy"] - raw["clean"]["accuracy"]) <= 0.002
 
 
-def test_the_share_of_noticed_mutants_is_that_of_its_record() -> None:
+def test_the_share_of_detected_mutants_equals_its_record() -> None:
     record = json.loads((RESULTS / "trust" / "mutation.json").read_text())
     page = " ".join((ROOT / "docs" / "reliability.md").read_text().split())
     assert f"{record['noticed']:,} of {record['mutants']:,}" in page

@@ -30,7 +30,7 @@ def test_the_packages_can_be_imported_without_the_command_lines_packages() -> No
 
 
 @pytest.mark.parametrize("command", ["run", "reproduce", "predict"])
-def test_a_system_without_fcntl_is_told_in_one_line(command: str) -> None:
+def test_a_system_without_fcntl_gives_one_line(command: str) -> None:
     program = (
         "import runpy, sys; sys.modules['fcntl'] = None\n"
         f"runpy.run_path('experiments/{command}.py', run_name='__main__')"

@@ -93,7 +93,9 @@ def test_the_development_lock_adds_packages_to_the_other_and_changes_none() -> N
 @pytest.mark.parametrize(
     ("lock", "extras"), [("requirements.txt", RUN_TIME), ("requirements-dev.txt", DEVELOPMENT)]
 )
-def test_a_lock_contains_what_pyproject_toml_asks_for(lock: str, extras: tuple[str, ...]) -> None:
+def test_a_lock_contains_the_requirements_of_pyproject_toml(
+    lock: str, extras: tuple[str, ...]
+) -> None:
     asked = list(PROJECT["dependencies"])
     for extra in extras:
         asked += PROJECT["optional-dependencies"][extra]

@@ -59,9 +59,7 @@ def test_raw_and_averaged_weights_have_one_file_each(fit, graded, tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "average"), [("", None), ("_ema", EMA), ("_swa", SWA)])
-def test_the_file_holds_the_weights_that_were_validated_and_no_more(
-    fit, tiny, tmp_path, suffix, average
-):
+def test_the_file_contains_only_the_validated_weights(fit, tiny, tmp_path, suffix, average):
     averages = [average()] if average else []
     module = tiny()
     fit(module, *averages, BestCheckpoint(str(tmp_path), suffix), max_epochs=1)
@@ -100,7 +98,7 @@ def test_a_resumed_run_remembers_the_best_so_far(fit, graded, tmp_path):
 
 
 @pytest.mark.parametrize("later", ["better", "missing"])
-def test_a_file_that_is_not_of_the_restored_state_is_replaced(fit, graded, tmp_path, later):
+def test_a_file_newer_than_the_restored_state_is_replaced(fit, graded, tmp_path, later):
     """After a kill the file is newer than the restored state; a new folder has no file."""
 
     class Worse(graded):
@@ -121,9 +119,7 @@ def test_a_file_that_is_not_of_the_restored_state_is_replaced(fit, graded, tmp_p
     assert saved(path)["score"] == best.best["score"] == pytest.approx(0.4)
 
 
-def test_a_run_that_was_copied_remembers_the_best_and_leaves_the_original_alone(
-    fit, graded, tmp_path
-):
+def test_a_copied_run_remembers_the_best_and_leaves_the_original_unchanged(fit, graded, tmp_path):
     def callbacks(folder):
         return BestCheckpoint(str(folder)), LastCheckpoint(str(folder))
 
@@ -168,7 +164,7 @@ def test_validating_every_second_epoch_is_no_reason_to_refuse(fit, graded, tmp_p
     assert saved(tmp_path / "best.ckpt")["epoch"] == 1
 
 
-def test_a_metric_that_never_came_is_warned_of(fit, tiny, tmp_path):
+def test_a_metric_without_values_gives_a_warning(fit, tiny, tmp_path):
     with pytest.warns(UserWarning, match=r"best_swa\.ckpt was not written: no val/acc_swa"):
         fit(tiny(), BestCheckpoint(str(tmp_path), "_swa"))
 

@@ -125,7 +125,7 @@ def test_a_network_without_buffers_is_averaged_too(fit, tiny):
     assert ema.updates == 14
 
 
-def test_it_averages_what_lookahead_leaves(fit, tiny):
+def test_it_averages_the_weights_after_lookahead(fit, tiny):
     module, ema = tiny(), EMA(decay=0.0, warmup=False)
     fit(module, Lookahead(k=7), ema, max_epochs=1)
     for average, p in zip(ema.network.parameters(), module.network.parameters(), strict=True):

@@ -58,7 +58,7 @@ ALWAYS = timedelta(0)
         ),
     ],
 )
-def test_it_is_written_only_where_a_resumed_run_skips_nothing(
+def test_it_is_written_only_if_a_resumed_run_skips_nothing(
     fit, tiny, tmp_path, every, options, steps, end
 ):
     watch = Watch(tmp_path)

@@ -7,7 +7,7 @@ from callbacks import LastStep
     ("max_steps", "accumulate", "epochs"),
     [(3, 1, 1), (7, 1, 1), (9, 1, 2), (5, 2, 2), (8, 2, 2), (-1, 1, 3)],
 )
-def test_every_epoch_is_validated_where_max_steps_ends_one_too(
+def test_every_epoch_is_validated_even_if_max_steps_ends_one(
     fit, tiny, max_steps, accumulate, epochs
 ):
     # An epoch has 7 batches; with two batches per step it has 4 steps.

@@ -82,7 +82,7 @@ def test_frozen_parameters_are_left_alone(fit, tiny):
     assert "0.weight" not in lookahead.state_dict()["slow"]
 
 
-def test_a_restored_parameter_that_is_frozen_by_now_keeps_its_slow_weights(fit, tiny):
+def test_a_restored_parameter_that_is_now_frozen_keeps_its_slow_weights(fit, tiny):
     module, lookahead = tiny(), Lookahead()
     trainer = fit(module, lookahead)
     state = lookahead.state_dict()

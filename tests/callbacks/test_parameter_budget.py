@@ -24,7 +24,7 @@ def test_one_parameter_too_many_is_refused_before_the_first_batch(fit, tiny):
     assert module.rates == []
 
 
-def test_the_refusal_says_what_would_fit_where_the_module_knows(fit, tiny):
+def test_the_rejection_names_a_width_that_fits_if_known(fit, tiny):
     class Growing(tiny):
         def fitting_widths(self, budget):
             return f"width <= 3 fits ({budget - 1:,})"

@@ -18,7 +18,7 @@ def draw():
     )
 
 
-def test_every_generator_continues_where_its_state_was_taken(tmp_path):
+def test_every_generator_continues_from_its_saved_state(tmp_path):
     draw()  # Python and NumPy draw normal numbers in pairs, and now hold a second one
     torch.save(get_random_state(), tmp_path / "state.pt")
     expected = draw()

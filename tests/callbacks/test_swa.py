@@ -87,7 +87,7 @@ def test_the_average_is_the_mean_of_the_weights_at_epoch_ends_the_last_too(
         (None, {"limit_train_batches": 2}, 2),
     ],
 )
-def test_batch_norm_holds_the_statistics_of_the_averaged_weights_on_training_batches(
+def test_batch_norm_has_the_averaged_weights_statistics_on_training_batches(
     fit, tiny, train_batches, bn_batches, options, seen, precision
 ):
     swa = SWA(start=0.5, lr=0.05, bn_batches=bn_batches)
@@ -123,7 +123,7 @@ def test_several_views_of_an_image_are_images_to_batch_norm(fit, tiny, train_bat
     torch.testing.assert_close(norm.running_mean, means.mean(dim=0))
 
 
-def test_groups_with_a_rate_of_their_own_keep_its_ratio_to_the_modules(fit, tiny):
+def test_groups_with_another_rate_keep_the_ratio(fit, tiny):
     class Grouped(tiny):
         def configure_optimizers(self):
             slow, *fast = self.network.parameters()
@@ -203,7 +203,7 @@ def test_ema_together_with_it_is_rejected(fit, tiny, callbacks):
         ({}, {"max_epochs": -1, "max_steps": 5}, "needs max_epochs above 0, got -1"),
     ],
 )
-def test_training_in_which_it_cannot_average_is_refused(
+def test_a_training_without_a_possible_average_is_rejected(
     fit, tiny, options, trainer_options, message
 ):
     with pytest.raises(MisconfigurationException, match=message):

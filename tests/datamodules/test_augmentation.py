@@ -93,7 +93,7 @@ def test_crop_and_flip_is_torchvisions_on_each_image(images, padding, mode, torc
         assert torch.equal(result, expected)
 
 
-def test_reflecting_more_than_the_image_holds_is_refused():
+def test_reflecting_more_than_the_image_is_rejected():
     zero, no = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
     with pytest.raises(ValueError, match="padding must be less than 8 to reflect, got 8"):
         crop_and_flip(bytes_of(1, 8, 8), zero, zero, no, 8, "reflect")
@@ -241,7 +241,7 @@ def test_a_hole_of_the_mean_colour_is_zero_once_normalised(also, tolerance):
 # Random draws of the class
 
 
-def test_with_everything_off_images_come_back_untouched_and_nothing_is_drawn():
+def test_with_everything_off_images_are_unchanged_and_nothing_is_drawn():
     images, generator = bytes_of(4), seeded()
     before = generator.get_state()
     assert Augmentation()(images, generator) is images
@@ -249,7 +249,7 @@ def test_with_everything_off_images_come_back_untouched_and_nothing_is_drawn():
 
 
 @pytest.mark.parametrize("name", ["crop_padding", "flip", "cutout"])
-def test_bytes_stay_bytes_where_no_float_is_needed(name):
+def test_bytes_stay_bytes_if_no_float_is_needed(name):
     assert Augmentation(**{name: 1})(bytes_of(4), seeded()).dtype == torch.uint8
 
 
@@ -369,7 +369,7 @@ def test_orders_of_colour_operations_are_uniform(monkeypatch):
     assert (counts - 1_000).abs().max() < 150
 
 
-def test_colour_operations_that_are_off_take_no_turn(monkeypatch):
+def test_colour_operations_that_are_off_draw_no_order(monkeypatch):
     seen = spy(monkeypatch, "colour_jitter", -1)
     Augmentation(contrast=0.1, hue=0.1)(bytes_of(2_000, 1, 1), seeded())
     orders, counts = seen[0].unique(dim=0, return_counts=True)
@@ -377,7 +377,7 @@ def test_colour_operations_that_are_off_take_no_turn(monkeypatch):
     assert (counts - 1_000).abs().max() < 120
 
 
-def test_corners_are_drawn_where_torchvision_draws_them(monkeypatch):
+def test_corners_are_drawn_as_in_torchvision(monkeypatch):
     seen = spy(monkeypatch, "perspective_matrix", 0)
     Augmentation(perspective=0.5, perspective_p=1.0)(bytes_of(2_000, 20, 32), seeded())
     with torch.random.fork_rng():
@@ -429,7 +429,7 @@ class NothingThatWaits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_guard_against_waiting_sees_what_waits():
+def test_the_guard_against_waiting_detects_synchronisations():
     for waiting in (
         lambda x: x.sum().item(),
         lambda x: x[x > 0],

@@ -207,7 +207,7 @@ def real_train(cifar10_root):
 
 @real_data
 @pytest.mark.parametrize(("train", "count"), [(True, 50_000), (False, 10_000)])
-def test_loaded_images_are_those_of_torchvision(cifar10_root, train, count):
+def test_loaded_images_equal_torchvisions(cifar10_root, train, count):
     images, labels = load_cifar10(cifar10_root, train)
     reference = CIFAR10(cifar10_root, train)
     assert images.shape == (count, 3, 32, 32)
@@ -220,7 +220,7 @@ def test_loaded_images_are_those_of_torchvision(cifar10_root, train, count):
 
 
 @real_data
-def test_mean_and_std_are_those_of_the_training_images(real_train):
+def test_mean_and_std_belong_to_the_training_images(real_train):
     values = torch.arange(256, dtype=torch.float64) / 255
     for channel, mean, std in zip(real_train[0].unbind(1), CIFAR10_MEAN, CIFAR10_STD, strict=True):
         share = channel.flatten().bincount(minlength=256) / channel.numel()
@@ -242,7 +242,7 @@ def test_normalised_training_images_have_mean_0_and_std_1(real, real_train):
 
 
 @real_data
-def test_the_real_data_module_hands_out_cifar10_split_90_to_10(real, real_train, cifar10_root):
+def test_the_real_data_module_splits_cifar10_90_to_10(real, real_train, cifar10_root):
     train, val, test = real.train_dataloader(), real.val_dataloader(), real.test_dataloader()
     assert real.source == "cifar10"
     assert real.classes == CIFAR10_CLASSES == tuple(CIFAR10(cifar10_root).classes)
@@ -336,7 +336,7 @@ def test_absent_data_is_fetched_verified_and_loaded(miniature, announced):
     assert len(data.test_dataloader().images) == 10
 
 
-def test_data_that_is_there_is_not_fetched_again(miniature, monkeypatch, announced):
+def test_existing_data_is_not_downloaded_again(miniature, monkeypatch, announced):
     find_cifar10(miniature, download=True)
     announced.clear()
     monkeypatch.setattr(CIFAR10, "url", UNREACHABLE)
@@ -357,7 +357,7 @@ def test_a_single_missing_file_is_fetched_or_named(miniature):
     assert file.exists()
 
 
-def test_missing_data_is_answered_in_one_line_that_says_what_to_do(tmp_path):
+def test_missing_data_gives_one_line_with_a_command(tmp_path):
     with pytest.raises(MisconfigurationException) as error:
         CIFAR10DataModule(root=str(tmp_path), download=False).prepare_data()
     message = str(error.value)
@@ -372,7 +372,7 @@ def test_missing_data_is_answered_in_one_line_that_says_what_to_do(tmp_path):
         assert part in message
 
 
-def test_a_failed_download_is_answered_in_one_line_with_the_reason(tmp_path, monkeypatch, no_proxy):
+def test_a_failed_download_gives_one_line_with_the_reason(tmp_path, monkeypatch, no_proxy):
     monkeypatch.setattr(CIFAR10, "url", UNREACHABLE)
     with pytest.raises(MisconfigurationException) as error:
         CIFAR10DataModule(root=str(tmp_path)).prepare_data()
@@ -407,7 +407,7 @@ def test_an_interrupted_download_leaves_no_file_and_is_repeated(miniature, monke
     find_cifar10(miniature, download=True)
 
 
-def test_a_damaged_archive_is_answered_with_the_reason(miniature, monkeypatch):
+def test_a_damaged_archive_gives_the_reason(miniature, monkeypatch):
     monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
     with pytest.raises(MisconfigurationException, match="downloading it failed: File not found or"):
         find_cifar10(miniature, download=True)
@@ -452,7 +452,7 @@ def test_images_of_a_wrong_dtype_and_labels_out_of_range_are_named(
         data.setup("fit")
 
 
-def test_source_auto_takes_the_stand_in_where_there_is_nothing_and_says_so(tmp_path, announced):
+def test_source_auto_uses_synthetic_images_without_cifar10_and_says_so(tmp_path, announced):
     data = CIFAR10DataModule(root=str(tmp_path), source="auto", download=False)
     data.prepare_data()
     assert data.source == "synthetic"
@@ -461,7 +461,7 @@ def test_source_auto_takes_the_stand_in_where_there_is_nothing_and_says_so(tmp_p
     assert "Training on SYNTHETIC images" in announced.text
 
 
-def test_source_auto_takes_cifar10_where_it_is(miniature, announced):
+def test_source_auto_uses_cifar10_if_present(miniature, announced):
     data = CIFAR10DataModule(root=str(miniature), source="auto")
     data.prepare_data()
     assert data.source == "cifar10"
@@ -565,7 +565,7 @@ def test_every_flag_of_augmentation_and_mixing_arrives(stand_in):
 
 
 @pytest.mark.parametrize("mode", ["random", "alternating"])
-def test_flips_alternate_where_that_is_asked_for(mode, stand_in):
+def test_flips_alternate_on_request(mode, stand_in):
     data = stand_in(crop_padding=0, flip_mode=mode, batch_size=180)
     loader, originals = data.train_dataloader(), data.training_images(180)
     found = []
@@ -599,12 +599,12 @@ def test_a_bf16_run_sees_the_batches_of_a_32_bit_run(stand_in, fit):
 
 
 @pytest.mark.parametrize(("seed", "is_same"), [(0, True), (1, False)])
-def test_runs_see_the_same_batches_where_their_seed_is_the_same(stand_in, fit, seed, is_same):
+def test_runs_with_the_same_seed_get_the_same_batches(stand_in, fit, seed, is_same):
     runs = [fit(stand_in(seed=s, **STRONG_AUGMENTATION), max_epochs=2).seen for s in (0, seed)]
     assert same(*runs) == is_same
 
 
-def test_every_epoch_of_a_run_has_batches_of_its_own(stand_in, fit):
+def test_every_epoch_of_a_run_has_different_batches(stand_in, fit):
     data = stand_in(crop_padding=0, flip=0.0)
     seen = fit(data, max_epochs=3).seen
     epochs = [
@@ -633,9 +633,7 @@ def test_the_ramp_of_mixup_follows_the_trainers_epochs(stand_in, fit):
         {"max_epochs": 100, "max_steps": 12, "accumulate_grad_batches": 2},
     ],
 )
-def test_the_ramp_of_mixup_follows_the_trainers_steps_where_these_end_training(
-    stand_in, fit, limits
-):
+def test_the_ramp_of_mixup_follows_max_steps(stand_in, fit, limits):
     ramped = fit(stand_in(mixup_alpha=1.0, mixup_ramp=True), **limits).seen
     assert same(ramped, fit(stand_in(mixup_alpha=1.0, mixup_ramp=True), max_epochs=4).seen)
 
@@ -655,7 +653,7 @@ def test_the_ramp_of_mixup_follows_the_trainers_steps_where_these_end_training(
     ],
     ids=["step", "step of a part", "step unvalidated", "validation", "last validation", "epoch"],
 )
-def test_a_run_resumed_anywhere_sees_the_batches_that_were_left(
+def test_a_run_resumed_at_any_step_gets_the_remaining_batches(
     stand_in, fit, tmp_path, saving, options
 ):
     flags = {**STRONG_AUGMENTATION, "mixup_alpha": 0.3, "batch_size": 45}
@@ -677,7 +675,7 @@ def test_a_finished_run_continues_with_a_whole_epoch(stand_in, fit, tmp_path):
     assert same(resumed, undisturbed[6:])
 
 
-def test_after_a_resumed_run_a_loader_gives_whole_epochs_again(stand_in, fit, tmp_path):
+def test_after_a_resumed_epoch_a_loader_returns_whole_epochs(stand_in, fit, tmp_path):
     save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=4)
     fit(stand_in(), save)
     data = stand_in()

@@ -48,7 +48,7 @@ def test_a_corruption_is_a_pure_function_of_images_severity_and_seed(
     assert torch.equal(twins[0], twins[1]) == (name in CALM)
 
 
-def test_there_are_the_nineteen_of_cifar10_c_and_fifteen_of_them_are_the_benchmark() -> None:
+def test_cifar10_cs_nineteen_corruptions_and_the_fifteen_of_its_benchmark() -> None:
     apart = {"speckle_noise", "gaussian_blur", "spatter", "saturate"}
     assert len(CORRUPTIONS) == 19
     assert len(BENCHMARK) == 15
@@ -134,7 +134,7 @@ def test_geometry_leaves_a_plain_image_plain(severity: int) -> None:
         assert (result.int() - 90).abs().max() <= 1, name
 
 
-def test_an_elastic_transform_without_strength_is_none() -> None:
+def test_an_elastic_transform_of_strength_zero_changes_nothing() -> None:
     function, _ = CORRUPTIONS["elastic_transform"]
     images = NOISE / 255
     still = function(images, torch.Generator().manual_seed(0), 0, 0, 0)

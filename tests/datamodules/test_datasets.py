@@ -275,7 +275,7 @@ def test_a_class_whose_name_no_file_could_contain_is_an_error(root):
 
 
 @pytest.mark.parametrize(("classes", "side"), [(7, 32), (100, 32), (12, 64)])
-def test_the_stand_in_has_the_classes_and_the_size_of_the_data_set(classes, side):
+def test_synthetic_images_have_the_classes_and_the_size_of_the_data_set(classes, side):
     images, labels = synthetic_cifar10("test", per_class=3, classes=classes, side=side)
     assert images.shape == (3 * classes, 3, side, side)
     assert labels.bincount().tolist() == [3] * classes

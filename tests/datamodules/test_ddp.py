@@ -85,7 +85,7 @@ def test_shards_are_the_whole_in_order_and_differ_by_one_at_most(count, world_si
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 12])
-def test_the_batches_of_all_processes_are_those_of_one(world_size):
+def test_the_batches_of_all_processes_equal_one_processs(world_size):
     alone = train_loader(*numbered(100))
     loaders = [
         train_loader(*numbered(100), rank=r, world_size=world_size) for r in range(world_size)
@@ -99,7 +99,7 @@ def test_the_batches_of_all_processes_are_those_of_one(world_size):
         assert equal(joined(loaders), list(alone))
 
 
-def test_a_shard_depends_on_nothing_that_came_before_it():
+def test_a_shard_is_independent_of_earlier_shards():
     images, labels = synthetic_cifar10("train", per_class=6)
     for rank in range(2):
         place = {"rank": rank, "world_size": 2}
@@ -110,7 +110,7 @@ def test_a_shard_depends_on_nothing_that_came_before_it():
             assert equal(list(loader), whole[position:])
 
 
-def test_every_process_has_an_augmentation_of_its_own(same_image):
+def test_every_process_has_a_different_augmentation(same_image):
     shards = []
     for rank in range(3):
         loader = train_loader(*same_image, augmentation=AUGMENTATION, rank=rank, world_size=3)
@@ -118,7 +118,7 @@ def test_every_process_has_an_augmentation_of_its_own(same_image):
     assert len(set(shards)) == len(shards) == 6
 
 
-def test_a_batch_that_cannot_be_shared_out_evenly_is_refused():
+def test_a_batch_that_processes_cannot_share_evenly_is_rejected():
     with pytest.raises(
         ValueError, match=r"^batch_size must be a multiple of world_size 5, got 12$"
     ):
@@ -126,7 +126,7 @@ def test_a_batch_that_cannot_be_shared_out_evenly_is_refused():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_process_takes_its_part_from_its_trainer(data, processes):
+def test_every_process_gets_its_part_from_its_trainer(data, processes):
     whole = torch.cat([images for images, _ in data(0, 1).val_dataloader()])
     parts = []
     for rank in range(processes):

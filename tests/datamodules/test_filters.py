@@ -20,7 +20,7 @@ def test_blurring_is_torchvisions_inside_and_repeats_the_edge_outside(sigma: flo
     torch.testing.assert_close(blur(images, sigma), expected)
 
 
-def test_blurring_with_a_mirror_outside_keeps_the_mean() -> None:
+def test_blurring_with_mirrored_borders_keeps_the_mean() -> None:
     images = NOISE / 255
     blurred = blur(images, 6.4, truncate=3.0, outside="mirror")
     torch.testing.assert_close(blurred.mean((2, 3)), images.mean((2, 3)))
@@ -49,7 +49,7 @@ def test_zooming_stretches_a_ramp_about_its_middle(factor: float) -> None:
     assert zoomed.mean().item() == pytest.approx(15.5, abs=0.6)
 
 
-def test_a_plasma_is_a_fractal_from_0_to_1_and_rougher_where_it_decays_more_slowly() -> None:
+def test_a_plasma_is_a_fractal_from_0_to_1_and_rougher_with_slower_decay() -> None:
     maps = plasma(3, 2.0, torch.Generator().manual_seed(0))
     assert maps.shape == (3, 1, 32, 32)
     assert maps.amin((1, 2, 3)).tolist() == [0] * 3
@@ -59,7 +59,7 @@ def test_a_plasma_is_a_fractal_from_0_to_1_and_rougher_where_it_decays_more_slow
     assert maps.diff(dim=3).abs().mean() < 0.5 * rough.diff(dim=3).abs().mean()
 
 
-def test_distances_and_equalised_histograms_are_the_hand_computed() -> None:
+def test_distances_and_equalised_histograms_equal_hand_computed_values() -> None:
     marked = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
     marked[0, 0, 3, 4] = marked[0, 0, 30, 30] = True
     rows, columns = np.indices((32, 32))

@@ -93,7 +93,7 @@ def test_cutmix_is_torchvisions_for_the_same_draws():
     assert clipped > 5
 
 
-def test_targets_say_what_the_pixels_hold():
+def test_targets_are_the_shares_of_pixels():
     images, labels = black_and_white()
     for mixing in (
         Mixing(num_classes=10, mixup_alpha=1.0),

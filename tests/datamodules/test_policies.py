@@ -80,7 +80,7 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("policy", POLICIES[:2], ids=["TrivialAugmentWide", "RandAugment"])
-def test_every_image_gets_what_torchvision_gives_it(monkeypatch, images, policy):
+def test_every_image_equals_torchvisions(monkeypatch, images, policy):
     seen = recorded(monkeypatch)
     got = policy(images, seeded())
     assert got.dtype == torch.uint8
@@ -134,7 +134,7 @@ def test_augmix_mixes_the_ends_of_its_chains(monkeypatch, images):
 
 
 @pytest.mark.parametrize("number", range(14))
-def test_all_images_may_get_the_same_operation_and_a_batch_may_be_empty(images, number):
+def test_all_images_can_get_the_same_operation_and_a_batch_can_be_empty(images, number):
     choice = Choice(np.full(4, number), np.full(4, 1, np.float32))
     got = apply(images[:4], choice, "nearest")
     expected = [by_torchvision(image, number, 1, "nearest") for image in images[:4]]
@@ -205,7 +205,7 @@ def test_rand_augment_draws_operations_uniformly_and_independently_at_one_streng
     assert chisquare([(signed < 0).sum(), (signed > 0).sum()]).pvalue > 1e-3
 
 
-def test_augmix_draws_its_nine_operations_uniformly_and_their_levels_as_its_authors_do():
+def test_augmix_draws_operations_uniformly_and_levels_as_its_authors():
     choice = AugMix(severity=3).draw(90_000, 32, 32, seeded())
     counts = np.bincount(choice.operations, minlength=14)
     of_augmix = [OPERATIONS.index(name) for name in AUGMIX_OPERATIONS]
@@ -306,7 +306,7 @@ def test_flags_choose_the_policy(loader):
     assert loader(policy="augmix", augmix_severity=5).augmentation.policy == AugMix(5)
 
 
-def test_batches_of_a_policy_repeat_and_augmix_gives_what_there_is_without_it_first(loader):
+def test_batches_of_a_policy_repeat_and_augmixs_first_view_is_without_it(loader):
     (plain, labels), *_ = loader()
     for policy in ("trivial_augment", "rand_augment", "augmix"):
         batches = loader(policy=policy)

@@ -94,7 +94,7 @@ def test_iterating_an_epoch_again_gives_the_same_batches(stand_in, mixing):
 
 
 @pytest.mark.parametrize("mixing", [NO_MIXING, BOTH_MIXTURES])
-def test_a_batch_depends_on_nothing_that_came_before_it(stand_in, mixing):
+def test_a_batch_is_independent_of_earlier_batches(stand_in, mixing):
     whole = list(train_loader(*stand_in, augmentation=EVERYTHING, mixing=mixing))
     for position in range(6):
         loader = train_loader(*stand_in, augmentation=EVERYTHING, mixing=mixing)
@@ -111,7 +111,7 @@ def test_two_iterators_at_once_do_not_disturb_each_other(stand_in):
     assert equal([other for _, other in pairs], expected)
 
 
-def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+def test_every_epoch_and_every_seed_has_a_different_order():
     orders = []
     for seed in range(3):
         loader = train_loader(*numbered(200), seed=seed)
@@ -122,7 +122,7 @@ def test_every_epoch_and_every_seed_has_an_order_of_its_own():
     assert sorted(orders[0]) != orders[0]
 
 
-def test_every_epoch_seed_and_position_has_an_augmentation_of_its_own(same_image):
+def test_every_epoch_seed_and_position_has_a_different_augmentation(same_image):
     batches = []
     for seed in range(2):
         loader = train_loader(*same_image, seed=seed, augmentation=EVERYTHING)
@@ -132,7 +132,7 @@ def test_every_epoch_seed_and_position_has_an_augmentation_of_its_own(same_image
     assert len(set(batches)) == len(batches) == 24
 
 
-def test_an_epoch_has_every_image_at_most_once_and_leaves_an_incomplete_batch_out():
+def test_an_epoch_has_every_image_at_most_once_and_no_incomplete_batch():
     loader = train_loader(*numbered(23), batch_size=5)
     seen = set()
     for epoch in range(20):
@@ -145,7 +145,7 @@ def test_an_epoch_has_every_image_at_most_once_and_leaves_an_incomplete_batch_ou
     assert seen == set(range(23))
 
 
-def test_an_epoch_has_every_image_exactly_once_where_batches_divide_it():
+def test_an_epoch_has_every_image_exactly_once_if_batches_divide_it():
     assert sorted(indices(train_loader(*numbered(20), batch_size=5))) == list(range(20))
 
 
@@ -154,7 +154,7 @@ def test_labels_stay_with_their_images():
     assert indices(loader) == torch.cat([labels for _, labels in loader]).tolist()
 
 
-def test_start_skips_the_first_batches_once_and_for_the_iterator_that_is_advanced():
+def test_start_skips_the_first_batches_once_when_the_iterator_advances():
     loader = train_loader(*numbered(30), batch_size=5)
     whole = list(loader)
     loader.start = 4
@@ -164,7 +164,7 @@ def test_start_skips_the_first_batches_once_and_for_the_iterator_that_is_advance
     assert equal(list(loader), whole)
 
 
-def test_start_counts_for_its_own_epoch_alone():
+def test_start_counts_only_for_its_epoch():
     loader = train_loader(*numbered(30), batch_size=5)
     loader.set_epoch(3)
     whole = list(loader)
@@ -176,7 +176,7 @@ def test_start_counts_for_its_own_epoch_alone():
     assert len(list(loader)) == 6
 
 
-def test_global_random_generators_are_neither_used_nor_moved(stand_in):
+def test_global_random_generators_do_not_change(stand_in):
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     list(train_loader(*stand_in, augmentation=EVERYTHING, mixing=BOTH_MIXTURES))
     after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
@@ -218,7 +218,7 @@ def test_the_ramp_of_mixup_follows_the_share_of_epochs_done(stand_in, epoch, alp
     assert equal(list(ramped), list(constant))
 
 
-def test_evaluation_keeps_the_order_and_gives_every_image_once():
+def test_evaluation_keeps_the_order_and_returns_every_image_once():
     images, labels = numbered(23)
     loader = EvalLoader(images, labels, 5, NO_MEAN, BYTES)
     batches = list(loader)

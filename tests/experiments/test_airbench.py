@@ -62,7 +62,7 @@ def test_a_program_for_cuda_is_run_on_a_cpu_and_its_operations_counted(
     assert found["operations"] == 4 * (2 * with_bias + 3 * without)
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_missing_file_gives_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["airbench.py", str(tmp_path / "none.py")])
     with pytest.raises(SystemExit) as end:
         airbench.main()
@@ -98,7 +98,7 @@ def main(run):
 """
 
 
-def test_warm_sides_take_turns_in_this_process_and_their_first_runs_do_not_count(
+def test_warm_sides_alternate_in_this_process_and_their_first_runs_do_not_count(
     tmp_path, monkeypatch, few_images
 ):
     file = tmp_path / "program.py"

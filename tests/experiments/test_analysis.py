@@ -17,7 +17,7 @@ def predictions(count: int = 3_000, sharpness: float = 2.0) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_bins_are_what_a_loop_over_predictions_counts(temperature: float, bins: int) -> None:
+def test_bins_equal_the_counts_of_a_loop_over_predictions(temperature: float, bins: int) -> None:
     logits, labels = predictions(500)
     found = reliability(logits, labels, temperature, bins)
     confidence, predicted = (logits / temperature).softmax(1).max(1)
@@ -36,7 +36,7 @@ def test_bins_are_what_a_loop_over_predictions_counts(temperature: float, bins: 
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_ece_is_that_of_torchmetrics(temperature: float) -> None:
+def test_ece_equals_torchmetrics(temperature: float) -> None:
     logits, labels = predictions()
     theirs = multiclass_calibration_error(
         (logits.double() / temperature).softmax(1), labels, 10, n_bins=15, norm="l1"
@@ -44,7 +44,7 @@ def test_ece_is_that_of_torchmetrics(temperature: float) -> None:
     assert reliability(logits, labels, temperature).ece == pytest.approx(theirs.item(), abs=1e-6)
 
 
-def test_confidence_that_is_deserved_has_no_error() -> None:
+def test_correct_confidence_has_no_error() -> None:
     # Three of four predictions at confidence 3/4 are right, and one of one at confidence 1.
     logits = torch.tensor([[0.75, 0.25]] * 4 + [[1.0, 0.0]]).clamp(min=1e-30).log()
     found = reliability(logits, torch.tensor([0, 0, 0, 1, 0]), bins=10)
@@ -60,7 +60,7 @@ def test_intervals_of_shares_are_scipys(right: int, count: int) -> None:
     assert (low.item(), high.item()) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
 
-def test_the_hardest_image_gives_its_own_class_the_least_probability() -> None:
+def test_the_hardest_image_has_the_least_probability_of_its_class() -> None:
     probabilities = torch.tensor([[0.90, 0.10], [0.02, 0.98], [0.30, 0.70], [0.60, 0.40]])
     labels = torch.tensor([0, 0, 0, 1])
     # A shift of all logits of an image changes nothing.

@@ -82,7 +82,7 @@ def test_the_network_is_left_without_hooks_and_a_second_look_sees_the_same() -> 
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_a_network_without_attention_has_none() -> None:
+def test_a_network_without_attention_has_no_such_parameters() -> None:
     assert attend(ResNetClassifier(base_width=4, blocks=(1, 1, 1)).network, IMAGES) == []
 
 

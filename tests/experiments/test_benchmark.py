@@ -131,13 +131,13 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
         (["predict", "--imges=5"], "--imges"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(flags, named, monkeypatch, refusal):
+def test_a_mistake_gives_one_line_with_its_name(flags, named, monkeypatch, refusal):
     monkeypatch.setattr(sys, "argv", ["experiments/benchmark.py", *flags])
     assert named in refusal(act=benchmark.main)
 
 
 @pytest.mark.parametrize("output", ["", "file/benchmark.json"])
-def test_a_record_that_cannot_be_written_is_found_out_before_measuring(
+def test_a_record_that_cannot_be_written_is_found_before_measuring(
     output, tmp_path, monkeypatch, refusal
 ):
     (tmp_path / "file").touch()
@@ -160,7 +160,7 @@ def test_a_full_disk_does_not_hide_the_measurements(tmp_path, monkeypatch, refus
     assert shown == [[{"accuracy": 0.9}]]
 
 
-def test_sides_take_turns_in_an_order_that_is_reversed_each_round():
+def test_sides_alternate_in_an_order_reversed_each_round():
     calls = []
     sides = {name: lambda name=name: calls.append(name) for name in "abc"}
     seconds = alternate(sides, repeats=3, device=CPU)
@@ -173,11 +173,11 @@ def test_sides_need_a_round():
         alternate({"a": list}, repeats=0, device=CPU)
 
 
-def test_a_ratio_is_that_of_medians_and_its_range_that_within_rounds():
+def test_a_ratio_is_of_medians_and_its_range_of_ratios_within_rounds():
     assert asdict(ratio([2, 9, 4], [1, 3, 8])) == {"median": 4 / 3, "low": 0.5, "high": 3}
 
 
-def test_presets_with_the_same_augmentation_are_measured_once_and_none_is_left_out(monkeypatch):
+def test_presets_with_the_same_augmentation_are_measured_once(monkeypatch):
     compared = []
 
     def compare(settings, flags):
@@ -247,7 +247,7 @@ def test_augmix_is_refused_rather_than_left_out():
         stock.stock_transform(settings)
 
 
-def test_the_stock_way_gives_normalised_batches_and_soft_targets_where_it_mixes(few_images):
+def test_torchvisions_way_gives_normalised_batches_and_soft_targets_if_mixed(few_images):
     images, labels = few_images("train")
     settings = resolve_config(["--arch", "enhanced_efficient_resnet"])["data"]
     module = data.CIFAR10DataModule(**settings | {"mixup_p": 1.0, "cutmix_p": 0.0})
@@ -263,9 +263,7 @@ def test_the_stock_way_gives_normalised_batches_and_soft_targets_where_it_mixes(
     assert torch.allclose(targets.sum(1), torch.ones(128))
 
 
-def test_predicting_with_a_run_is_scored_on_validation_by_evaluates_own_answers(
-    measured, experiment
-):
+def test_predictions_on_validation_equal_those_of_evaluate(measured, experiment):
     run = experiment("--data.eval_batch_size=64")
     record, _ = measured("predict", f"--run={run.folder}", "--repeats=1")
     rows = {row["strategy"]: row for row in record.rows}

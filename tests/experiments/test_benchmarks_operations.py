@@ -83,12 +83,12 @@ def test_every_step_counts_forward_backward_and_optimizer(tmp_path):
     assert count(TwoLayers(), tmp_path) == 5 * whole
 
 
-def test_layers_that_are_frozen_during_training_are_no_longer_counted(tmp_path):
+def test_layers_frozen_during_training_are_no_longer_counted(tmp_path):
     after = first + 2 * second + optimizer
     assert count(TwoLayers(frozen_from=2), tmp_path) == 2 * whole + 3 * after
 
 
-def test_a_resumed_training_counts_what_came_before(tmp_path):
+def test_a_resumed_training_counts_the_earlier_steps(tmp_path):
     count(TwoLayers(), tmp_path)
     resumed = count(TwoLayers(), tmp_path, ckpt_path=tmp_path / "last.ckpt", max_epochs=3)
     assert resumed == 3 * 5 * whole
@@ -133,6 +133,6 @@ def test_the_peak_counts_simultaneous_tensors_above_the_start():
     assert peak_growth(call, CPU) == 4 * 5_000
 
 
-def test_tensors_that_share_memory_are_held_once():
+def test_tensors_with_shared_memory_are_stored_once():
     x, y = torch.empty(10), torch.empty(5, dtype=torch.float64)
     assert held_bytes([x, y, x[2:], x.view(2, 5)]) == 40 + 40

@@ -91,7 +91,7 @@ def test_trainer_and_bare_loop_take_the_same_steps(
     assert all(torch.equal(*pair) for pair in zip(*(side.state for side in sides), strict=True))
 
 
-def test_epochs_take_turns_and_the_first_round_does_not_count(tiny, few_images, monkeypatch):
+def test_epochs_alternate_and_the_first_round_does_not_count(tiny, few_images, monkeypatch):
     monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
     steps = []
     take = overhead.bare_epoch
@@ -206,7 +206,7 @@ def test_memory_has_weights_gradients_momentum_and_activations():
     assert small == pytest.approx(3 * parameters + activations, rel=0.3)
 
 
-def test_a_variant_that_fails_is_a_row_with_its_error(monkeypatch):
+def test_a_failed_variant_is_a_row_with_its_error(monkeypatch):
     monkeypatch.setattr(steps, "Step", lambda arch, hparams, *rest: Step(arch, SMALL, *rest))
     variants = [BASELINE, Variant(True, "32-true", "contiguous")]
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -258,7 +258,7 @@ def test_a_bandwidth_is_a_speed(monkeypatch):
     assert 1e7 < copy_bandwidth(CPU) < 1e14
 
 
-def test_saved_bytes_are_the_storages_of_the_backward_pass_without_those_kept():
+def test_saved_bytes_count_each_storage_of_the_backward_pass_once():
     weight = torch.randn(8, 4, requires_grad=True)
     images = torch.randn(16, 4)
 
@@ -309,9 +309,7 @@ def targets(**functions):
     return {name: gpu.Target(name, "ms", 5.0, function) for name, function in functions.items()}
 
 
-def test_a_row_that_fails_leaves_the_others_and_each_is_written_at_once(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_failed_row_leaves_the_others_and_each_is_written_at_once(tmp_path, monkeypatch, capsys):
     output = tmp_path / "gpu.json"
     written = []
 
@@ -409,7 +407,7 @@ def test_another_programs_report_is_its_last_line(output, report):
         ('{"accuracy": 0.9, "seconds": NaN}', "seconds must be above 0"),
     ],
 )
-def test_a_report_that_is_none_is_named(output, named):
+def test_a_malformed_report_is_named(output, named):
     with pytest.raises(ValueError, match=named):
         read_report(output)
 

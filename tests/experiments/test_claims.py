@@ -160,7 +160,7 @@ def test_a_mean_has_its_t_interval(assess, runs):
     assert assess("base", runs("base", [0.951, 0.952, 0.953])).verdict == "contradicted"
 
 
-def test_two_trainings_are_compared_by_welch_also_where_their_seeds_differ(assess, runs):
+def test_two_trainings_are_compared_by_welch_even_with_different_seeds(assess, runs):
     base, full = runs("base", [0.91, 0.92, 0.93]), runs("full", [0.92, 0.93, 0.94])
     row = assess("gain", base + full)
     # 2.77645 x sqrt(2 / 3). Paired by seed, the interval would have no width.
@@ -203,7 +203,7 @@ def test_a_strategy_is_read_from_the_evaluation_of_each_run(assess, runs):
     assert assess("flip", records).verdict == "not yet measured"
 
 
-def test_an_evaluation_of_another_run_of_that_name_is_left_out(assess, runs):
+def test_an_evaluation_of_another_run_with_the_same_name_is_ignored(assess, runs):
     (record,) = runs("full", [0.9])
     (other,) = runs("full", [0.95])
     assert assess("flip", [record], [evaluation_of(other, flip=0.96)]).estimate is None
@@ -224,14 +224,14 @@ def test_evaluations_of_exports_with_one_set_of_weights_match_by_these_weights(r
     assert Results((of_ema,), (whole,)).evaluation_of(of_ema) is None
 
 
-def test_of_a_single_run_the_interval_over_images_is_shown_and_decides_nothing(assess, runs):
+def test_a_single_runs_interval_over_images_is_shown_and_decides_nothing(assess, runs):
     (record,) = runs("full", [0.9])
     row = assess("flip", [record], [evaluation_of(record, flip=0.904)])
     assert row.measured == "+0.40 [+0.10, +0.70] over images"
     assert row.verdict == "undecided"
 
 
-def test_a_share_of_a_gain_that_is_none_is_measured_and_undecided(assess, runs):
+def test_a_share_of_no_gain_is_measured_and_undecided(assess, runs):
     records = runs("full", [0.9, 0.91])
     found = [evaluation_of(x, flip=0.9, tta=x.scores["test"]["raw"].accuracy) for x in records]
     row = assess("share", records, found)
@@ -347,7 +347,7 @@ def test_the_late_fluctuation_of_two_schedules_is_compared(assess, runs):
     assert verdict((0.001, 0.011), (0.002, 0.010))[0] == "undecided"
 
 
-def test_an_accuracy_is_that_of_its_split(assess, runs):
+def test_an_accuracy_belongs_to_its_split(assess, runs):
     score = scored(0.9)["val"]
     records = [replace(x, scores={"test": scored(0.8)["test"]}) for x in runs("base", [0.9] * 2)]
     assert assess("base", records).measured == "80.00 ± 0.00"
@@ -433,7 +433,7 @@ def test_a_claim_that_is_not_comparable_is_measured_and_not_judged(assess, runs)
     assert row.note == "another test set"
 
 
-def test_runs_of_several_number_formats_or_of_a_changed_checkout_are_pooled_and_said(assess, runs):
+def test_runs_of_several_precisions_or_a_changed_checkout_are_pooled_with_a_note(assess, runs):
     base, full = runs("base", [0.91, 0.92, 0.93]), runs("full", [0.92, 0.93])
     assert assess("gain", base + full).note is None
     base[0] = replace(base[0], precision="32-true", dirty=True)
@@ -535,7 +535,7 @@ def test_the_page_is_written_from_the_records_in_a_folder(tmp_path, record_of):
         ("extra_conv_pointwise", "71,672", "62,000", "contradicted"),
     ],
 )
-def test_counting_decides_what_is_arithmetic(claim, claimed, measured, verdict):
+def test_a_claim_of_numbers_alone_is_counted(claim, claimed, measured, verdict):
     suites = [load_suites()[name] for name in ("arithmetic", "hand_counts")]
     (only,) = [
         replace(suite, claims=(x,)) for suite in suites for x in suite.claims if x.id == claim
@@ -544,7 +544,7 @@ def test_counting_decides_what_is_arithmetic(claim, claimed, measured, verdict):
     assert (row.claimed, row.measured, row.verdict) == (claimed, measured, verdict)
 
 
-def test_the_claims_page_is_what_its_records_say():
+def test_the_claims_page_equals_a_new_rendering():
     assert PAGE.read_text() == render(load_results()), "python experiments/reproduce.py --table"
 
 
@@ -560,7 +560,7 @@ def test_the_claims_page_is_what_its_records_say():
         ("best number of views", "base", True, True),
     ],
 )
-def test_a_claim_knows_if_an_evaluation_or_short_scale_can_answer_it(
+def test_a_claim_knows_if_it_needs_an_evaluation_or_full_length(
     suite, metric, measure, evaluated, short
 ):
     claim = replace(suite.claims[0], metric=metric, measure=Measure(measure))

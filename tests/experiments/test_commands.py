@@ -70,7 +70,7 @@ def test_a_mistake_is_one_line_and_imports_no_slow_package(name):
 @pytest.mark.parametrize(
     "content", ["{", "[" * 100_000, '{"other": 1}'], ids=["cut", "deep", "other"]
 )
-def test_a_report_of_a_file_that_is_no_record_is_one_line_without_torch(content, tmp_path):
+def test_a_report_of_a_file_without_a_record_gives_one_line_without_torch(content, tmp_path):
     (tmp_path / "a.json").write_text(content)
     code, output, errors, packages = run("experiments/report.py", str(tmp_path))
     assert (code, output) == (2, "")

@@ -70,5 +70,5 @@ def test_the_best_number_of_views_gains_much_for_its_time(gains, best):
     assert best_balance(measured) == best
 
 
-def test_views_that_take_no_time_are_not_judged():
+def test_views_that_need_no_time_are_not_judged():
     assert best_balance({1: (1.0, 0.9), 12: (1.0, 0.95)}) is None

@@ -102,7 +102,7 @@ def test_every_key_that_the_dashboard_names_is_logged(
     assert set(workspace.runset_settings.pinned_columns) == pinned
 
 
-def test_a_panel_shows_all_that_is_logged_apart_from_single_figures(
+def test_a_panel_shows_everything_logged_except_single_numbers(
     workspace: ws.Workspace, with_ema: Logged, with_swa: Logged
 ) -> None:
     named = shown(workspace)
@@ -113,7 +113,7 @@ def test_a_panel_shows_all_that_is_logged_apart_from_single_figures(
         assert [key for key in rest if not re.fullmatch(figures, key)] == []
 
 
-def test_a_curve_is_logged_together_with_what_it_is_drawn_over(
+def test_a_curve_is_logged_with_its_x_axis(
     workspace: ws.Workspace, with_ema: Logged, with_swa: Logged
 ) -> None:
     lines = [panel for panel in panels(workspace) if type(panel).__name__ == "LinePlot"]
@@ -157,7 +157,7 @@ def test_the_figures_are_the_records(name: str, request: pytest.FixtureRequest) 
     assert results["trainer/global_step"] == record.steps
 
 
-def test_the_calibration_chart_holds_the_calibration_error(with_ema: Logged) -> None:
+def test_the_calibration_chart_contains_the_calibration_error(with_ema: Logged) -> None:
     table = with_ema.table(CALIBRATION.table)
     for weights, score in with_ema.run.record.scores["test"].items():
         bins = [row for row in table if row["weights"] == weights]
@@ -177,7 +177,7 @@ def test_the_confusion_matrix_is_of_the_selected_weights(with_ema: Logged) -> No
     assert len(table) == 100
 
 
-def test_strategies_come_into_the_run_that_was_evaluated(with_ema: Logged) -> None:
+def test_strategies_are_logged_in_the_evaluated_run(with_ema: Logged) -> None:
     folder = with_ema.run.folder
     identity = (folder / "wandb_id.txt").read_text()
     names = [path.name for path in (folder / "wandb").glob("offline-run-*")]
@@ -200,7 +200,7 @@ def test_charts_name_columns_of_their_tables(with_ema: Logged) -> None:
         assert set(chart.fields.values()) <= with_ema.table(chart.table)[0].keys()
 
 
-def test_images_are_there_with_what_they_were_taken_for(with_ema: Logged) -> None:
+def test_images_are_shown_with_the_predicted_class(with_ema: Logged) -> None:
     grid, hardest = with_ema.results[AUGMENTED], with_ema.results[HARDEST]
     assert (grid["width"], grid["height"]) == (8 * 34 + 2, 4 * 34 + 2)
     assert (hardest["count"], hardest["width"], hardest["height"]) == (24, 32, 32)
@@ -210,7 +210,7 @@ def test_images_are_there_with_what_they_were_taken_for(with_ema: Logged) -> Non
         assert set(found.groups()) <= set(SYNTHETIC_CLASSES)
 
 
-def test_an_evaluation_that_w_and_b_refuses_is_kept_and_said_in_one_line(
+def test_an_evaluation_that_w_and_b_rejects_is_kept_and_gives_one_line(
     with_ema: Logged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def init(**_: Any) -> None:
@@ -239,7 +239,7 @@ def test_an_evaluation_of_a_run_without_w_and_b_sends_nothing(
     experiments.evaluate.send(FinishedRun(with_ema.run.folder, off), evaluation)
 
 
-def test_the_workspace_comes_back_from_what_is_sent(workspace: ws.Workspace) -> None:
+def test_the_workspace_is_restored_from_the_sent_data(workspace: ws.Workspace) -> None:
     sent = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True)
     again = ws.Workspace._from_model(View.model_validate_json(sent))
     assert again._to_model().spec == workspace._to_model().spec
@@ -281,7 +281,7 @@ def test_keys_that_a_run_has_not_logged_are_marked(
 
 
 @pytest.mark.usefixtures("without_network")
-def test_as_json_it_is_what_is_sent(
+def test_its_json_equals_the_sent_data(
     workspace: ws.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_main("--json")
@@ -291,7 +291,7 @@ def test_as_json_it_is_what_is_sent(
     assert first["config"]["xAxis"] == "epoch"
 
 
-def test_a_mistake_is_answered_in_one_line(
+def test_a_mistake_gives_one_line(
     refusal: Callable[..., str], tmp_path: Path, with_ema: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = refusal(tmp_path, act=run_main)

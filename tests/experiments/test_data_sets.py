@@ -162,7 +162,7 @@ def test_a_run_without_a_test_folder_is_scored_on_validation(experiment, flags, 
     assert end.value.code == 2
 
 
-def test_the_documented_numbers_of_parameters_are_those_of_the_presets():
+def test_the_documented_numbers_of_parameters_equal_the_presets():
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|$", text, re.MULTILINE)
     assert [row[0] for row in rows] == list(EXPERIMENTS)
@@ -195,7 +195,7 @@ def test_digits_are_not_mirrored_unless_the_flag_asks_for_it(build):
 
 
 @pytest.mark.parametrize(("dataset", "flip"), [("svhn", 0.5), ("cifar10", 0.0)])
-def test_the_settings_of_a_run_keep_the_flips_that_it_had_for_digits(dataset, flip, tmp_path):
+def test_the_settings_of_a_run_keep_its_flips_for_digits(dataset, flip, tmp_path):
     before = resolve_config(["--arch=resnet", f"--data.dataset={dataset}", "--data.flip=0.5"])
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(before))
@@ -203,7 +203,7 @@ def test_the_settings_of_a_run_keep_the_flips_that_it_had_for_digits(dataset, fl
     assert again["data"]["flip"] == flip
 
 
-def test_the_stand_in_has_the_classes_of_the_data_set(build):
+def test_synthetic_images_have_the_classes_of_the_data_set(build):
     cli = build("--data.dataset=cifar100")
     cli.datamodule.setup("fit")
     labels = cli.datamodule.train_dataloader().labels

@@ -243,7 +243,7 @@ def test_two_processes_count_every_image_of_uneven_shards_once(pair):
         assert pair.column(name)[score.epoch - 1] == pytest.approx(score.accuracy, abs=1e-7)
 
 
-def test_two_processes_predict_what_one_does_and_in_its_order(alone, pair):
+def test_two_processes_predict_the_same_as_one_in_its_order(alone, pair):
     ours, theirs = pair.arrays, alone.arrays
     assert [len(ours[f"{split}_labels"]) for split in ("val", "test")] == [209, 300]
     close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -303,7 +303,7 @@ def test_within_an_epoch_only_the_statistics_of_both_processes_differ(averaged):
 
 
 @pytest.mark.parametrize("moment", [("validation", 0), ("validation", 1), ("end", 2)])
-def test_both_processes_hold_the_same_averages_and_statistics(averaged, moment):
+def test_both_processes_have_the_same_averages_and_statistics(averaged, moment):
     first, second = (averaged.seen(rank, *moment) for rank in range(2))
     for name in ("raw", "slow", "average"):
         identical(first[name], second[name])
@@ -316,7 +316,7 @@ def test_the_validated_average_is_saved(averaged):
     assert accuracies[score.epoch - 1] == pytest.approx(score.accuracy, abs=1e-7)
 
 
-def test_each_process_draws_random_numbers_of_its_own(averaged):
+def test_each_process_draws_different_random_numbers(averaged):
     first, second = (averaged.seen(rank) for rank in range(2))
     assert not torch.equal(first["random"], second["random"])
     states = averaged.checkpoint()["callbacks"]["RandomState"]["processes"]
@@ -324,7 +324,7 @@ def test_each_process_draws_random_numbers_of_its_own(averaged):
     assert states[0]["python"] != states[1]["python"]
 
 
-def test_two_processes_that_were_interrupted_end_like_two_that_were_not(averaged, together):
+def test_two_interrupted_processes_end_like_two_undisturbed_ones(averaged, together):
     name = f"--name={averaged.folder.name}-interrupted"
     cut_off = together(*UNEVEN, name, interrupt=1, codes=[1, 1])
     assert not (cut_off.folder / "result.json").exists()
@@ -387,7 +387,7 @@ def program(tmp_path, tiny):
 
 
 @pytest.mark.trust
-def test_the_command_starts_its_second_process_itself_and_both_agree_on_a_folder(program, tmp_path):
+def test_the_command_starts_its_second_process_and_both_use_one_folder(program, tmp_path):
     done = program()
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
@@ -399,21 +399,21 @@ def test_the_command_starts_its_second_process_itself_and_both_agree_on_a_folder
 
 
 @pytest.mark.trust
-def test_a_mistake_that_its_second_process_meets_as_well_ends_the_command_with_one_line(program):
+def test_a_mistake_in_both_processes_ends_the_command_with_one_line(program):
     done = program("--budget.limit=100")
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr
 
 
-def test_processes_may_be_started_by_slurm(averaged):
+def test_processes_can_be_started_by_slurm(averaged):
     assert averaged.record.device.startswith("2 x ")
     assert len(averaged.record.command) == 1
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("started_by", [of_torchrun, of_nodes])
-def test_processes_may_be_started_by_others(started_by, together):
+def test_processes_can_be_started_by_others(started_by, together):
     nodes = ["--trainer.num_nodes=2"] if started_by is of_nodes else []
     run = together("--trainer.max_epochs=1", *nodes, started_by=started_by)
     assert run.record.steps == 3
@@ -435,7 +435,7 @@ def test_processes_may_be_started_by_others(started_by, together):
         (of_slurm(2, 4, "0") | {"SLURM_LOCALID": "0", "SLURM_NODEID": "1"}, False, True),
     ],
 )
-def test_the_environment_says_which_process_writes_and_which_speaks(
+def test_the_environment_decides_which_process_writes_and_prints(
     environment, first, speaks, monkeypatch
 ):
     for name, value in environment.items():
@@ -443,7 +443,7 @@ def test_the_environment_says_which_process_writes_and_which_speaks(
     assert (is_first(), is_first_of_machine()) == (first, speaks)
 
 
-def test_a_process_that_lightning_starts_takes_the_folder_of_the_one_that_starts_it(monkeypatch):
+def test_a_process_started_by_lightning_uses_its_parents_folder(monkeypatch):
     monkeypatch.setenv(FOLDER, "runs/sam_resnet-20260101-000000")
     assert read_launch(["--arch=sam_resnet"]).folder.name != "sam_resnet-20260101-000000"
     for name, value in of_lightning(1, 2, "0").items():
@@ -453,7 +453,7 @@ def test_a_process_that_lightning_starts_takes_the_folder_of_the_one_that_starts
 
 
 @pytest.mark.parametrize("started_by", [of_nodes, of_torchrun, of_slurm])
-def test_processes_that_others_start_need_a_name(started_by, monkeypatch, refusal):
+def test_processes_started_by_others_need_a_name(started_by, monkeypatch, refusal):
     for name, value in started_by(0, 2, "0").items():
         monkeypatch.setenv(name, value)
     line = refusal("--arch=sam_resnet", act=lambda *flags: read_launch(list(flags)))
@@ -488,7 +488,7 @@ def test_another_number_of_processes_than_flags_name_is_rejected(
     assert "devices" in line
 
 
-def test_a_mistake_that_all_processes_meet_is_answered_once(together):
+def test_a_mistake_in_all_processes_is_printed_once(together):
     run = together("--budget.limit=100", codes=[2, 2])
     errors = [run.printed(rank, "err") for rank in range(2)]
     assert [text.count("error: ") for text in errors] == [1, 0]

@@ -88,7 +88,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         holder.kill()
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_and_a_read_only_disk(
+def test_a_disk_full_during_a_checkpoint_and_a_read_only_disk(
     disk: Disk,
 ) -> None:
     flags = (f"--output={disk.path}", *ENDLESS)

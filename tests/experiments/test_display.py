@@ -120,7 +120,7 @@ def test_durations_are_read_easily(seconds, text):
     assert duration(seconds) == text
 
 
-def test_work_that_takes_long_prints_lines_on_stderr(monkeypatch, capsys):
+def test_long_work_prints_lines_on_stderr(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY", 0)
     assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
     out, err = capsys.readouterr()

@@ -96,7 +96,7 @@ def test_a_teacher_that_changed_is_rejected(experiment, refusal, teacher, tmp_pa
 @pytest.mark.parametrize(
     ("precision", "student"), [("64-true", ()), ("64-true", SPEED), ("bf16-mixed", SPEED)]
 )
-def test_the_teacher_answers_in_the_training_precision(experiment, teacher, precision, student):
+def test_the_teacher_computes_in_the_training_precision(experiment, teacher, precision, student):
     run = experiment(f"--teacher={teacher}", f"--trainer.precision={precision}", *student)
     types = {x.dtype for x in run.cli.model.distillation.teachers[0].parameters()}
     assert types == {x.dtype for x in run.cli.model.parameters()}

@@ -61,7 +61,7 @@ def test_rollback_restores_the_checkpoint_and_halves_the_rate(tiny, command):
     assert run.record.rollbacks == 2
 
 
-def test_a_divergence_that_two_checks_at_once_would_see_is_one_rollback(tiny, command, monkeypatch):
+def test_a_divergence_seen_by_two_checks_is_one_rollback(tiny, command, monkeypatch):
     monkeypatch.setattr(Divergence, "EVERY", 2)
     run = command(tiny(*RECIPE, "--on_nan=rollback"), callbacks=[Poison(2)])
     assert run.record.steps % 6 == 0

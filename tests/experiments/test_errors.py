@@ -70,9 +70,7 @@ def test_an_unknown_flag_is_no_abbreviation_and_its_neighbours_are_named(refusal
         ("--budget.limit", "5M", "int"),
     ],
 )
-def test_a_mistyped_value_is_named_with_its_flag_and_what_would_be_right(
-    refusal, flag, value, expected
-):
+def test_a_mistyped_value_is_named_with_its_flag_and_an_example(refusal, flag, value, expected):
     line = refusal(flag, value)
     assert flag.removeprefix("--") in line, line
     assert value in line, line
@@ -100,7 +98,7 @@ def test_a_value_out_of_range_is_named_with_its_flag(refusal, flag, value, answe
     assert refusal(*spelt) == f"{flag}: {answer}"
 
 
-def test_values_that_contradict_each_other_are_both_named(refusal):
+def test_contradicting_values_are_both_named(refusal):
     line = refusal("--model.attention=cbam", "--model.se=false")
     assert line == (
         "--model.attention: attention must be 'se', its default, if se is off, got 'cbam'"
@@ -195,7 +193,7 @@ def test_a_batch_larger_than_the_training_set_is_named(refusal, experiment):
     assert line == "data.batch_size must be at most the 1,800 training images, got 5000"
 
 
-def test_an_over_budget_network_is_told_what_would_fit(refusal, experiment):
+def test_an_over_budget_network_gets_a_width_that_fits(refusal, experiment):
     over, fits = (sum(p.numel() for p in SAMResNet(width).parameters()) for width in (66, 65))
     assert fits <= 5_000_000 < over
     assert refusal("--arch=sam_resnet", "--model.base_width=66", act=experiment) == (
@@ -231,7 +229,7 @@ def test_an_empty_validation_set_with_a_monitor_on_it_is_refused(refusal):
     )
 
 
-def test_a_metric_that_no_run_logs_is_found_before_the_first_epoch(refusal, tmp_path):
+def test_an_unknown_metric_is_found_before_the_first_epoch(refusal, tmp_path):
     stopping, _ = EARLY_STOPPING
     flags = (stopping, "--trainer.callbacks.monitor=val_acc", f"--output={tmp_path}")
     line = refusal(*flags)
@@ -319,7 +317,7 @@ def test_settings_that_cannot_train_are_rejected_before_a_file_is_written(
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
-def test_an_accelerator_that_is_not_there_is_named(refusal, monkeypatch, accelerator):
+def test_a_missing_accelerator_is_named(refusal, monkeypatch, accelerator):
     for backend in (torch.cuda, torch.backends.mps):
         monkeypatch.setattr(backend, "is_available", lambda: False)
     line = refusal(f"--trainer.accelerator={accelerator}")
@@ -341,7 +339,7 @@ def test_a_second_process_on_a_runs_folder_is_refused(refusal, build, tiny):
         assert refusal("--name=busy", act=act).startswith(answer)
 
 
-def test_missing_data_says_what_to_do_and_leaves_no_folder(refusal, tmp_path):
+def test_missing_data_gives_a_command_and_creates_no_folder(refusal, tmp_path):
     output = tmp_path / "runs"
     line = refusal(
         "--data.source=cifar10",
@@ -433,7 +431,7 @@ def test_another_file_of_torch_is_no_checkpoint(refusal, tmp_path, content, answ
     assert refusal(f"--ckpt_path={path}").startswith(answer.format(path))
 
 
-def test_a_disk_that_is_full_ends_the_command_with_one_line(
+def test_a_full_disk_ends_the_command_with_one_line(
     tiny, few_images, tmp_path, monkeypatch, capsys
 ):
     """The error occurs in a thread, which writes the best checkpoint."""

@@ -155,7 +155,7 @@ def test_test_labels_decide_nothing(evaluated: Evaluated, copy: Path) -> None:
         assert other.strategies[name].scores["test"] != result.scores["test"]
 
 
-def test_an_evaluation_says_where_it_comes_from_and_can_be_read_again(
+def test_an_evaluation_contains_its_provenance_and_can_be_read_again(
     evaluated: Evaluated, tmp_path: Path
 ) -> None:
     evaluation = evaluated.evaluation
@@ -173,7 +173,7 @@ def test_an_evaluation_says_where_it_comes_from_and_can_be_read_again(
     assert again.read_text() == (evaluated.folder / "evaluation.json").read_text()
 
 
-def test_the_table_has_every_strategy_and_names_the_stand_in(evaluated: Evaluated) -> None:
+def test_the_table_has_every_strategy_and_names_synthetic_images(evaluated: Evaluated) -> None:
     assert "SYNTHETIC" in evaluated.printed
     on_test = rows(evaluated.printed.partition(" test,")[2])
     for name, result in evaluated.evaluation.strategies.items():
@@ -205,7 +205,7 @@ def test_figure_1_is_reprinted_from_the_record_without_images(evaluated: Evaluat
 
 
 @pytest.mark.parametrize("flags", [("--root", "elsewhere"), ("--precision", "32-true")])
-def test_figure_1_is_not_reprinted_for_flags_that_change_nothing_of_it(
+def test_figure_1_is_not_reprinted_for_unrelated_flags(
     refusal: Callable[..., str], evaluated: Evaluated, flags: tuple[str, str]
 ) -> None:
     line = refusal(evaluated.folder, "--strategies", *flags, act=evaluate)
@@ -238,7 +238,7 @@ def without_validation(record: dict[str, Any]) -> None:
     del record["scores"]["val"]
 
 
-def test_without_validation_a_strategy_may_have_been_chosen_beforehand(
+def test_without_validation_a_strategy_can_have_been_chosen_beforehand(
     refusal: Callable[..., str], copies: tuple[Path, Path]
 ) -> None:
     folder = copies[1]
@@ -268,7 +268,7 @@ def test_without_validation_nothing_is_fitted_and_nothing_chosen(
         assert result.scores["test"].fitted is None
 
 
-def test_a_run_that_left_the_test_set_unread_is_evaluated_on_it(
+def test_a_run_without_a_test_is_evaluated_on_the_test_set(
     experiment: Callable[..., Any],
 ) -> None:
     short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=3")
@@ -325,7 +325,7 @@ def of_another_split(record: dict[str, Any]) -> None:
         (["x", "--strategy"], "unrecognized arguments: --strategy"),
     ],
 )
-def test_a_wrong_argument_is_answered_in_one_line(
+def test_a_wrong_argument_gives_one_line(
     refusal: Callable[..., str],
     arguments: list[str],
     message: str,
@@ -336,7 +336,7 @@ def test_a_wrong_argument_is_answered_in_one_line(
     assert refusal(*arguments, act=evaluate).startswith(message)
 
 
-def test_ema_weights_that_a_run_does_not_have_are_answered_in_one_line(
+def test_missing_ema_weights_give_one_line(
     refusal: Callable[..., str], evaluated: Evaluated
 ) -> None:
     without_ema = evaluated.without_ema
@@ -374,7 +374,7 @@ def of_missing_images(record: dict[str, Any]) -> None:
         (of_missing_images, "CIFAR-10 is incomplete in nowhere"),
     ],
 )
-def test_a_run_that_cannot_be_evaluated_is_answered_in_one_line_and_left_alone(
+def test_a_run_that_cannot_be_evaluated_gives_one_line_and_is_unchanged(
     refusal: Callable[..., str], copy: Path, harm: Callable[[Any], None], message: str
 ) -> None:
     if harm is break_checkpoints:
@@ -402,7 +402,7 @@ def error_by_bins(confidence: np.ndarray, right: np.ndarray) -> float:
     return float(sum(gaps))
 
 
-def test_calibration_is_what_a_computation_by_hand_gives() -> None:
+def test_calibration_equals_a_computation_by_hand() -> None:
     logits, labels = some_predictions()
     ours = calibration(logits, labels)
     powers = np.exp(logits.double().numpy())
@@ -419,7 +419,7 @@ def test_calibration_is_what_a_computation_by_hand_gives() -> None:
     assert mended.classwise_ece < ours.classwise_ece
 
 
-def test_the_interval_is_that_of_images_drawn_again_and_again() -> None:
+def test_the_interval_equals_a_bootstrap_over_images() -> None:
     generator = np.random.default_rng(1)
     a, b = generator.random(400) < 0.9, generator.random(400) < 0.85
     difference = a.astype(float) - b
@@ -433,6 +433,6 @@ def test_the_interval_is_that_of_images_drawn_again_and_again() -> None:
     assert low < narrower[0] < narrower[1] < high
 
 
-def test_a_pair_that_errs_together_differs_by_nothing() -> None:
+def test_two_networks_with_equal_errors_do_not_differ() -> None:
     right = torch.arange(100) % 7 > 0
     assert paired_bootstrap(right, right) == (0.0, 0.0)

@@ -9,7 +9,7 @@ from experiments.inference.finished import Weights, load_weights
 WEIGHTS = Weights("ema", {}, "best_ema.ckpt", 7)
 
 
-def test_scores_are_those_of_a_hand_made_case():
+def test_scores_equal_a_hand_made_case():
     # Only two classes have probability: a margin of log(3) gives 3 / 4.
     right, wrong = math.log(3), -math.log(3)
     logits = torch.full((4, 10), -torch.inf)
@@ -67,7 +67,7 @@ def test_without_a_best_one_the_last_is_taken(folder):
 
 
 @pytest.mark.parametrize("state", [{}, {"updates": 0, "average": {"weight": torch.tensor(1.0)}}])
-def test_an_average_that_never_began_is_none(tmp_path, state):
+def test_an_average_without_updates_is_none(tmp_path, state):
     checkpoint = {"epoch": 0, "state_dict": {}, "callbacks": {"EMA": state}}
     torch.save(checkpoint, tmp_path / "last.ckpt")
     assert load_weights(tmp_path, "ema") is None

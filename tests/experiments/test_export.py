@@ -77,7 +77,7 @@ def load(folder: Path, file: str) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("file", ["model.safetensors", "model.pt2", "model.onnx"])
 @pytest.mark.parametrize("images", [1, 2, 300])
 @torch.inference_mode()
-def test_every_file_gives_the_runs_logits_of_any_number_of_images(
+def test_every_file_computes_the_runs_logits_for_any_number_of_images(
     exported: Exported, run: FinishedRun, pixels: Tensor, file: str, images: int
 ) -> None:
     expected = torch.from_numpy(np.load(run.folder / "predictions.npz")["test_ema"])
@@ -144,7 +144,7 @@ def test_an_export_has_the_record_of_its_weights_and_their_accuracy(
             assert score.as_it_is == of_run[name].scores[split].as_it_is
 
 
-def test_an_export_whose_record_is_of_another_network_is_rejected(
+def test_an_export_with_another_networks_record_is_rejected(
     experiment: Callable[..., Any],
     exported: Exported,
     tmp_path: Path,
@@ -177,7 +177,7 @@ def test_the_card_states_the_records_figures(exported: Exported, run: FinishedRu
     assert run.record.commit in card.text
 
 
-def test_a_card_names_cifar10_only_where_it_was_trained_on(run: FinishedRun) -> None:
+def test_a_card_names_cifar10_only_if_trained_on_it(run: FinishedRun) -> None:
     model = pretrained(run, "raw", "float32")
     card = ModelCard(model_card(run.record, "raw", model))
     assert card.data.datasets is None
@@ -193,9 +193,7 @@ def test_a_card_names_cifar10_only_where_it_was_trained_on(run: FinishedRun) -> 
 @pytest.mark.parametrize(
     ("split", "said", "not_said"), [("val", "chose", "read once"), ("test", "read once", "chose")]
 )
-def test_a_card_explains_the_splits_that_it_has(
-    run: FinishedRun, split: str, said: str, not_said: str
-) -> None:
+def test_a_card_explains_its_splits(run: FinishedRun, split: str, said: str, not_said: str) -> None:
     model = pretrained(run, "raw", "float32")
     card = model_card(replace(run.record, scores={split: run.record.scores[split]}), "raw", model)
     assert said in card

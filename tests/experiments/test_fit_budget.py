@@ -85,7 +85,7 @@ def test_the_search_counts_a_few_networks_only():
     assert len(asked) < 8
 
 
-def test_multiples_of_eight_are_preferred_where_little_is_lost():
+def test_multiples_of_eight_are_preferred_if_little_is_lost():
     count = {64: 85}.__getitem__
     assert preferred_fit(Fit(71, 100), aligned_fit(count, Fit(71, 100))) == Fit(64, 85)
     assert preferred_fit(Fit(71, 101), aligned_fit(count, Fit(71, 101))) == Fit(71, 101)
@@ -93,7 +93,7 @@ def test_multiples_of_eight_are_preferred_where_little_is_lost():
     assert preferred_fit(Fit(7, 9), None) == Fit(7, 9)
 
 
-def test_choosing_takes_no_second():
+def test_choosing_takes_less_than_a_second():
     resolve_config(["--arch=sam_resnet", "--fit_budget=5e6"])
     began = time.process_time()
     cls = EXPERIMENTS["sam_resnet"]
@@ -109,7 +109,7 @@ def test_the_budget_overrides_presets_and_files(tmp_path):
     assert fitted["budget"]["limit"] == 1_000_000
 
 
-def test_the_limit_follows_where_it_is_larger_only():
+def test_the_limit_grows_only_if_larger():
     limits = [
         resolve_config(["--arch=resnet", "--fit_budget=1e5", *more])["budget"]
         for more in ([], ["--budget.limit=50000"], ["--budget.action=warn"], ["--budget=false"])
@@ -122,7 +122,7 @@ def test_the_limit_follows_where_it_is_larger_only():
     ]
 
 
-def test_a_fitted_run_is_that_of_the_chosen_size():
+def test_a_fitted_run_has_the_chosen_size():
     fitted = resolve_config(["--arch=sam_resnet", "--fit_budget=5e6"])
     assert training_of(fitted) == training_of(
         resolve_config(["--arch=sam_resnet", "--model.base_width=64"])
@@ -130,7 +130,7 @@ def test_a_fitted_run_is_that_of_the_chosen_size():
 
 
 @pytest.mark.parametrize("where", ["flag", "file"])
-def test_quick_gives_way_in_what_the_budget_decides(where, tmp_path):
+def test_quick_leaves_the_width_to_the_budget(where, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("fit_budget: 150000\n")
     budget = {"flag": "--fit_budget=150000", "file": f"--config={config}"}[where]
@@ -177,7 +177,7 @@ def test_the_choice_is_printed_recorded_and_resumed(experiment, command):
         (["--fit_budget=5e6", "--model.se_reduction=0"], "--model.se_reduction: se_reduction "),
     ],
 )  # fmt: skip
-def test_a_mistake_is_answered_in_one_line(refusal, flags, answer):
+def test_a_mistake_gives_one_line(refusal, flags, answer):
     assert re.match(answer, refusal("--arch=sam_resnet", *flags))
 
 

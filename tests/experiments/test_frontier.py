@@ -39,7 +39,7 @@ def ours(folder):
     return [point for point in find_points(folder) if point.group == "this project"]
 
 
-def test_the_committed_page_is_what_the_records_say():
+def test_the_committed_page_equals_a_new_rendering():
     page = (RESULTS / PAGE).read_text()
     assert page == render(find_points(RESULTS))
     with Image.open(RESULTS / PICTURE) as picture:
@@ -63,7 +63,7 @@ def test_seeds_of_one_training_are_one_point_with_their_interval(record, tmp_pat
     assert other.accuracy.interval is None
 
 
-def test_a_run_that_is_there_twice_is_one_run(record, tmp_path):
+def test_a_repeated_run_counts_once(record, tmp_path):
     record("run", ["--arch=champion"], 0.951)
     record("copy", ["--arch=champion"], 0.951, finished="2026-01-02T00:00:00+00:00")
     (point,) = ours(tmp_path)
@@ -108,7 +108,7 @@ def test_the_speed_benchmark_is_a_point_with_one_view_and_with_several(tmp_path)
     assert point.operations == rows[0]["operations"]
 
 
-def test_the_papers_claims_have_the_parameters_that_are_counted(tmp_path):
+def test_the_papers_claims_have_the_counted_parameters(tmp_path):
     counted = {p.source: p.parameters for p in find_points(tmp_path) if "papers" in p.group}
     assert sorted(counted.values()) == [4_733_610, 4_913_705]
 

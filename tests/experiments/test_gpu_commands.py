@@ -52,7 +52,7 @@ def test_evaluate_scores_as_the_run_did(call, run):
             assert found == pytest.approx(expected, abs=2 / images)
 
 
-def test_evaluate_answers_in_32_bits_too(call, capsys):
+def test_evaluate_works_in_32_bits_too(call, capsys):
     call(experiments.evaluate, "--only=ema+tta", "--precision=32-true")
     assert "ema+tta" in capsys.readouterr().out
 
@@ -63,7 +63,7 @@ def test_distribution_shift_is_evaluated(call, capsys):
 
 
 @pytest.mark.parametrize(("strategy", "weights"), [("plain", "raw"), ("ema", "ema")])
-def test_predict_answers_as_the_run_did(
+def test_predict_equals_the_runs_predictions(
     call, run, few_images, tmp_path, monkeypatch, strategy, weights
 ):
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def test_predict_answers_as_the_run_did(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_export_writes_files_that_answer_as_the_run_did(call, tmp_path, dtype):
+def test_export_writes_files_with_the_runs_predictions(call, tmp_path, dtype):
     folder = tmp_path / "exported"
     call(experiments.export, f"--dtype={dtype}", f"--output={folder}", "--verify")
     names = {path.name for path in folder.iterdir()}

@@ -154,7 +154,7 @@ def test_dropout_draws_the_same_numbers_in_a_graph(experiment):
     assert torch.equal(*states)
 
 
-def test_speed_resnets_bias_rests_in_a_graph_of_its_own(experiment):
+def test_speed_resnets_frozen_bias_has_a_separate_graph(experiment):
     captures = Captures()
     run = experiment(*SPEED, *LONGER, "--model.compile=graph", callbacks=[captures])
     assert_trained(run, "32-true")

@@ -101,7 +101,7 @@ def test_with_their_weights_our_network_is_theirs(size):
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
 
 
-def test_an_imported_run_answers_as_their_networks_and_can_be_evaluated(
+def test_an_imported_run_equals_its_networks_and_can_be_evaluated(
     files, test_images, tmp_path, capsys, monkeypatch
 ):
     images, labels = test_images

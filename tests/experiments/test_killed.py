@@ -115,7 +115,7 @@ def teacher(tiny: Callable[..., list[str]], launch: Launch) -> Path:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_that_is_killed_at_random_moments_ends_like_an_undisturbed_one(
+def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_run(
     recipe: str, tiny: Callable[..., list[str]], launch: Launch, teacher: Path
 ) -> None:
     flags = [flag.format(teacher=teacher) for flag in RECIPES[recipe]]

@@ -51,7 +51,7 @@ def mistake(capsys):
     return mistake
 
 
-def test_a_mistyped_architecture_is_answered_before_torch_is_imported():
+def test_a_mistyped_architecture_is_rejected_before_torch_is_imported():
     command = [sys.executable, "-X", "importtime", "experiments/run.py", "--arch", "sam_resnt"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     imports, answer = [], []
@@ -77,7 +77,7 @@ def test_the_nearest_architecture_comes_first(name, matches):
     assert near(name, list(EXPERIMENTS)).startswith(f" (did you mean {matches} ")
 
 
-def test_a_name_near_none_gets_no_hint(mistake):
+def test_a_name_similar_to_no_other_gets_no_hint(mistake):
     line = mistake("--arch", "transformer9000")
     assert line == f"--arch transformer9000 is unknown: name one of {', '.join(EXPERIMENTS)}"
 
@@ -113,7 +113,7 @@ def test_a_run_is_named_after_its_architecture_and_the_time():
     assert not launch.quick
 
 
-def test_a_made_up_name_that_is_taken_gets_a_number(tmp_path):
+def test_a_generated_name_in_use_gets_a_number(tmp_path):
     launch = read_launch(["--arch=sam_resnet", f"--output={tmp_path}"])
     claimed = [claim_folder(launch) for _ in range(3)]
     names = [launch.folder.name, f"{launch.folder.name}-2", f"{launch.folder.name}-3"]
@@ -147,7 +147,7 @@ def test_only_the_first_process_asks_whether_a_folder_is_in_use(tmp_path, monkey
 
 
 @pytest.mark.parametrize(("resumes", "left"), [(False, []), (True, ["commands.txt"])])
-def test_a_fresh_start_takes_nothing_up_of_a_launch_that_left_no_checkpoint(runs, resumes, left):
+def test_a_start_without_a_checkpoint_ignores_the_earlier_launch(runs, resumes, left):
     runs("mine", files=("commands.txt", "wandb_id.txt", "last.ckpt"))
     launch = Launch("resnet", Path("runs/mine"), Path("runs/mine/last.ckpt"), False, [])
     _, lock = claim_folder(launch if resumes else replace(launch, checkpoint=None))
@@ -156,7 +156,7 @@ def test_a_fresh_start_takes_nothing_up_of_a_launch_that_left_no_checkpoint(runs
     lock.close()
 
 
-def test_a_name_that_no_file_system_takes_is_one_line(mistake, tmp_path):
+def test_a_name_that_no_file_system_allows_gives_one_line(mistake, tmp_path):
     line = mistake("--arch=resnet", f"--output={tmp_path}", f"--name={'a' * 300}")
     assert line.startswith(f"--output {tmp_path} cannot be used: ")
 
@@ -187,7 +187,7 @@ def test_the_last_config_decides_a_launch(tmp_path):
     assert read_launch([*argv, "--name=c", "--output=d"]).folder == Path("d/c")
 
 
-def test_a_config_may_name_the_checkpoint(runs, tmp_path):
+def test_a_config_can_name_the_checkpoint(runs, tmp_path):
     runs("mine")
     config = tmp_path / "resume.yaml"
     config.write_text("arch: sam_resnet\nckpt_path: last\n")
@@ -234,7 +234,7 @@ def test_a_config_without_settings_or_architecture_is_one_line(tmp_path, mistake
 
 
 @pytest.mark.parametrize("file", ["last.ckpt", "result.json"])
-def test_a_folder_that_holds_a_run_is_not_written_over(runs, mistake, file):
+def test_a_folder_with_a_run_is_not_overwritten(runs, mistake, file):
     runs("mine", files=(file,))
     line = mistake("--arch", "sam_resnet", "--name", "mine")
     assert line == ("runs/mine contains a run: choose another --name, or add --ckpt_path last")
@@ -256,7 +256,7 @@ def test_last_is_the_newest_unfinished_run_of_the_architecture(runs):
     assert launch.resumes
 
 
-def test_last_passes_over_runs_that_are_in_use_and_those_without_settings(runs, mistake):
+def test_last_ignores_runs_in_use_and_runs_without_settings(runs, mistake):
     runs("idle")
     runs("busy")
     runs("torn")
@@ -320,7 +320,7 @@ def test_another_runs_checkpoint_begins_a_new_run(runs):
 
 
 @pytest.mark.parametrize("path", ["runs", "nowhere.ckpt"])
-def test_a_checkpoint_that_is_no_file_is_one_line(runs, mistake, path):
+def test_a_missing_checkpoint_gives_one_line(runs, mistake, path):
     runs("any")
     line = mistake("--arch", "sam_resnet", "--ckpt_path", path)
     assert line == f"--ckpt_path {path} is not a file"
@@ -357,7 +357,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(runs, capsys, mis
     assert f"there is no {previous}" in mistake(*argv)
 
 
-def test_a_damaged_checkpoint_never_replaces_the_sound_one_before_it(runs):
+def test_a_damaged_checkpoint_never_replaces_the_previous_one(runs):
     runs("mine")
     last, previous = (Path("runs/mine", name) for name in ("last.ckpt", "previous.ckpt"))
     archive(last, "new")

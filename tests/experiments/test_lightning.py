@@ -13,7 +13,7 @@ from experiments.training.trainer import Trainer
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
 
 
-def test_training_by_steps_is_told_from_training_by_epochs_by_one_private_method():
+def test_one_private_method_distinguishes_training_by_steps_and_by_epochs():
     """`training/trainer.py` replaces `_iteration_based_training`.
 
     With max_steps Lightning would restart an epoch's end as a step within the epoch.

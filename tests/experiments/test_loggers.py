@@ -41,7 +41,7 @@ def test_a_resumed_launch_writes_epochs_as_the_first_one_did(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == written
 
 
-def test_a_resumed_launch_keeps_what_it_does_not_repeat(tmp_path):
+def test_a_resumed_launch_keeps_the_rows_that_it_does_not_repeat(tmp_path):
     first = csv_logger(tmp_path)
     values = [0.1 + 0.2, 1 / 3, 2**-30, 0.4]
     for step, value in enumerate(values):
@@ -111,7 +111,7 @@ def test_online_without_an_account_is_one_line(refusal, monkeypatch):
     )
 
 
-def test_nothing_is_asked_of_wandb_that_it_has_given_up(tmp_path, monkeypatch):
+def test_no_deprecated_wandb_function_is_used(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     asked = {}
 

@@ -25,12 +25,12 @@ def of_row(record_of):
 
 
 @pytest.mark.parametrize("flags", [["--ema.decay=0.9", "--seed=3"], ["--quick"]])
-def test_flags_resolve_to_what_run_py_records(build, flags):
+def test_flags_resolve_to_the_settings_in_run_pys_record(build, flags):
     cli = build("--arch=sam_resnet", "--model.base_width=4", *flags)
     assert resolve_config(cli.launch.arguments) == yaml.safe_load(cli.resolved)
 
 
-def test_flags_that_run_py_refuses_are_refused(refusal):
+def test_flags_that_run_py_rejects_are_rejected(refusal):
     def resolve(*flags):
         return resolve_config(list(flags))
 
@@ -72,7 +72,7 @@ def test_a_setting_that_changes_the_result_counts(of_row, flags):
     assert Results((record,)).of_row(BASELINE, "mini") == {}
 
 
-def test_a_row_has_records_of_its_own_scale_alone(of_row):
+def test_a_row_has_only_records_of_its_scale(of_row):
     full, mini = of_row(scale="full"), of_row(scale="mini")
     results = Results((full, mini))
     assert results.of_row(BASELINE, "full") == {0: full}
@@ -80,13 +80,13 @@ def test_a_row_has_records_of_its_own_scale_alone(of_row):
     assert results.of_row(SE, "mini") == {}
 
 
-def test_a_run_on_the_stand_in_is_none_of_cifar10(of_row):
+def test_a_run_on_synthetic_images_is_not_a_run_on_cifar10(of_row):
     assert Results((of_row(source="synthetic"),)).of_row(BASELINE, "mini") == {}
     automatic = of_row("--data.source=auto")
     assert Results((automatic,)).of_row(BASELINE, "mini") == {0: automatic}
 
 
-def test_a_setting_that_an_older_record_lacks_had_todays_default(of_row):
+def test_a_setting_missing_in_an_older_record_has_todays_default(of_row):
     record = of_row()
     config = json.loads(json.dumps(record.config))
     del config["model"]["gamma"]
@@ -97,13 +97,13 @@ def test_a_setting_that_an_older_record_lacks_had_todays_default(of_row):
     assert training_of(config, "cifar10") != training_of(step.config, "cifar10")
 
 
-def test_of_two_records_with_one_seed_the_earlier_counts(of_row):
+def test_the_earlier_of_two_records_with_one_seed_counts(of_row):
     later = of_row(finished="2026-01-03T00:00:00+00:00")
     earlier, other = of_row(), of_row(seed=2)
     assert Results((later, other, earlier)).of_row(BASELINE, "mini") == {0: earlier, 2: other}
 
 
-def test_students_of_one_training_belong_together_whatever_seed_their_teachers_have(record_of):
+def test_students_of_one_training_belong_together_for_any_teachers_seed(record_of):
     rows = load_suites()["dms_resnet"].rows
     records = []
     for seed, digest in enumerate(("0" * 16, "1" * 16)):
@@ -171,7 +171,7 @@ def test_records_are_found_in_subfolders_and_other_files_are_ignored(folder, rec
         ("--model.base_width 16", "--model.base_width 8"),
     ],
 )
-def test_a_record_that_was_edited_is_refused_in_one_line(folder, old, new):
+def test_an_edited_record_gives_one_line(folder, old, new):
     edit(folder, old, new)
     with pytest.raises(UserError, match=r"deep/a.json .* was edited$") as error:
         load_results(folder)
@@ -202,7 +202,7 @@ def test_an_edited_record_without_a_digest_is_refused_by_its_command(folder, old
         load_results(folder)
 
 
-def test_a_resumed_run_is_what_its_commands_make_of_it(folder, record_of):
+def test_a_resumed_run_has_the_settings_of_its_commands(folder, record_of):
     commands = [f"run.py {COMMAND}", "run.py --name a --ckpt_path last --model.lr 0.2"]
     commands = [f"python {command}" for command in commands]
     record = record_of([*COMMAND.split(), "--model.lr", "0.2"], command=commands)
@@ -219,7 +219,7 @@ def test_a_broken_record_is_refused_in_one_line(folder, text):
     assert "\n" not in str(error.value)
 
 
-def test_an_evaluation_that_was_edited_is_refused_and_an_older_one_is_not(folder):
+def test_an_edited_evaluation_is_rejected_and_an_older_one_is_not(folder):
     path = folder / "evaluation.json"
     write_record(read_evaluation(RESULTS / "evaluations" / "champion_cpu.json"), path)
     assert len(load_results(folder).evaluations) == 1
@@ -230,7 +230,7 @@ def test_an_evaluation_that_was_edited_is_refused_and_an_older_one_is_not(folder
     assert len(load_results(folder).evaluations) == 1
 
 
-def test_a_record_of_an_architecture_that_is_unknown_is_refused_in_one_line(folder, record):
+def test_a_record_of_an_unknown_architecture_gives_one_line(folder, record):
     path = folder / "other.json"
     write_record(record, path)
     path.write_text(path.read_text().replace(f'"arch": "{record.arch}"', '"arch": "a_net"'))

@@ -53,7 +53,7 @@ def predict(
 
 
 @pytest.mark.parametrize(("strategy", "weights"), [("plain", "raw"), ("ema", "ema")])
-def test_a_submission_holds_what_the_run_predicted_of_its_test_images(
+def test_a_submission_contains_the_predictions_on_its_test_images(
     predict: Predict, run: Path, strategy: str, weights: str
 ) -> None:
     predict("set.pkl", "--strategy", strategy)
@@ -99,7 +99,7 @@ def test_probabilities_are_the_softmax_of_the_runs_logits(predict: Predict, run:
     torch.testing.assert_close(found, logits.softmax(1), atol=1e-5, rtol=0)
 
 
-def test_a_strategy_averages_what_the_runs_networks_answer(predict: Predict, run: Path) -> None:
+def test_a_strategy_averages_the_networks_probabilities(predict: Predict, run: Path) -> None:
     predict("set.pkl", "--strategy=ensemble", "--probabilities")
     rows = csv.reader(Path("submission.csv").read_text().splitlines()[1:])
     logits = np.load(run / "predictions.npz")
@@ -109,7 +109,7 @@ def test_a_strategy_averages_what_the_runs_networks_answer(predict: Predict, run
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_pictures_are_answered_in_the_terminal(
+def test_pictures_are_classified_in_the_terminal(
     predict: Predict, pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("[bold]").mkdir()  # names are text, not markup

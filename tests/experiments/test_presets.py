@@ -101,7 +101,7 @@ def test_sam_resnets_preset_is_its_papers_recipe(resolve):
     assert callback(cli, EMA).decay == 0.999
 
 
-def test_resnets_preset_is_sam_resnets_without_what_its_paper_adds_to_it(resolve):
+def test_resnets_preset_is_sam_resnets_without_its_papers_additions(resolve):
     added = {"se", "se_reduction", "attention", "stem_se", "dropout", "mixup_alpha", "mixup_ramp"}
     ours, theirs = settings(resolve("--arch=resnet")), settings(resolve("--arch=sam_resnet"))
     for group in ("trainer", "model", "data", "lookahead"):
@@ -131,7 +131,7 @@ def test_enhanced_efficient_resnets_preset_is_its_papers_recipe(resolve):
     assert callback(cli, EMA).decay == 0.999
 
 
-def test_speed_resnets_preset_is_that_of_the_speed_runs_with_muon(resolve):
+def test_speed_resnets_preset_equals_the_speed_runs_with_muon(resolve):
     cli = resolve("--arch=speed_resnet")
     resolved = settings(cli)
     model, data = resolved["model"], resolved["data"]
@@ -215,7 +215,7 @@ def test_flags_override_configs_and_configs_override_the_preset(resolve, tmp_pat
 
 
 @pytest.mark.parametrize("form", ["{}", "[{}]"], ids=["alone", "in a list"])
-def test_a_config_may_bring_a_callback(form, resolve, tmp_path):
+def test_a_config_can_add_a_callback(form, resolve, tmp_path):
     config = tmp_path / "config.yaml"
     name = "lightning.pytorch.callbacks.DeviceStatsMonitor"
     config.write_text("trainer: {callbacks: " + form.format(f"{{class_path: {name}}}") + "}\n")
@@ -273,7 +273,7 @@ def test_quick_is_small_and_short_and_otherwise_the_preset(arch, resolve):
     assert settings(quick)["quick"] is True
 
 
-def test_a_config_may_be_quick(tmp_path):
+def test_a_config_can_be_quick(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("arch: resnet\nquick: true\n")
     assert resolve_config([f"--config={config}"]) == resolve_config(["--arch=resnet", "--quick"])
@@ -284,7 +284,7 @@ def test_flags_override_quick(resolve):
     assert (cli.model.hparams["base_width"], cli.trainer.max_epochs) == (4, 2)
 
 
-def test_quick_takes_the_stand_in_where_there_is_no_cifar10(tmp_path):
+def test_quick_uses_synthetic_images_without_cifar10(tmp_path):
     argv = ["--arch=resnet", "--quick", f"--output={tmp_path / 'runs'}", "--wandb=disabled"]
     argv += [f"--data.root={tmp_path}", "--data.download=false", "--trainer.accelerator=cpu"]
     assert ExperimentCLI(read_launch(argv)).datamodule.source == "synthetic"

@@ -113,7 +113,7 @@ def test_a_signal_ends_rows_on_the_cluster_with_a_checkpoint(cluster, tmp_path):
         (["--ray=ADDRESS", "--cpus-per-row=64"], "has 64 CPUs and 0 GPUs"),
     ],
 )
-def test_a_cluster_that_cannot_do_it_is_answered_in_one_line(cluster, tmp_path, flags, message):
+def test_an_unsuitable_cluster_gives_one_line(cluster, tmp_path, flags, message):
     driver = start(tmp_path, *(flag.replace("ADDRESS", cluster.address) for flag in flags))
     _, errors = driver.communicate()
     assert driver.returncode == 2

@@ -90,7 +90,7 @@ def test_a_record_with_other_fields_is_refused(tmp_path, change):
         read_record(path)
 
 
-def test_a_write_that_is_cut_off_leaves_the_file_before_it(tmp_path):
+def test_an_interrupted_write_keeps_the_previous_file(tmp_path):
     path = tmp_path / "config.yaml"
     write_atomically(path, "seed: 1\n")
     with pytest.raises(UnicodeEncodeError):
@@ -133,7 +133,7 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     assert git_state() == ("unknown", True)
 
 
-def test_versions_are_those_that_are_installed():
+def test_versions_equal_the_installed_ones():
     assert versions()["torch"] == torch.__version__
     packages = {"torch", "torchvision", "lightning", "torchmetrics"}
     assert versions().keys() == {"python", "blas", *packages}
@@ -153,7 +153,7 @@ def test_the_cpu_is_described_with_its_threads():
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[1, 2", "\x00", ""])
-def test_a_file_that_is_no_record_is_one_line(tmp_path, content):
+def test_a_file_without_a_record_gives_one_line(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)
     for read in (read_record, read_any):
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_record_is_one_line(tmp_path, content):
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path):
+def test_a_too_large_file_is_not_read(tmp_path):
     path = tmp_path / "result.json"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)

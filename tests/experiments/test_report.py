@@ -148,7 +148,7 @@ def test_seconds_are_averaged_over_runs_of_one_device_only(
     assert report(tmp_path).count('data-value=""') == 1
 
 
-def test_without_any_run_it_says_what_to_do(
+def test_without_a_run_it_gives_a_command(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,7 +157,7 @@ def test_without_any_run_it_says_what_to_do(
     assert "<table" not in html
 
 
-def test_by_default_it_takes_all_runs_and_records_that_there_are(
+def test_by_default_it_uses_all_runs_and_records(
     report: Report, run: Path, fifty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("mine", "unfinished"):
@@ -206,7 +206,7 @@ def test_by_default_unreadable_runs_are_passed_over(
     assert rows(report("runs")) == ["run-00", run.name]
 
 
-def test_a_run_that_left_the_test_set_unread_counts_for_claims_and_is_not_listed(
+def test_a_run_without_a_test_counts_for_claims_and_is_not_listed(
     report: Report, record: Record, record_of: Callable[..., Record], tmp_path: Path
 ) -> None:
     suite = load_suites()["champion"]
@@ -226,9 +226,7 @@ def test_a_run_that_left_the_test_set_unread_counts_for_claims_and_is_not_listed
     assert "Not listed" not in report(tmp_path / "tested.json")
 
 
-def test_a_run_shows_everything_that_its_folder_holds(
-    report: Report, run: Path, record: Record
-) -> None:
+def test_a_run_shows_everything_in_its_folder(report: Report, run: Path, record: Record) -> None:
     html = report(run)
     text = without_tags(html)
     assert text.count("Not shown: ") == text.count("Not shown: python experiments/evaluate.py") == 2
@@ -252,7 +250,7 @@ def test_a_run_shows_everything_that_its_folder_holds(
     assert f"evaluate.py {run} --shift</code> measures the shift" in html
 
 
-def test_the_best_on_validation_is_first_and_what_does_not_compare_is_last(
+def test_the_best_on_validation_is_first_and_incomparable_rows_are_last(
     report: Report, record: Record, fifty: Path, tmp_path: Path
 ) -> None:
     quick = replace(scored(record, 90), quick=True)
@@ -329,7 +327,7 @@ def test_a_run_on_another_data_set_has_no_rank_and_no_point_in_the_chart(
     assert "against parameters of 1 configuration. " in html
 
 
-def test_a_strategy_that_was_chosen_without_validation_was_chosen_beforehand(
+def test_a_strategy_chosen_without_validation_was_chosen_beforehand(
     report: Report, run: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
@@ -424,7 +422,7 @@ def test_an_edited_record_is_refused(
 
 
 @pytest.mark.parametrize("out", ["file", "file/within"])
-def test_an_output_that_is_a_file_is_refused_before_anything_is_read(
+def test_an_output_that_is_a_file_is_rejected_before_anything_is_read(
     report: Report, refusal: Callable[..., str], tmp_path: Path, out: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -437,7 +435,7 @@ def test_an_unknown_flag_is_one_line(refusal: Callable[..., str], report: Report
     assert refusal("--title", act=report) == "unrecognized arguments: --title"
 
 
-def test_curves_count_epochs_from_the_steps_that_are_done() -> None:
+def test_curves_count_epochs_from_finished_steps() -> None:
     metrics = {"val/acc": [(4, 0.5), (9, 0.6)], "val/acc_ema": [(4, 0.4), (9, 0.7)]}
     [axis] = draw_curves(metrics, "acc", steps_per_epoch=5).figure.axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
@@ -549,7 +547,7 @@ def test_a_click_sorts_numbers_as_numbers_and_another_one_turns_them_round(page:
     assert [int(x.replace(",", "")) for x in read()] == numbers[::-1]
 
 
-def test_enter_sorts_and_the_heading_says_which_way(page: Page) -> None:
+def test_enter_sorts_and_the_heading_shows_the_order(page: Page) -> None:
     button, read = column(page, "Configuration")
     sorted_columns = page.locator("table.sortable").first.locator("th[aria-sort]")
     assert sorted_columns.all_inner_texts()[0].split()[0] == "#"
@@ -610,7 +608,7 @@ def test_the_first_tab_stop_leads_to_the_content(page: Page) -> None:
     assert page.evaluate("document.activeElement.id") == "main"
 
 
-def test_a_link_opens_the_run_that_it_leads_to(page: Page) -> None:
+def test_a_link_opens_its_run(page: Page) -> None:
     closed = page.locator("details:not([open]):has(h3)")
     assert closed.count() == 1
     page.evaluate(
@@ -732,7 +730,7 @@ def test_miniatures_are_in_a_closed_section_at_the_end(seeds_page: Page) -> None
     assert seeds_page.locator("section h2").last.inner_text() == "Miniatures and quick runs"
 
 
-def test_a_chart_shows_values_run_and_command_at_the_mouse_and_at_the_slider(page: Page) -> None:
+def test_a_chart_shows_values_run_and_command_at_the_pointer_and_the_slider(page: Page) -> None:
     tip = page.locator("#tip")
     expect(tip).to_be_hidden()
     curve = page.locator(".charts .chart").first

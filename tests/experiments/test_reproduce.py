@@ -234,7 +234,7 @@ def test_measured_rows_make_the_rows_of_their_claims_more_valuable(plan, place, 
     ]
 
 
-def test_rows_that_are_one_training_are_trained_once(plan):
+def test_rows_with_the_same_training_are_trained_once(plan):
     assert names(plan(rows=["se", "again"])) == ["table-se-full-0"]
     assert names(plan(rows=["again"])) == ["table-again-full-0"]
 
@@ -246,7 +246,7 @@ def test_a_scale_is_another_training_with_another_name(plan):
     assert (full.epochs, mini.epochs) == (4, 2)
 
 
-def test_operations_are_those_of_a_record():
+def test_operations_equal_a_records():
     record = json.loads(Path("experiments/results/sam_resnet_width16_8epochs.json").read_text())
     counted = 3 * record["operations_per_image"] * record["train_images"] * record["epochs"]
     assert operations_of_training(record["config"]) == counted
@@ -320,7 +320,7 @@ def begun(place):
     return lambda: any(place.runs.glob("*/last.ckpt"))
 
 
-def test_a_training_that_another_suite_began_is_gone_on_with(plan, place, scripts, launches):
+def test_a_training_begun_by_another_suite_is_continued(plan, place, scripts, launches):
     (job,) = plan(["se"])
     (scripts / "wait").touch()
     assert run_row(job, place, math.inf, begun(place)).ending == "cut off"
@@ -331,9 +331,7 @@ def test_a_training_that_another_suite_began_is_gone_on_with(plan, place, script
     assert launches() == ["table-se-full-0 begun", "table-se-full-0 resumed"]
 
 
-def test_of_the_same_training_twice_the_finished_run_counts_and_what_is_no_run_does_not(
-    plan, place, suite
-):
+def test_a_repeated_training_counts_if_finished_and_other_folders_do_not(plan, place, suite):
     row = suite.rows["se"]
     config = yaml.safe_dump(resolve_config(row.flags("full", 0)))
     for name, file in (("a", "last.ckpt"), ("b", "result.json"), ("c", "last.ckpt")):
@@ -378,7 +376,7 @@ def taught(tmp_path, scripts, record_of):
     return suite
 
 
-def test_a_teacher_is_trained_before_its_student_even_if_only_the_student_is_asked_for(
+def test_a_teacher_is_trained_before_its_student_even_without_being_named(
     taught, reproduce, launches, tmp_path
 ):
     command = ("--rows=se", "--seeds=1", "--rows-at-once=2")
@@ -413,14 +411,14 @@ def test_a_student_of_a_failed_teacher_is_not_trained(taught, reproduce, scripts
     assert launches() == ["taught-plain-full-0 begun"]
 
 
-def test_a_folder_that_records_begin_in_is_said(reproduce):
+def test_the_folder_of_records_is_printed(reproduce):
     _, out, _ = reproduce("--rows=se", "--seeds=1")
     assert "There are no records yet: the folder results is made" in out
     _, out, _ = reproduce("--rows=se", "--seeds=1")
     assert "There are no records" not in out
 
 
-def test_two_runners_side_by_side_train_nothing_twice(plan, place, launches):
+def test_two_simultaneous_runners_train_nothing_twice(plan, place, launches):
     jobs = plan(seeds=2)
     again = plan(["again", "plain"], seeds=2)
     end = math.inf
@@ -454,7 +452,7 @@ def test_a_training_outlives_no_runner_and_its_lock_no_training(plan, place, scr
     assert outcome.ending == "finished"
 
 
-def test_time_that_is_up_ends_the_training_and_begins_no_other(
+def test_the_time_limit_ends_the_training_and_starts_no_other(
     reproduce, place, scripts, launches, monkeypatch
 ):
     clock, is_begun = time.time, begun(place)
@@ -515,7 +513,7 @@ def test_a_row_that_fails_does_not_stop_the_others(reproduce, scripts):
     assert line.startswith("failed: table-plain-full-0: RuntimeError: no such luck (exit code 1")
 
 
-def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, scripts, tmp_path):
+def test_a_full_disk_leaves_no_half_written_file(reproduce, scripts, tmp_path):
     (scripts / "fail").write_text(f"OSError: [Errno 28] {os.strerror(28)}")
     code, _, err = reproduce("--rows=plain,se", "--seeds=1")
     assert code == 2
@@ -558,9 +556,7 @@ def test_a_disk_that_is_full_ends_it_with_nothing_half_written(reproduce, script
         (["--ray=auto"], "table.yaml", "--ray needs the package ray: install it with"),
     ],
 )
-def test_mistakes_are_answered_in_one_line(
-    reproduce, launches, monkeypatch, tmp_path, flags, named, message
-):
+def test_mistakes_give_one_line(reproduce, launches, monkeypatch, tmp_path, flags, named, message):
     monkeypatch.setitem(sys.modules, "ray", None)
     text = "title: x\npaper: y\nclaims: []\nrows:\n  a: {arch: resnet}\n"
     (tmp_path / "broken.yaml").write_text(text)
@@ -569,7 +565,7 @@ def test_mistakes_are_answered_in_one_line(
     assert message in err
 
 
-def test_a_record_whose_configuration_was_edited_is_refused(reproduce, tmp_path):
+def test_a_record_with_an_edited_configuration_is_rejected(reproduce, tmp_path):
     assert reproduce("--rows=se", "--seeds=1")[0] == 0
     path = tmp_path / "results" / "claims" / "table-se-full-0.json"
     path.write_text(path.read_text().replace('"max_epochs": 3', '"max_epochs": 2'))
@@ -578,7 +574,7 @@ def test_a_record_whose_configuration_was_edited_is_refused(reproduce, tmp_path)
     assert "was edited" in err
 
 
-def test_a_row_that_was_changed_overwrites_nothing(reproduce, tmp_path):
+def test_a_changed_row_overwrites_nothing(reproduce, tmp_path):
     assert reproduce("--rows=se", "--seeds=1")[0] == 0
     suite = tmp_path / "table.yaml"
     suite.write_text(suite.read_text().replace("trainer.max_epochs: 3", "trainer.max_epochs: 5"))

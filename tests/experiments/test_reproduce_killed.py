@@ -65,7 +65,7 @@ def table(folder):
 
 
 @pytest.mark.trust
-def test_killed_ten_times_a_suite_ends_like_one_that_was_not(tmp_path):
+def test_a_suite_killed_ten_times_ends_like_an_undisturbed_one(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     began = time.monotonic()
     assert start(undisturbed).wait() == 0

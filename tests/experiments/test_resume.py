@@ -153,7 +153,7 @@ def steps_of(checkpoint):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_an_interrupted_run_that_is_stopped_again_ends_like_an_undisturbed_run(
+def test_a_run_stopped_twice_ends_like_an_undisturbed_run(
     recipe, undisturbed, tiny, command, resume
 ):
     flags, epoch = RECIPES[recipe]
@@ -283,7 +283,7 @@ class Keep(Callback):
 
 
 @pytest.mark.parametrize("flags", [(), SWA])
-def test_a_run_whose_best_weights_are_newer_than_its_last_checkpoint_repeats_them(
+def test_a_run_with_best_weights_newer_than_last_ckpt_repeats_them(
     flags, undisturbed, tiny, command, resume
 ):
     """A kill less than 30 seconds after the end of an epoch leaves such files."""
@@ -319,9 +319,7 @@ def test_a_run_that_was_interrupted_in_evaluation_continues_with_it(
 
 
 @pytest.mark.parametrize("flags", [(), ("--trainer.max_epochs=-1", "--trainer.max_steps=9")])
-def test_a_run_that_is_out_of_time_is_continued_with_more_of_it(
-    flags, undisturbed, tiny, command, resume
-):
+def test_a_run_out_of_time_continues_with_more_time(flags, undisturbed, tiny, command, resume):
     expected = undisturbed().folder
 
     class Slow(Callback):

@@ -67,7 +67,7 @@ def predictions(run):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def test_the_folder_holds_everything_of_the_run(run):
+def test_the_folder_contains_everything_of_the_run(run):
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
         ".lock",
@@ -92,7 +92,7 @@ def test_the_record_comes_back_from_its_file(run):
     assert read_record(run.folder / "result.json") == run.record
 
 
-def test_the_record_says_what_was_run(run):
+def test_the_record_contains_the_command_and_settings(run):
     record = run.record
     assert (record.arch, record.name, record.seed, record.quick) == (
         "sam_resnet",
@@ -135,7 +135,7 @@ def test_the_training_accuracy_is_the_last_one_if_mixing_was_switched_off(tmp_pa
     assert last_train_accuracy(read_metrics(curves)) == 0.5
 
 
-def test_the_record_holds_the_validation_curve_and_the_clean_training_accuracy(run):
+def test_the_record_contains_the_validation_curve_and_the_clean_training_accuracy(run):
     record = run.record
     assert record.val_curve == pytest.approx(column(run, "val/acc"), abs=1e-6)
     assert len(record.val_curve) == record.epochs
@@ -196,7 +196,7 @@ def test_the_scored_weights_are_the_first_best_ones_of_training(name, kind, metr
 
 
 @pytest.mark.parametrize(("name", "kind"), [("run", "raw"), ("run", "ema"), ("averaged", "swa")])
-def test_the_predictions_are_those_of_the_checkpoints_weights(name, kind, request, few_images):
+def test_the_predictions_come_from_the_checkpoints_weights(name, kind, request, few_images):
     run = request.getfixturevalue(name)
     checkpoint = torch.load(
         run.folder / run.record.scores["test"][kind].checkpoint, weights_only=True
@@ -279,7 +279,7 @@ def test_wandb_is_kept_offline_in_the_folder(run):
 
 
 @pytest.mark.parametrize("file", ["best.ckpt", "best_ema.ckpt", "last.ckpt"])
-def test_checkpoints_hold_no_code_and_the_last_one_is_whole(run, file):
+def test_checkpoints_contain_no_code_and_the_last_one_is_complete(run, file):
     checkpoint = torch.load(run.folder / file, weights_only=True)
     assert checkpoint["architecture"] == "SAMResNetClassifier"
     assert checkpoint["hyper_parameters"]["base_width"] == 4
@@ -292,7 +292,7 @@ def test_checkpoints_hold_no_code_and_the_last_one_is_whole(run, file):
         assert not checkpoint.keys() & {"callbacks", "optimizer_states", "loops"}
 
 
-def test_without_validation_images_the_last_weights_are_tested_and_none_selected(experiment):
+def test_without_validation_images_the_last_weights_are_tested(experiment):
     run = experiment("--data.val_fraction=0")
     assert run.record.selected is None
     assert (run.record.clean_train_accuracy, run.record.val_curve) == (None, [])
@@ -304,7 +304,7 @@ def test_without_validation_images_the_last_weights_are_tested_and_none_selected
     assert run.cli.trainer.num_training_batches == 3
 
 
-def test_an_average_that_never_began_is_left_out(experiment):
+def test_an_average_without_updates_is_left_out(experiment):
     flags = ("--trainer.max_steps=4", "--ema=false", "--swa.start=0.9", "--trainer.max_epochs=9")
     with pytest.warns(UserWarning, match="best_swa.ckpt was not written"):
         run = experiment(*flags)
@@ -313,7 +313,7 @@ def test_an_average_that_never_began_is_left_out(experiment):
     assert load_weights(run.folder, "swa") is None
 
 
-def test_a_run_that_max_steps_ends_within_an_epoch_is_validated_and_finished(experiment):
+def test_a_run_that_max_steps_ends_within_an_epoch_is_validated_and_tested(experiment):
     class Slow(Callback):
         def on_train_batch_end(self, *_):
             time.sleep(1)
@@ -373,7 +373,7 @@ def test_the_test_images_are_not_read_before_training_has_ended(experiment, few_
     assert events == ["train", "end of training", "test"]
 
 
-def test_a_run_may_leave_the_test_set_unread_and_is_no_entry_of_a_report(experiment, few_images):
+def test_a_run_without_a_test_is_not_in_the_report(experiment, few_images):
     read = []
 
     def images(split, **_):

@@ -129,7 +129,7 @@ def test_the_page_has_means_and_gains_of_the_existing_records(suite, place, trai
     assert cells["base"][2] == ""
 
 
-def test_rows_of_another_process_are_asked_for_again(suite, place, trained, monkeypatch):
+def test_rows_of_another_process_are_requested_again(suite, place, trained, monkeypatch):
     run_row, asked = halving.run_row, []
 
     def busy(job, *of):
@@ -142,13 +142,13 @@ def test_rows_of_another_process_are_asked_for_again(suite, place, trained, monk
     assert len(trained) == 2 * len(ROWS)
 
 
-def test_a_training_that_fails_ends_it_in_one_line(suite, place, monkeypatch):
+def test_a_failed_training_ends_it_with_one_line(suite, place, monkeypatch):
     monkeypatch.setattr(halving, "run_row", lambda job, *_: Outcome(job, "failed", "no space"))
     with pytest.raises(UserError, match=r"^candidates_2epochs-base-mini-0: no sp"):
         screen(Worker(suite, place, math.inf), make_rungs(1, 2), print)
 
 
-def test_the_first_trainings_may_have_several_seeds(suite, place, trained):
+def test_the_first_trainings_can_have_several_seeds(suite, place, trained):
     screen(Worker(suite, place, math.inf), make_rungs(1, epochs=2, seeds=3), print)
     assert [seed for row, _, seed in trained if row == "worse"] == [0, 1, 2]
 
@@ -186,7 +186,7 @@ def test_the_command_writes_a_page_for_the_suite_and_one_for_some_rows(
     assert len(trained) == len(ROWS)
 
 
-def test_the_committed_pages_are_what_their_records_say():
+def test_the_committed_pages_equal_new_renderings():
     pages = sorted((RESULTS / "screening").glob("*.md"))
     for path in pages:
         (command,) = re.findall("Written by `(python experiments/screen.py .*?)`", path.read_text())

@@ -25,7 +25,7 @@ def test_the_interval_of_a_mean_is_students():
     assert estimate.interval == pytest.approx((2 - half, 2 + half), abs=1e-4)
 
 
-def test_a_paired_interval_is_that_of_the_differences():
+def test_a_paired_interval_is_computed_from_differences():
     # The differences 1, 2, 3 do not contain the common part of each pair.
     estimate = paired_difference([11.0, 52.0, 93.0], [10.0, 50.0, 90.0])
     assert estimate == mean_of([1.0, 2.0, 3.0])
@@ -43,7 +43,7 @@ def test_welchs_interval_of_equal_variances_and_sizes_is_the_pooled_one():
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (2, 7), (10, 4)])
-def test_an_interval_leaves_out_zero_exactly_where_the_test_rejects(sizes):
+def test_an_interval_excludes_zero_exactly_if_the_test_rejects(sizes):
     rng = np.random.default_rng(0)
     decisions = set()
     for _ in range(40):
@@ -70,7 +70,7 @@ def test_a_ratio_of_spreads_has_the_interval_of_the_f_test():
     assert estimate.interval == pytest.approx(expected, rel=1e-5)
 
 
-def test_intervals_cover_what_they_estimate_as_often_as_they_say():
+def test_intervals_have_their_stated_coverage():
     draws = np.random.default_rng(0).normal(93, 0.14, (400, 2, 3))
     intervals = [welch_difference(*draw).interval for draw in draws]
     # Welch's interval is slightly too wide for three runs per side.
@@ -89,12 +89,12 @@ def test_one_run_has_a_value_and_no_interval():
         assert estimate.sd is None
 
 
-def test_runs_that_are_all_the_same_have_an_interval_of_one_point():
+def test_equal_runs_have_an_interval_of_one_point():
     assert mean_of([92.1, 92.1, 92.1]).interval == pytest.approx((92.1, 92.1), abs=1e-9)
     assert welch_difference([2.0, 2.0], [1.0, 1.0]).interval == (1.0, 1.0)
 
 
-def test_runs_that_are_all_the_same_on_one_side_leave_the_interval_of_the_other():
+def test_equal_runs_on_one_side_leave_the_interval_of_the_other():
     # Means 3 and 1. t with 1 degree of freedom is 12.7062; the standard error is 0.1.
     for ours, theirs in (([3.0, 3.0], [0.9, 1.1]), ([2.9, 3.1], [1.0, 1.0])):
         low, high = welch_difference(ours, theirs).interval
@@ -102,7 +102,7 @@ def test_runs_that_are_all_the_same_on_one_side_leave_the_interval_of_the_other(
 
 
 @pytest.mark.parametrize("side", [[92.5], [92.5, 92.5]])
-def test_there_is_no_ratio_of_spreads_where_one_does_not_spread(side):
+def test_there_is_no_ratio_of_spreads_if_one_is_zero(side):
     others, n = [92.0, 92.1, 92.2], len(side)
     for ratio, sizes in ((sd_ratio(side, others), (n, 3)), (sd_ratio(others, side), (3, n))):
         assert math.isnan(ratio.value)
@@ -114,13 +114,13 @@ def test_there_is_no_ratio_of_spreads_where_one_does_not_spread(side):
     ("effect", "a_side", "pairs"),
     [(1.0, 17, 10), (-1.0, 17, 10), (0.5, 64, 34), (0.1 / 0.14, 32, 18), (70.0, 2, 2)],
 )
-def test_the_runs_that_a_difference_needs_are_those_of_the_textbook(effect, a_side, pairs):
+def test_the_needed_runs_equal_the_textbooks(effect, a_side, pairs):
     # Cohen 1988, tables 2.4. The normal approximation would give 16 and 8 for an effect of 1.
     assert needed_seeds(effect, 1.0) == a_side
     assert needed_seeds(0.14 * effect, 0.14, paired=True) == pairs
 
 
-def test_more_power_needs_more_runs_and_what_never_varies_two():
+def test_more_power_needs_more_runs_and_no_variance_needs_two():
     assert needed_seeds(0.1, 0.14, power=0.9) == 43
     assert needed_seeds(0.1, USUAL_SD) == 32
     assert needed_seeds(0.1, 0.0) == 2
@@ -130,9 +130,7 @@ def test_more_power_needs_more_runs_and_what_never_varies_two():
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("effect", [1.0, 2.5])
-def test_that_many_runs_find_the_difference_as_often_as_promised_and_one_less_does_not(
-    effect, paired
-):
+def test_the_needed_runs_have_the_promised_power_and_one_less_does_not(effect, paired):
     n = needed_seeds(effect, 1.0, paired)
     rng = np.random.default_rng(0)
 

@@ -115,7 +115,7 @@ def check(score: ShiftScore, logits: np.ndarray, labels: Tensor, temperature: fl
 @pytest.mark.parametrize(
     ("corruption", "position"), [("gaussian_noise", 0), ("fog", 1), ("spatter", 1)]
 )
-def test_each_image_set_is_scored_as_a_computation_by_hand_scores_it(
+def test_each_image_set_is_scored_as_by_hand(
     shifted: Shifted, corruption: str, position: int
 ) -> None:
     images, labels = few_images("test")
@@ -131,7 +131,7 @@ def test_each_image_set_is_scored_as_a_computation_by_hand_scores_it(
         check(result.corrupted[corruption][position], logits[name], labels, result.temperature)
 
 
-def test_temperatures_are_those_that_clean_validation_images_ask_for(shifted: Shifted) -> None:
+def test_temperatures_are_fitted_on_clean_validation_images(shifted: Shifted) -> None:
     arrays = np.load(shifted.folder / "predictions.npz")
     for strategy, weights in (("plain", "raw"), ("ema", "ema")):
         logits, labels = (torch.from_numpy(arrays[f"val_{x}"]) for x in (weights, "labels"))
@@ -139,7 +139,7 @@ def test_temperatures_are_those_that_clean_validation_images_ask_for(shifted: Sh
         assert shifted.shift.strategies[strategy].temperature == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_clean_score_is_that_of_the_run(shifted: Shifted) -> None:
+def test_the_clean_score_equals_the_runs(shifted: Shifted) -> None:
     scores = open_run(shifted.folder).record.scores["test"]
     for strategy, weights in (("plain", "raw"), ("ema", "ema")):
         clean = shifted.shift.strategies[strategy].clean
@@ -160,7 +160,7 @@ def test_mean_corruption_error_is_the_mean_of_means_over_15_and_over_19(shifted:
             assert getattr(result.mean_15.fitted, measure) == pytest.approx(np.mean(values))
 
 
-def test_the_record_says_where_it_comes_from_and_can_be_read_again(
+def test_the_record_contains_its_provenance_and_can_be_read_again(
     shifted: Shifted, tmp_path: Path
 ) -> None:
     shift = open_run(shifted.folder).shift()
@@ -175,7 +175,7 @@ def test_the_record_says_where_it_comes_from_and_can_be_read_again(
     assert (tmp_path / "again.json").read_text() == (shifted.folder / "shift.json").read_text()
 
 
-def test_the_tables_show_what_the_record_holds(shifted: Shifted) -> None:
+def test_the_tables_show_the_records_values(shifted: Shifted) -> None:
     lines = shifted.printed.splitlines()
     assert max(map(len, lines)) <= 100
     assert "SYNTHETIC" in lines[0]
@@ -263,7 +263,7 @@ def test_a_part_of_the_benchmark_is_printed_and_not_recorded(
     assert f"│ clean │ {expected:.2%} │" in printed
 
 
-def test_a_shift_that_was_edited_is_refused_and_an_older_one_is_not(
+def test_an_edited_shift_record_is_rejected_and_an_older_one_is_not(
     copy: Path, shifted: Shifted
 ) -> None:
     text = (shifted.folder / "shift.json").read_text()
@@ -311,7 +311,7 @@ def test_an_average_is_joined_with_the_raw_weights_whichever_it_is() -> None:
         (["--shift", "--cifar101", "no"], "--cifar101 contains photographs, but "),
     ],
 )
-def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(
+def test_a_mistake_gives_one_line_and_writes_nothing(
     refusal: Callable[..., str], copy: Path, flags: list[str], message: str
 ) -> None:
     before = sorted(copy.iterdir())

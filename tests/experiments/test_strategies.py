@@ -35,7 +35,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize(
     "strategy", [*STRATEGIES.values(), *JOINT.values()], ids=[*STRATEGIES, *JOINT]
 )
-def test_shared_views_give_what_the_built_module_gives(strategy: Strategy) -> None:
+def test_shared_views_equal_the_built_module(strategy: Strategy) -> None:
     networks = {name: network(seed) for seed, name in enumerate(strategy.networks)}
     seen = {
         name: {
@@ -86,7 +86,7 @@ def test_a_run_gets_the_strategies_that_its_weights_allow(
         assert (name in allowed) == (not absent & set(strategy.networks))
 
 
-def test_a_strategy_is_what_its_name_says() -> None:
+def test_each_strategy_has_the_weights_and_views_of_its_name() -> None:
     of_a_run = ["flip", "tta", "six-view", "adaptive", "ensemble"]
     names = [PLAIN, *of_a_run, "tta+ensemble", "six-view+ensemble", "ema", "swa", "ema+tta"]
     names += ["ema+flip", "ema+six-view", "ema+adaptive", "swa+flip", "swa+six-view"]
@@ -114,7 +114,7 @@ def test_the_ladder_has_strategies_with_so_many_views() -> None:
     assert all(STRATEGIES[LADDER[count]] == first_views(count) for count in (4, 8, 12))
 
 
-def test_joint_strategies_are_what_their_names_say() -> None:
+def test_joint_strategies_combine_their_named_parts() -> None:
     together = {"a": 1, "b": 1}
     assert joint_strategies(["a", "b"]) == {
         "a": Strategy({"a": 1}, IDENTITY),

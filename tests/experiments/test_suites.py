@@ -48,7 +48,7 @@ def load(tmp_path):
 
 @pytest.mark.parametrize(("suite", "row"), ROWS, ids=[f"{s.name}-{r.name}" for s, r in ROWS])
 @pytest.mark.parametrize("scale", ["full", "mini"])
-def test_every_row_is_a_command_line_that_says_what_its_suite_says(suite, row, scale):
+def test_every_row_is_a_command_line_with_its_suites_settings(suite, row, scale):
     config = config_of_row(row, scale)
     expected = row.overrides | (row.mini if scale == "mini" else {})
     for flag, value in expected.items():
@@ -93,19 +93,19 @@ TABLE_1 = (
         ),
     ],
 )
-def test_at_mini_scale_a_row_is_what_it_was_trained_as(suite, row, flags):
+def test_at_mini_scale_a_row_has_the_settings_of_its_training(suite, row, flags):
     trained = training_of(resolve_config(flags.split()), "cifar10")
     assert training_of_row(ALL[suite].rows[row], "mini") == trained
 
 
-def test_rows_that_differ_in_how_they_predict_are_one_training():
+def test_rows_that_differ_only_in_prediction_are_one_training():
     table, figure = ALL["sam_resnet_table1"].rows, ALL["sam_resnet_figure1"].rows
     same = {training_of_row(x, "mini") for x in (table["mixup"], table["ema"], figure["final"])}
     assert len(same) == 1
     assert len({training_of_row(row, "mini") for row in table.values()}) == 3
 
 
-def test_suites_that_count_train_nothing_and_the_others_every_row():
+def test_suites_of_counts_train_nothing_and_others_every_row():
     for suite in ALL.values():
         counts = suite.name in ("arithmetic", "hand_counts")
         assert suite.trained_rows == ([] if counts else list(suite.rows.values())), suite.name
@@ -116,7 +116,7 @@ def test_only_strategies_beyond_single_views_need_an_evaluation():
     assert not any(ALL["sam_resnet_table1"].needs_evaluation(row) for row in ("ema", "se"))
 
 
-def test_a_row_lays_its_own_mini_over_the_suites_and_both_over_its_overrides(load):
+def test_a_rows_mini_replaces_the_suites_and_both_replace_its_overrides(load):
     row = load(SMALL).rows["base"]
     assert row.flags("full", 3) == [
         "--arch=resnet",
@@ -156,7 +156,7 @@ def test_a_value_is_written_as_run_py_reads_it(load, value, flag):
         ("50\n    tolerance: 10", 40, 60),
     ],
 )
-def test_a_claim_is_all_that_rounds_to_what_is_printed(load, claimed, low, high):
+def test_a_claim_includes_all_numbers_that_round_to_it(load, claimed, low, high):
     (claim,) = load(SMALL.replace("0.50", claimed)).claims
     assert (claim.claimed.low, claim.claimed.high) == pytest.approx((low, high), rel=1e-12)
 
@@ -192,7 +192,7 @@ def test_a_measure_is_arithmetic(measure, value):
         ("a", None),
     ],
 )
-def test_a_difference_and_a_ratio_of_two_terms_are_known_as_such(measure, pair):
+def test_differences_and_ratios_of_two_terms_are_recognised(measure, pair):
     assert Measure(measure).pair == pair
 
 
@@ -250,7 +250,7 @@ def test_a_difference_and_a_ratio_of_two_terms_are_known_as_such(measure, pair):
         ("rows:\n", "rows:\n\t- x\n", 5, "found character '\\t' that cannot start any token"),
     ],
 )
-def test_a_malformed_suite_is_answered_in_one_line_with_file_line_and_key(
+def test_a_malformed_suite_gives_one_line_with_file_line_and_key(
     load, old, new, line, key, tmp_path
 ):
     assert SMALL.count(old) >= 1
@@ -269,7 +269,7 @@ def test_a_malformed_suite_is_answered_in_one_line_with_file_line_and_key(
         ("data.cutout: 8", "emma: true", "--emma=true (did you mean"),
     ],
 )
-def test_a_flag_that_run_py_refuses_is_answered_with_its_row(load, old, new, reason, capfd):
+def test_a_flag_that_run_py_rejects_gives_its_row(load, old, new, reason, capfd):
     row = load(SMALL.replace(old, new)).rows["base"]
     with pytest.raises(UserError, match=r"line 5: rows.base is refused at full scale: ") as error:
         config_of_row(row, "full")
@@ -284,7 +284,7 @@ def test_a_suite_without_claims_is_trained(load):
 
 
 @pytest.mark.parametrize("content", ["", "- a\n", "just words\n", b"\xff\xfe\x00"])
-def test_a_file_that_is_no_suite_gives_one_line(tmp_path, content):
+def test_a_file_without_a_suite_gives_one_line(tmp_path, content):
     path = tmp_path / "table.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=re.escape(str(path))) as error:

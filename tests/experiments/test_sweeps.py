@@ -66,7 +66,7 @@ def at(settings: dict[str, Any], path: str) -> Any:
     return settings
 
 
-def test_there_is_one_for_the_optimizer_and_one_for_each_papers_augmentation() -> None:
+def test_the_optimizer_and_each_papers_augmentation_have_a_comparison() -> None:
     assert {path.stem for path in SWEEPS} == {
         "lr_weight_decay",
         "sam_resnet_augmentation",
@@ -118,7 +118,7 @@ def test_validation_decides_and_nothing_else(sweep: Sweep) -> None:
     assert sweep["metric"] == {"name": "val/acc", "goal": "maximize"}
 
 
-def test_sam_resnets_own_augmentation_is_among_those_tried() -> None:
+def test_sam_resnets_augmentation_is_one_of_the_candidates() -> None:
     path = ROOT / "experiments" / "sweeps" / "sam_resnet_augmentation.yaml"
     parameters = yaml.safe_load(path.read_text())["parameters"]
     preset = yaml.safe_load((ROOT / "experiments" / "configs" / "sam_resnet.yaml").read_text())
@@ -171,7 +171,7 @@ def test_the_agents_id_is_the_runs_id_and_stays_it(
 
 
 @pytest.mark.usefixtures("under_an_agent")
-def test_runs_of_several_agents_have_folders_of_their_own(
+def test_runs_of_several_agents_have_different_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def folder() -> Path:

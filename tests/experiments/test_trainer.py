@@ -36,7 +36,7 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
-def test_auto_is_the_fastest_precision_that_a_gpu_computes_in(gpu, accelerator):
+def test_auto_is_the_fastest_precision_of_a_gpu(gpu, accelerator):
     gpu(bf16=True)
     assert resolve_precision("auto", accelerator) == "bf16-mixed"
     gpu(bf16=False)
@@ -64,7 +64,7 @@ def test_auto_is_channels_last_on_a_gpu(gpu):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_a_format_that_is_named_is_taken(gpu, channels_last):
+def test_a_named_format_is_used(gpu, channels_last):
     gpu()
     assert resolve_channels_last(channels_last, "auto") is channels_last
 
@@ -84,7 +84,7 @@ def test_auto_compiles_long_trainings_on_a_gpu(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true"])
-def test_a_precision_that_is_named_is_taken(gpu, precision):
+def test_a_named_precision_is_used(gpu, precision):
     gpu()
     assert resolve_precision(precision, "auto") == precision
     gpu(available=False)
@@ -119,7 +119,7 @@ def held(monkeypatch):
     held.set()
 
 
-def test_a_checkpoint_is_of_the_moment_in_which_it_was_saved(tmp_path, held):
+def test_a_checkpoint_has_the_state_at_its_saving(tmp_path, held):
     weight = torch.nn.Parameter(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last))
     progress = {"epoch": 1}
     state = {"weights": {"weight": weight}, "averages": [weight.data, (0.5, weight.data)]}
@@ -155,7 +155,7 @@ def test_the_last_of_several_writes_is_waited_for_and_whole(tmp_path, read):
     assert torch.load(path.with_name("previous.ckpt"), weights_only=True)["epoch"] == 18
 
 
-def test_a_disk_that_is_too_slow_is_waited_for(tmp_path, held):
+def test_a_slow_disk_delays_the_next_checkpoint(tmp_path, held):
     files = BackgroundFiles()
     for number in range(files.WAITING):
         files.save_checkpoint({}, tmp_path / f"{number}.ckpt")
@@ -190,7 +190,7 @@ def full_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("call", ["save", "teardown"])
-def test_a_write_that_is_cut_off_is_raised_and_leaves_the_checkpoint_before_it(
+def test_an_interrupted_write_is_raised_and_keeps_the_previous_checkpoint(
     tmp_path, full_disk, call
 ):
     files, path = BackgroundFiles(), tmp_path / "last.ckpt"

@@ -93,12 +93,12 @@ def test_an_official_batch_is_read_as_torchvision_reads_it(cifar10_root: Path) -
 
 
 @pytest.mark.parametrize("ids", [[7, 3, 9, 1, 0], np.array([7, 3, 9, 1, 0]), [b"7", *"3910"]])
-def test_the_ids_of_a_test_set_are_its_own(tmp_path: Path, ids: object) -> None:
+def test_the_ids_come_from_the_test_set(tmp_path: Path, ids: object) -> None:
     _, found = read_test_set(write(tmp_path / "set.pkl", {b"data": PIXELS, b"ids": ids}))
     assert found == ["7", "3", "9", "1", "0"]
 
 
-def test_a_key_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+def test_a_key_that_is_not_text_is_ignored(tmp_path: Path) -> None:
     images, _ = read_test_set(write(tmp_path / "set.pkl", {b"\xff": 1, b"data": PIXELS}))
     assert torch.equal(images, CHANNELS_FIRST)
 
@@ -187,7 +187,7 @@ def test_pictures_of_32_pixels_are_taken_as_they_are(tmp_path: Path) -> None:
     assert found.resized == 0
 
 
-def test_inputs_keep_their_order_and_their_number_is_progress(
+def test_inputs_keep_their_order_and_are_counted_as_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "LINE_EVERY", 0)
@@ -204,7 +204,7 @@ def test_inputs_keep_their_order_and_their_number_is_progress(
     assert capsys.readouterr().err.endswith("files: 3 of 4, 0 s left\n")
 
 
-def test_of_a_wide_picture_the_square_in_the_middle_counts(tmp_path: Path) -> None:
+def test_a_wide_picture_is_cropped_to_its_middle_square(tmp_path: Path) -> None:
     wide = np.zeros((64, 100, 3), np.uint8)
     wide[:, 18:82] = (10, 200, 90)
     Image.fromarray(wide).save(tmp_path / "wide.png")
@@ -403,7 +403,7 @@ def test_a_webp_has_a_lower_limit(tmp_path: Path) -> None:
         read_picture(tmp_path / "a.webp")
 
 
-def test_a_picture_of_a_format_that_runs_programs_is_refused(tmp_path: Path) -> None:
+def test_a_picture_format_that_runs_programs_is_rejected(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png", format="EPS")
     with pytest.raises(PictureError, match=r"a\.png is EPS, not JPEG, "):
         read_picture(tmp_path / "a.png")
@@ -466,7 +466,7 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_unlabelled([picture])
 
 
-def test_a_submission_is_what_kaggle_takes() -> None:
+def test_a_submission_has_kaggles_format() -> None:
     assert submission_csv(["0", "1", "2"], [3, 9, 0]) == "ID,Labels\n0,3\n1,9\n2,0\n"
 
 

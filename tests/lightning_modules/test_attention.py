@@ -31,7 +31,7 @@ def test_squeeze_excitation_is_torchvisions(name: str, activation: type[nn.Modul
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_channel_attention_weighs_each_channel_by_one_mlp_of_its_mean_and_maximum() -> None:
+def test_channel_attention_weights_channels_by_one_mlp_of_mean_and_maximum() -> None:
     attention = ChannelAttention(32, reduction=4)
     first, second = attention.parameters()
     x = feature_maps(32)
@@ -43,7 +43,7 @@ def test_channel_attention_weighs_each_channel_by_one_mlp_of_its_mean_and_maximu
         torch.testing.assert_close(weighted, torch.einsum("c,chw->chw", weights, image))
 
 
-def test_spatial_attention_weighs_each_position_by_a_7x7_window_of_mean_and_maximum() -> None:
+def test_spatial_attention_weights_positions_by_a_7x7_window_of_mean_and_maximum() -> None:
     attention = SpatialAttention()
     (filters,) = attention.parameters()
     x = feature_maps(3)

@@ -161,7 +161,7 @@ def test_it_takes_mixed_targets_and_several_views(steps, soft, views):
     assert_equal_runs(*runs[2:], *runs[:2])
 
 
-def test_a_batch_of_another_size_and_a_parameter_that_rests_have_graphs_of_their_own(steps):
+def test_another_batch_size_and_frozen_parameters_have_separate_graphs(steps):
     class Rests(ImageClassifier):
         def on_train_batch_start(self, batch, batch_idx):
             self.network[0].bias.requires_grad_(batch_idx < 4)
@@ -191,7 +191,7 @@ class SaveWithin(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_a_run_that_resumes_within_an_optimizer_step_does_as_one_without(steps, tmp_path):
+def test_a_run_resumed_within_an_optimizer_step_equals_an_undisturbed_run(steps, tmp_path):
     # Lightning does not save gradients: the resumed step has only those after the checkpoint.
     options = {"accumulate_grad_batches": 3}
     module = ImageClassifier(make_network())

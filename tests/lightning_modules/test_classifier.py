@@ -136,7 +136,7 @@ def test_the_validation_loss_has_no_label_smoothing(suffix: str) -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_of_three_views_the_first_is_classified_and_all_are_compared() -> None:
+def test_the_first_of_three_views_is_classified_and_all_are_compared() -> None:
     module = small("sam_resnet", label_smoothing=0.1, jsd_weight=12.0)
     views, labels = torch.randn(4, 3, 3, 32, 32), torch.tensor([1, 2, 3, 4])
     # All views are one batch and share its BatchNorm statistics.
@@ -173,7 +173,7 @@ def test_an_unknown_choice_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"speed_resnet"}))
-def test_muon_is_refused_where_convolutions_are_not_normalised(name: str) -> None:
+def test_muon_is_rejected_if_convolutions_are_not_normalised(name: str) -> None:
     with pytest.raises(ValueError, match=r"^optimizer must be 'sgd' for .*, got 'muon', which"):
         small(name, optimizer="muon")
 
@@ -183,7 +183,7 @@ def test_muon_is_not_fused() -> None:
         small("speed_resnet", optimizer="muon", fused=True)
 
 
-def test_a_name_that_is_no_architecture_is_a_missing_key() -> None:
+def test_an_unknown_architecture_is_a_missing_key() -> None:
     assert ARCHITECTURES.get("resnet18") is None
 
 

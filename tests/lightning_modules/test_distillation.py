@@ -20,7 +20,7 @@ def of_the_tutorial(student, teacher, temperature):
     return (targets * (targets.log() - student)).sum() / len(student) * temperature**2
 
 
-def test_it_is_the_definition_of_pytorchs_tutorial_and_so_is_its_gradient():
+def test_value_and_gradient_equal_pytorchs_tutorial():
     ours, theirs = (logits_of(0).requires_grad_() for _ in range(2))
     loss = distillation_loss(ours, soft_targets([logits_of(1)], 2.0), 2.0)
     expected = of_the_tutorial(theirs, logits_of(1), 2.0)
@@ -30,7 +30,7 @@ def test_it_is_the_definition_of_pytorchs_tutorial_and_so_is_its_gradient():
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_it_is_what_it_is_by_hand():
+def test_it_equals_a_computation_by_hand():
     # Temperature 2 turns the odds of 16 to 1 and 9 to 1 into 4 to 1 and 3 to 1.
     teacher, student = torch.tensor([[log(16), 0]]), torch.tensor([[log(9), 0]])
     expected = 4 * (0.8 * log(0.8 / 0.75) + 0.2 * log(0.2 / 0.25))
@@ -40,7 +40,7 @@ def test_it_is_what_it_is_by_hand():
     assert by_class == pytest.approx(expected / 2, abs=1e-6)
 
 
-def test_several_teachers_answer_with_their_mean_probabilities():
+def test_several_teachers_teach_their_mean_probabilities():
     teachers = [logits_of(1), logits_of(2), logits_of(3)]
     expected = torch.stack([F.softmax(x / 3, dim=1) for x in teachers]).mean(0)
     torch.testing.assert_close(soft_targets(teachers, 3.0).exp(), expected)
@@ -105,7 +105,7 @@ def test_with_sam_the_loss_at_the_perturbed_weights_has_a_teacher_too():
         ({"reduction": "mean"}, 4.0, 0.9, 10),  # divided by the number of classes
     ],
 )
-def test_the_settings_are_those_of_the_loss(settings, temperature, weight, divisor):
+def test_the_settings_reach_the_loss(settings, temperature, weight, divisor):
     logits, teacher, other = logits_of(0), logits_of(1), torch.tensor(2.0)
     distillation = Distillation([nn.Flatten(0)], **settings)
     loss = distillation.loss(other, logits, soft_targets([teacher], distillation.temperature))

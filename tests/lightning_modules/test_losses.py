@@ -14,7 +14,7 @@ def of_the_paper(logits_clean, logits_1, logits_2):
     return sum(F.kl_div(mixture, p, reduction="batchmean") for p in views) / 3
 
 
-def test_it_is_the_papers_formula_and_so_is_its_gradient():
+def test_value_and_gradient_equal_the_papers_formula():
     logits = 3 * torch.randn(3, 16, 10, generator=torch.Generator().manual_seed(0))
     ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
     loss, expected = jensen_shannon(*ours), of_the_paper(*theirs)
@@ -24,7 +24,7 @@ def test_it_is_the_papers_formula_and_so_is_its_gradient():
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_it_is_what_it_is_by_hand():
+def test_it_equals_a_computation_by_hand():
     # The mean of (1/2, 1/2), (1/2, 1/2) and (4/5, 1/5) is (3/5, 2/5).
     half, sure = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.8, 0.2]]).log()
     even = 0.5 * log(0.5 / 0.6) + 0.5 * log(0.5 / 0.4)
@@ -33,7 +33,7 @@ def test_it_is_what_it_is_by_hand():
     assert jensen_shannon(sure, half, half).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_is_0_where_the_answers_agree_and_log_3_where_they_exclude_each_other():
+def test_it_is_0_for_equal_and_log_3_for_disjoint_predictions():
     logits = torch.randn(5, 10, generator=torch.Generator().manual_seed(0))
     assert jensen_shannon(logits, logits + 7, logits).item() == pytest.approx(0, abs=1e-6)
     sure = 1e4 * torch.eye(3).unsqueeze(1).requires_grad_()
@@ -42,7 +42,7 @@ def test_it_is_0_where_the_answers_agree_and_log_3_where_they_exclude_each_other
     assert torch.autograd.grad(loss, sure)[0].isfinite().all()
 
 
-def test_it_is_computed_in_32_bits_whatever_the_logits_are():
+def test_it_is_computed_in_32_bits_for_logits_of_any_type():
     logits = torch.randn(3, 8, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         loss = jensen_shannon(*logits)

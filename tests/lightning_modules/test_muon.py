@@ -99,7 +99,7 @@ def test_a_group_without_gradients_is_left_out() -> None:
 @pytest.mark.parametrize(
     "settings", [{"weight_decay": 0.5}, {"steps": 5}, {"steps": 1}, {"steps": 2}]
 )
-def test_filters_do_not_decay_and_take_the_steps_of_their_group(settings: dict[str, float]) -> None:
+def test_filters_do_not_decay_and_use_their_groups_rate(settings: dict[str, float]) -> None:
     p = nn.Parameter(normal(4, 6))
     p.grad = torch.diag_embed(torch.tensor([1.0, 0.5, 0.1, 0.01])) @ normal(4, 6).clone()
     start, gradient = p.detach() / p.detach().norm() * 2, p.grad.clone()
@@ -155,7 +155,7 @@ HPARAMS = {
 }  # fmt: skip
 
 
-def test_filters_take_muons_steps_and_everything_else_sgds() -> None:
+def test_filters_use_muons_steps_and_all_else_sgds() -> None:
     model = network()
     optimizer = make_optimizer(model, HPARAMS)
     others, muon = optimizer.param_groups
@@ -187,7 +187,7 @@ def test_a_restored_optimizer_continues_bit_for_bit() -> None:
     assert train(model, optimizer) == train(copied, restored)
 
 
-def test_set_apart_moves_parameters_and_keeps_what_else_their_groups_say() -> None:
+def test_set_apart_moves_parameters_and_keeps_their_groups_settings() -> None:
     a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
     groups = [{"params": [a, b], "weight_decay": 0.1}, {"params": [c], "weight_decay": 0.0}]
     assert set_apart(groups, [b, c], lr=3.0) == [

@@ -138,7 +138,7 @@ POINTWISE = 248 * 248 + 2 * 248
         ({"relu_after_sum": False, "dropout": 0.0}, 35_008 + SEPARABLE + 2 * 248 * 15),
     ],
 )
-def test_each_ablation_of_enhanced_efficient_resnet_removes_its_own_parameters(
+def test_each_ablation_of_enhanced_efficient_resnet_removes_its_parameters(
     arguments: dict[str, Any], beyond_plain: int
 ) -> None:
     assert CHANNEL_ATTENTION + SPATIAL_ATTENTION == 35_008
@@ -207,7 +207,7 @@ def blocks_of(network: nn.Module) -> list[BasicBlock]:
     return [module for module in network.modules() if isinstance(module, BasicBlock)]
 
 
-def test_attention_sits_between_the_convolutions_in_sam_and_before_the_sum_in_the_others() -> None:
+def test_sams_attention_is_between_convolutions_and_the_others_before_the_sum() -> None:
     (block, *_) = blocks_of(SMALL["enhanced, coordinate"]())
     assert [type(layer) for layer in block.after_bn2] == [CoordinateAttention]
     kinds = {"sam": SqueezeExcitation, "sam, cbam": CBAM, "sam, coordinate": CoordinateAttention}
@@ -223,7 +223,7 @@ def test_attention_sits_between_the_convolutions_in_sam_and_before_the_sum_in_th
         assert [type(layer) for layer in block.after_bn2] == [ChannelAttention, SpatialAttention]
 
 
-def test_a_block_applies_its_attention_where_its_name_says() -> None:
+def test_a_block_applies_attention_at_the_named_place() -> None:
     x = torch.randn(2, 8, 6, 6)
     block = BasicBlock(8, 8, activation="silu", after_act1=nn.Tanh(), after_bn2=nn.Sigmoid())
     inner = torch.tanh(F.silu(block.conv_bn1(x)))
@@ -279,7 +279,7 @@ def test_stages_have_the_papers_widths_and_resolutions(
         assert features.shape[1:] == shape
 
 
-def test_wide_resnet_pools_what_a_last_bn_and_relu_leave() -> None:
+def test_wide_resnet_pools_the_output_of_a_last_bn_and_relu() -> None:
     network = WideResNet(depth=10, widen_factor=1).eval()
     features = network.stages(network.stem(images()))
     pooled = network.bn(features).clamp(min=0).mean((2, 3))
@@ -409,7 +409,7 @@ def test_a_kind_of_attention_without_attention_is_a_contradiction(attention: str
 
 
 @pytest.mark.parametrize("flag", ["channel_attention", "spatial_attention"])
-def test_coordinate_attention_replaces_both_modules_or_none(flag: str) -> None:
+def test_coordinate_attention_replaces_both_modules_or_neither(flag: str) -> None:
     with pytest.raises(ValueError, match=r"^attention must be 'dual'.* got 'coordinate'"):
         EnhancedEfficientResNet(attention="coordinate", **{flag: False})
 
@@ -420,7 +420,7 @@ def test_stochastic_depth_leaves_out_later_blocks_more_often() -> None:
     assert drops == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
 
 
-def test_a_block_that_is_left_out_hands_its_input_on_and_evaluation_leaves_none_out() -> None:
+def test_a_skipped_block_returns_its_input_and_evaluation_skips_none() -> None:
     torch.manual_seed(0)
     block, never = (PreActivationBlock(8, 8, drop=drop) for drop in (0.5, 0.0))
     never.load_state_dict(block.state_dict())

@@ -13,7 +13,7 @@ def feature_maps() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dims", [(2, 3), (1,), (3,)])
-def test_a_mean_is_torchs_with_its_gradient_and_that_ones_gradient(dims: tuple[int, ...]) -> None:
+def test_a_mean_equals_torchs_in_value_and_two_gradients(dims: tuple[int, ...]) -> None:
     x = feature_maps()
     torch.testing.assert_close(mean(x, *dims), x.mean(dims, keepdim=True))
     assert torch.autograd.gradcheck(lambda x: mean(x, *dims), x)

@@ -90,7 +90,7 @@ def test_a_single_picture_on_any_device_can_be_shifted() -> None:
 
 
 @pytest.mark.parametrize("view", ["up3", "flip+identiy", ""])
-def test_a_view_that_is_none_is_refused(view: str) -> None:
+def test_an_unknown_view_is_rejected(view: str) -> None:
     with pytest.raises(
         ValueError, match=rf"^view must be made of identity, .*, got '{re.escape(view)}'"
     ):
@@ -119,7 +119,7 @@ def test_the_steps_of_a_view_are_taken_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("view", STEPS)
-def test_a_view_keeps_shape_and_type_and_leaves_the_images_alone(view: str) -> None:
+def test_a_view_keeps_shape_and_type_and_does_not_change_its_input(view: str) -> None:
     x = images()
     seen = see(x, view, MEAN, STD)
     assert seen.shape == x.shape
@@ -128,7 +128,7 @@ def test_a_view_keeps_shape_and_type_and_leaves_the_images_alone(view: str) -> N
 
 
 @BOTH_AVERAGES
-def test_a_network_that_does_not_mind_flips_gains_nothing_from_them(average: Any) -> None:
+def test_a_network_invariant_to_flips_gains_nothing_from_them(average: Any) -> None:
     symmetric = nn.Sequential(nn.AdaptiveAvgPool2d((8, 1)), nn.Flatten(), nn.Linear(24, 10)).eval()
     augmented = TTA(symmetric, FLIP, average=average)(images())
     torch.testing.assert_close(augmented, symmetric(images()).log_softmax(1))
@@ -148,7 +148,7 @@ def test_views_count_by_their_weights() -> None:
     np.testing.assert_allclose(ours, 0.75 * x + 0.25 * flipped, atol=1e-6)
 
 
-def test_six_views_are_those_of_airbench() -> None:
+def test_six_views_equal_airbenchs() -> None:
     net = network(0)
 
     def mirrored(x: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def test_an_ensemble_of_one_is_its_network(average: Any) -> None:
     torch.testing.assert_close(alone, network(0)(images()).log_softmax(1))
 
 
-def test_an_ensemble_averages_what_it_says() -> None:
+def test_an_ensemble_averages_the_named_probabilities() -> None:
     a, b = network(0), network(1)
     p, q = softmax(a(images())), softmax(b(images()))
 
@@ -245,20 +245,20 @@ def test_modules_nest_around_logits_and_log_probabilities_alike(
 
 
 @pytest.mark.parametrize("wrap", [TTA, TemperatureScaled, lambda net: Ensemble([net])])
-def test_a_network_in_half_precision_still_gives_log_probabilities_of_32_bits(wrap: Any) -> None:
+def test_a_network_in_half_precision_gives_log_probabilities_in_32_bits(wrap: Any) -> None:
     answer = wrap(network(0).bfloat16())(images().bfloat16())
     assert answer.dtype == torch.float32
     torch.testing.assert_close(answer.exp().sum(1), torch.ones(6))
 
 
-def test_the_state_of_a_tta_is_that_of_its_network() -> None:
+def test_the_state_of_a_tta_equals_its_networks() -> None:
     state = TTA(network(0), SAM_VIEWS, MEAN, STD).state_dict()
     assert set(state) == {f"network.{key}" for key in network(0).state_dict()}
     state = Ensemble([network(0)]).state_dict()
     assert set(state) == {f"networks.0.{key}" for key in network(0).state_dict()}
 
 
-def test_a_threshold_leaves_sure_answers_alone_and_looks_no_further() -> None:
+def test_a_threshold_keeps_sure_answers_and_needs_no_more_views_for_them() -> None:
     net = Counting(network(0))
     plain, augmented = TTA(net, {"identity": 1.0})(images(64)), TTA(net, SIX_VIEWS)(images(64))
     likeliest = plain.exp().topk(2).values
@@ -309,7 +309,7 @@ def test_without_a_best_temperature_it_stays_within_its_limits() -> None:
     assert fit_temperature(torch.zeros(10, 10), labels) == 1
 
 
-def test_a_temperature_can_be_fitted_to_what_inference_mode_made() -> None:
+def test_a_temperature_can_be_fitted_to_inference_tensors() -> None:
     labels = torch.arange(60) % 10
     logits = network(0)(images(60))
     with torch.inference_mode():

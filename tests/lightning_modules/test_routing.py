@@ -65,7 +65,7 @@ def test_gates_are_the_straight_through_gumbel_softmax_of_two_classes():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_the_gradient_of_a_gate_is_that_of_its_probability():
+def test_the_gradient_of_a_gate_is_its_probabilitys():
     logits = torch.tensor([-2.0, 0.5], requires_grad=True)
     gates = straight_through(logits, torch.tensor([3.0, -1.0]))
     assert gates.tolist() == pytest.approx([1, 0])
@@ -190,7 +190,7 @@ def test_a_wrong_target_rate_is_named(rate):
 
 
 @each_network
-def test_an_exported_network_answers_as_the_network_for_any_number_of_images(name):
+def test_an_exported_network_equals_the_network_for_any_number_of_images(name):
     network = routed(name)
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(network, (images(2),), dynamic_shapes=({0: batch},))

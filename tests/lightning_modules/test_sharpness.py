@@ -155,7 +155,7 @@ def test_asam_measures_the_step_in_units_of_each_weight():
     torch.testing.assert_close(asam_perturbation(gradients, scales, rho=1.0), expected)
 
 
-def test_asam_follows_a_rescaling_that_leaves_the_function_alone():
+def test_asam_is_invariant_to_rescaling_of_the_weights():
     w, g = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     here = asam_perturbation([g], asam_scales({"weight": w}, eta=0.0), 0.5)[0]
     there = asam_perturbation([g / 4], asam_scales({"weight": 4 * w}, eta=0.0), 0.5)[0]
@@ -174,7 +174,7 @@ def test_without_a_gradient_nothing_moves():
     [("32-true", None, 1), ("32-true", 0.3, 1), ("32-true", None, 4), ("32-true", 0.3, 2),
      ("bf16-mixed", None, 1), ("bf16-mixed", 0.3, 4)],
 )  # fmt: skip
-def test_training_is_that_of_a_plain_loop_of_two_passes(kind, precision, clip, accumulate):
+def test_training_equals_a_plain_loop_of_two_passes(kind, precision, clip, accumulate):
     batches, network = make_batches(), make_network()
     fit(network, batches, kind, precision=precision, gradient_clip_val=clip,
         accumulate_grad_batches=accumulate)  # fmt: skip
@@ -214,7 +214,7 @@ def test_gradients_are_clipped_by_value():
     assert_same_weights(network, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_the_second_pass_sees_the_perturbed_weights_also_where_autocast_caches_casts():
+def test_the_second_pass_uses_the_perturbed_weights_despite_autocasts_cache():
     (images, labels), network = make_batches(1)[0], make_network()
     module = ImageClassifier(network, sharpness="sam", rho=RHO["sam"])
     with torch.autocast("cpu", torch.bfloat16):

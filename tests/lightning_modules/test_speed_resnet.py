@@ -47,7 +47,7 @@ def by_hand(widths: tuple[int, int, int], convs: int) -> int:
         ({"base_width": 8}, (8, 32, 32), 32_744),
     ],
 )
-def test_sizes_are_those_counted_by_hand(
+def test_sizes_equal_a_count_by_hand(
     arguments: dict[str, Any], widths: tuple[int, int, int], parameters: int
 ) -> None:
     with torch.device("meta"):
@@ -61,7 +61,7 @@ def test_without_whitening_its_288_weights_are_trained_too() -> None:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_the_network_is_what_the_paper_describes(residual: bool) -> None:
+def test_the_network_equals_the_papers_description(residual: bool) -> None:
     convs = 3 if residual else 2
     network = SpeedResNet(4, convs=convs, residual=residual)
     x = F.gelu(F.conv2d(images(), network.stem.weight, network.stem.bias))
@@ -79,7 +79,7 @@ def test_the_network_is_what_the_paper_describes(residual: bool) -> None:
     torch.testing.assert_close(network(images()), expected)
 
 
-def test_dirac_filters_hand_on_their_input() -> None:
+def test_dirac_filters_return_their_input() -> None:
     for group in SpeedResNet(8).groups:
         for conv in group.convs:
             x = torch.randn(2, conv.in_channels, 6, 6)
@@ -224,7 +224,7 @@ def test_the_whitening_bias_is_trained_for_a_share_of_the_steps(
     assert count_parameters(module.network) == count_parameters(tiny().network)
 
 
-def test_without_whitening_no_images_are_asked_for(fit: Any) -> None:
+def test_without_whitening_no_images_are_requested(fit: Any) -> None:
     module, data = tiny(whitening=False), Data()
     before = module.network.stem.weight.detach().clone()
     fit(module, data, epochs=1)
@@ -237,7 +237,7 @@ def test_muon_needs_the_whitening_layer() -> None:
         tiny(whitening=False, optimizer="muon")
 
 
-def test_whitening_needs_a_data_module_that_has_images(fit: Any) -> None:
+def test_whitening_needs_a_data_module_with_images(fit: Any) -> None:
     with pytest.raises(MisconfigurationException, match=r"^whitening must be off if"):
         fit(tiny(), Data().train_dataloader(), epochs=1)
 

@@ -35,7 +35,7 @@ def test_whitened_patches_have_identity_covariance() -> None:
     torch.testing.assert_close(torch.cov(responses), expected, rtol=0, atol=1e-3)
 
 
-def test_eps_damps_directions_that_hardly_vary() -> None:
+def test_eps_damps_directions_with_little_variance() -> None:
     variances = torch.tensor([4.0, 1e-6, 1.0], dtype=torch.float64)
     filters = whitening_filters(variances.diag(), eps=1e-2)
     responses = filters @ variances.diag() @ filters.T
@@ -56,7 +56,7 @@ def test_only_the_bias_is_trained_and_it_starts_at_zero() -> None:
     assert not layer.bias.any()
 
 
-def test_the_same_images_give_the_same_filters_whatever_the_initial_ones() -> None:
+def test_the_same_images_give_the_same_filters_for_any_initial_filters() -> None:
     first, second = PatchWhitening(3, 2), PatchWhitening(3, 2)
     assert not torch.equal(first.weight, second.weight)
     for layer in (first, second):
