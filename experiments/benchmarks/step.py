@@ -14,7 +14,7 @@ torch's own modes of compilation have CUDA graphs of forward and backward pass o
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -40,6 +40,7 @@ from experiments.benchmarks.timing import (
     ratio,
     short,
 )
+from experiments.console import track
 from experiments.presets import EXPERIMENTS
 from experiments.training.configuration import resolve_config
 from experiments.training.machine import synchronise
@@ -189,7 +190,7 @@ def measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def compare(
     arch: str,
-    variants: Iterable[Variant],
+    variants: Sequence[Variant],
     ceilings: Mapping[str, float],
     bandwidth: float,
     flags: argparse.Namespace,
@@ -203,7 +204,7 @@ def compare(
     errors: dict[Variant, str] = {}
     memory: dict[Variant, tuple[int, int]] = {}  # peak, activations
     operations = 0
-    for variant in variants:
+    for variant in track(variants, f"{arch}: warm-up", len(variants)):
         try:
             step = eager = Step(arch, config["model"], variant, batch_size, device)
             step()

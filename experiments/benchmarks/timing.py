@@ -20,7 +20,7 @@ def alternate(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
-    for side in sides.values():
+    for side in track(sides.values(), "warm-up", len(sides)):
         side()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)

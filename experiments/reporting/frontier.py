@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
+from math import log
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -234,6 +236,7 @@ def _scatter(axis: Axes, points: Sequence[Point], x: Sequence[float | None]) -> 
         members = [(at, p) for _, at, p in placed if p.group == group and not p.several_views]
         ys = [p.accuracy.value for _, p in members]
         axis.plot([at for at, _ in members], ys, marker, color=colour, label=group)
+    right: list[tuple[float, float]] = []  # the marks with their number on the right
     for number, at, point in placed:
         marker, colour = GROUPS[point.group]
         accuracy = point.accuracy.value
@@ -242,9 +245,12 @@ def _scatter(axis: Axes, points: Sequence[Point], x: Sequence[float | None]) -> 
         elif point.views:
             pair = [accuracy, point.views.value]
             axis.plot([at, at], pair, marker, color=colour, mfc="none", ls="-", lw=0.8)
-        axis.annotate(
-            str(number), (at, accuracy), xytext=(5, 3), textcoords="offset points", fontsize=9
-        )
+        close = any(abs(log(at / x)) < 0.3 and abs(accuracy - y) < 0.25 for x, y in right)
+        side, offset = ("right", -5) if close else ("left", 5)
+        if not close:
+            right.append((at, accuracy))
+        place: dict[str, Any] = {"xytext": (offset, 3), "textcoords": "offset points", "ha": side}
+        axis.annotate(str(number), (at, accuracy), **place, fontsize=9)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
