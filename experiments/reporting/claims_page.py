@@ -52,7 +52,7 @@ If runs of one claim differ in precision, or come from uncommitted code, the cla
 def render(results: Results, suites: dict[str, Suite] | None = None) -> str:
     """The page; ValueError if a suite is malformed."""
     suites = load_suites() if suites is None else suites
-    rows = claim_rows(results, suites.values())
+    rows = _shown(claim_rows(results, suites.values()))
     parts = [TITLE, _headlines(rows), _full_length(rows, results), HEAD, _summary(rows)]
     for suite in suites.values():
         of_suite = [row for row in rows if row.suite.name == suite.name]
@@ -67,6 +67,16 @@ def write_claims(folder: Path = RESULTS) -> Path:
     page = folder / PAGE.name
     write_atomically(page, render(load_results(folder)))
     return page
+
+
+def _shown(rows: list[ClaimRow]) -> list[ClaimRow]:
+    """All rows, without unmeasured full scale if fewer epochs judge the claim."""
+    judged = {
+        (row.suite.name, row.claim.id)
+        for row in rows
+        if row.scale in SHORTENED and row.verdict != "not comparable"
+    }
+    return [row for row in rows if row.estimate or (row.suite.name, row.claim.id) not in judged]
 
 
 def _headlines(rows: list[ClaimRow]) -> str:

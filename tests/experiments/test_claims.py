@@ -507,6 +507,20 @@ def test_the_page_prefers_full_width_among_the_shorter_trainings(suite, runs):
     assert "| short | **undecided** |" in headline("short_cpu", "short")
 
 
+def test_the_page_omits_full_scale_if_only_fewer_epochs_judge_a_claim(suite, runs):
+    def scales(claimed, *scales):
+        records = [x for y in scales for row in ("base", "full") for x in runs(row, RAW, scale=y)]
+        lines = render(Results(tuple(records)), {suite.name: suite}).splitlines()
+        rows = [x.split(" | ") for x in lines if x.startswith("| t | s | ")]
+        return [row[3] for row in rows if row[2] == claimed]
+
+    assert scales("+1.0") == ["full"]
+    assert scales("+1.0", "short_cpu") == ["short_cpu"]
+    assert scales("+1.0", "short_cpu", "full") == ["full", "short_cpu"]
+    # A value that fewer epochs cannot judge keeps its row.
+    assert scales("92.0", "short_cpu") == ["full", "short_cpu"] * 2
+
+
 def test_the_page_is_written_from_the_records_in_a_folder(tmp_path, record_of):
     row = load_suites()["sam_resnet_table1"].rows["baseline"]
     write_record(record_of(row.flags("full", 0)), tmp_path / "a.json")
