@@ -66,6 +66,10 @@ class Display(ProgressBar):
         groups, peak = trainer.optimizers[0].param_groups, pl_module.hparams["lr"]
         rates = [group.get("initial_lr") for group in groups]
         self._group = rates.index(peak) if peak in rates else 0
+        limit = trainer.limit_val_batches
+        if limit and (limit < 1 or isinstance(limit, int)):
+            flag = f"--trainer.limit_val_batches {limit}"
+            self._print(f"Epochs are validated on a part of the images ({flag}), the table on all")
         self._start_bar(self._epoch_name(trainer, trainer.current_epoch), "first step")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

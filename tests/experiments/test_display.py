@@ -49,6 +49,12 @@ def test_without_a_terminal_each_epoch_is_one_line_with_the_logged_results(run):
         assert bool(found[8]) == (epoch < 2)
 
 
+def test_a_partial_validation_is_announced(run, experiment):
+    assert "a part of the images" not in run.output
+    line = "on a part of the images (--trainer.limit_val_batches 1), the table on all"
+    assert line in experiment(*SHOWN, "--trainer.limit_val_batches=1").output
+
+
 def test_a_resumed_run_numbers_its_epochs_on_and_repeats_no_line(experiment, command):
     class Stop(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
