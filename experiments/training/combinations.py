@@ -1,6 +1,6 @@
 """Combinations of flags: rejected ones, and settings that depend on the machine."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -150,17 +150,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     Settings that do not change the training are left out, and settings that one of them lacks.
     """
-    old, new = _flat(before), _flat(now)
-    shared = old.keys() & new.keys() - (IRRELEVANT - {"seed"}) - DEVICES
-    return [f"--{key}: {old[key]} -> {new[key]}" for key in sorted(shared) if old[key] != new[key]]
+    return list(_changes(before, now))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted(before.keys() & now.keys()):
+        name, old, new = f"{prefix}{key}", before[key], now[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{name}.")
+        # A callback that is switched off has no settings: `ema` is false.
+        elif old != new and name not in (IRRELEVANT - {"seed"}) | DEVICES:
+            yield f"--{name}: {old} -> {new}"
 
 
 def suit_machine(config: Namespace) -> None:

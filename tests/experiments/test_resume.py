@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 
 from experiments.console import UserError
 from experiments.records.record import read_record
+from experiments.training.combinations import changes
 
 ROOT = Path(__file__).parents[2]
 SWA = ("--ema=false", "--swa.start=0.4", "--swa.lr=0.05")
@@ -365,6 +366,19 @@ def test_changed_settings_of_a_resumed_run_are_listed_or_accepted(
     assert resumed.output.startswith(f"Changed settings: {listed.removesuffix(': ')}")
     assert resumed.record.config["data"]["cutout"] == 8
     assert not resumed.record.config["allow_changes"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "listed"),
+    [
+        ({"decay": 0.9}, False, "--ema: {'decay': 0.9} -> False"),
+        (False, {"decay": 0.9}, "--ema: False -> {'decay': 0.9}"),
+        ({"decay": 0.9}, {"decay": 0.8}, "--ema.decay: 0.9 -> 0.8"),
+    ],
+)
+def test_a_callback_that_is_switched_on_or_off_is_a_changed_setting(before, now, listed):
+    budget = {"budget": {"limit": 7}}  # does not change a training
+    assert changes(budget | {"ema": before}, {"budget": False, "ema": now}) == [listed]
 
 
 def test_a_run_with_a_damaged_checkpoint_continues_from_the_one_before(
