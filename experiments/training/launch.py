@@ -31,6 +31,8 @@ SECTIONS = {
     "trainer": "max_epochs: 5",
     "distill": "weight: 0.9",
 }
+#: files that an earlier launch leaves if it ends before its first checkpoint
+EARLIER = ("commands.txt", "wandb_id.txt")
 IN_USE = "{} is in use: choose another --name, or wait until the process that works on it has ended"
 
 
@@ -138,8 +140,9 @@ def claim_folder(launch: Launch) -> tuple[Launch, TextIO]:
             unfinished.unlink()
         if not launch.resumes:
             # Files of an earlier launch that ended before its first checkpoint.
-            for name in ("commands.txt", "wandb_id.txt"):
-                (folder / name).unlink(missing_ok=True)
+            # Without validation images, this one would be evaluated with the weights of that one.
+            for earlier in (*folder.glob("best*.ckpt"), *map(folder.joinpath, EARLIER)):
+                earlier.unlink(missing_ok=True)
         elif launch.checkpoint == folder / PREVIOUS:
             restore_previous(folder)
     except OSError as error:

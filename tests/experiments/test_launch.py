@@ -146,13 +146,13 @@ def test_only_the_first_process_asks_whether_a_folder_is_in_use(tmp_path, monkey
     lock.close()
 
 
-@pytest.mark.parametrize(("resumes", "left"), [(False, []), (True, ["commands.txt"])])
-def test_a_start_without_a_checkpoint_ignores_the_earlier_launch(runs, resumes, left):
-    runs("mine", files=("commands.txt", "wandb_id.txt", "last.ckpt"))
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_start_without_a_checkpoint_ignores_the_earlier_launch(runs, resumes):
+    earlier = ("commands.txt", "wandb_id.txt", "best.ckpt", "best_ema.ckpt")
+    runs("mine", files=(*earlier, "last.ckpt"))
     launch = Launch("resnet", Path("runs/mine"), Path("runs/mine/last.ckpt"), False, [])
     _, lock = claim_folder(launch if resumes else replace(launch, checkpoint=None))
-    assert [path.name for path in Path("runs/mine").glob("commands.txt")] == left
-    assert Path("runs/mine/wandb_id.txt").exists() == resumes
+    assert all((launch.folder / name).exists() == resumes for name in earlier)
     lock.close()
 
 
