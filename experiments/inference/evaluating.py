@@ -161,6 +161,13 @@ def check_alike(runs: Sequence[FinishedRun]) -> None:
                 f"{first.folder} was trained on {first.record.origin} and {run.folder} on "
                 f"{run.record.origin}: an ensemble needs the same images"
             )
+        facts = [(x.classes, x.mean, x.std, x.image_size) for x in (first.images, run.images)]
+        if facts[0] != facts[1]:
+            # Synthetic images have the number of classes and the normalisation of any data set.
+            raise UserError(
+                f"{first.folder} and {run.folder} have other classes, or images of another size "
+                "or normalisation: an ensemble needs the same images"
+            )
         for key in ("val_fraction", "split_seed"):
             ours, theirs = (x.record.config["data"][key] for x in (first, run))
             if ours != theirs:

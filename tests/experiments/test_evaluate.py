@@ -18,6 +18,7 @@ from torch import Tensor
 
 import datamodules.cifar10
 import experiments.inference.evaluation
+from datamodules.facts import CIFAR10_MEAN
 from datamodules.synthetic import synthetic_cifar10
 from experiments import console
 from experiments.evaluate import main
@@ -349,6 +350,9 @@ def test_runs_that_do_not_belong_together_are_refused(
 ) -> None:
     copy, without_ema = copies
     assert "different names" in refusal(copy, copy, act=evaluate)
+    edit(without_ema, lambda record: record["images"].update(mean=[0.4, 0.4, 0.5]))
+    assert "an ensemble needs the same images" in refusal(copy, without_ema, act=evaluate)
+    edit(without_ema, lambda record: record["images"].update(mean=list(CIFAR10_MEAN)))
     edit(copy, of_another_split)
     assert f"data.split_seed is 7 in {copy} and 0 in" in refusal(copy, without_ema, act=evaluate)
 
