@@ -21,6 +21,7 @@ from experiments.training.trainer import Trainer
 
 #: flag that another part of this project decides -> allowed values, and the reason
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "limit_test_batches": ((None,), "every image is evaluated"),
     "limit_predict_batches": ((None,), "every image is evaluated"),
     "logger": ((None,), "curves go to metrics.csv, and to Weights & Biases as --wandb says"),
     "default_root_dir": ((None,), "--output and --name choose the folder"),

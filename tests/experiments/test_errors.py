@@ -259,6 +259,7 @@ def test_a_yaml_bomb_is_one_line(refusal, tmp_path, flag, content):
 @pytest.mark.parametrize(
     ("flag", "instead"),
     [
+        ("--trainer.limit_test_batches=1", "every image is evaluated"),
         ("--trainer.limit_predict_batches=1", "every image is evaluated"),
         ("--trainer.logger=false", "--wandb"),
         ("--trainer.default_root_dir=here", "--output and --name"),
@@ -303,6 +304,8 @@ def test_an_output_that_is_no_folder_is_named(refusal, tmp_path):
         ("--data.batch_size=50000", "must be at most the 45,000 training images, got 50000"),
         ("--model.rho=0.1", "needs --model.sharpness sam or asam, got none"),
         ("--data.augmix_severity=5", "needs --data.policy augmix, got none"),
+        ("--model.gamma=0.1", "needs --model.schedule step, got warmup_onecycle"),
+        ("--model.muon_lr=0.1", "needs --model.optimizer muon, got sgd"),
         ("--name=a/b", "must be a folder name without a path, such as first_try, got a/b"),
         ("--name=..", "must be a folder name without a path, such as first_try, got .."),
     ],

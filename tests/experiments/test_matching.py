@@ -89,12 +89,12 @@ def test_a_run_on_synthetic_images_is_not_a_run_on_cifar10(of_row):
 def test_a_setting_missing_in_an_older_record_has_todays_default(of_row):
     record = of_row()
     config = json.loads(json.dumps(record.config))
-    del config["model"]["gamma"]
+    del config["model"]["rising"]
     del config["data"]["rotation"]
     del config["swa"]
     assert training_of(config, "cifar10") == training_of(record.config, "cifar10")
-    step = of_row("--model.gamma=0.1")
-    assert training_of(config, "cifar10") != training_of(step.config, "cifar10")
+    earlier = of_row("--model.rising=0.3")
+    assert training_of(config, "cifar10") != training_of(earlier.config, "cifar10")
 
 
 def test_the_earlier_of_two_records_with_one_seed_counts(of_row):
