@@ -78,6 +78,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
             f"--output {flags.output} is a folder: name a file, such as "
             f"{flags.output / 'submission.csv'}"
         )
+    if flags.output.resolve() in [x.resolve() for x in flags.inputs]:
+        raise UserError(f"--output {flags.output} is an INPUT, which it would replace")
     return flags
 
 

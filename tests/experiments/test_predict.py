@@ -170,6 +170,7 @@ def empty() -> list[str]:
         (lambda: ["set.pkl", "--top=11"], "--top must be in 1 to 10, got 11"),
         (lambda: ["set.pkl", "--output=none/out.csv"], "there is no folder none"),
         (lambda: ["set.pkl", "--output=."], "--output . is a folder: name a file, such as"),
+        (lambda: ["set.pkl", "--output=./set.pkl"], "--output set.pkl is an INPUT, which it"),
         (lambda: [], "required: INPUT"),
     ],
     ids=[
@@ -184,6 +185,7 @@ def empty() -> list[str]:
         "top-classes",
         "output",
         "output-folder",
+        "output-input",
         "no",
     ],
 )
