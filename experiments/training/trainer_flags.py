@@ -23,6 +23,7 @@ from experiments.training.trainer import Trainer
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_test_batches": ((None,), "every image is evaluated"),
     "limit_predict_batches": ((None,), "every image is evaluated"),
+    "overfit_batches": ((0,), "epochs differ in their images; limit_train_batches shortens them"),
     "logger": ((None,), "curves go to metrics.csv, and to Weights & Biases as --wandb says"),
     "default_root_dir": ((None,), "--output and --name choose the folder"),
     "enable_checkpointing": ((None, True), "evaluation reads checkpoints"),

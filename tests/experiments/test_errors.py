@@ -261,6 +261,7 @@ def test_a_yaml_bomb_is_one_line(refusal, tmp_path, flag, content):
     [
         ("--trainer.limit_test_batches=1", "every image is evaluated"),
         ("--trainer.limit_predict_batches=1", "every image is evaluated"),
+        ("--trainer.overfit_batches=1", "limit_train_batches"),
         ("--trainer.logger=false", "--wandb"),
         ("--trainer.default_root_dir=here", "--output and --name"),
         ("--trainer.enable_checkpointing=false", "reads checkpoints"),
