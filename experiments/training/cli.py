@@ -1,5 +1,6 @@
 """The command line: flags and presets in, a trainer, a network and its data out."""
 
+import warnings
 from typing import Any, TextIO
 
 import yaml
@@ -225,6 +226,12 @@ class ExperimentCLI(LightningCLI):
         given = self.config_init.trainer.callbacks or []  # a file may contain a single one
         given = given if isinstance(given, list) else [given]
         refuse_monitors(given, self._validated(), self.config.data.val_fraction > 0)
+        switched = self._switched()
+        trial.callbacks += switched
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the real Trainer warns again
+            for callback in switched:
+                callback.setup(trial, self.model, "fit")
         if is_first():
             self.datamodule.prepare_data()
             check_images(self.teachers, self.datamodule)
@@ -242,7 +249,7 @@ class ExperimentCLI(LightningCLI):
             csv_logger(folder, keep_steps),
             wandb_logger(folder, self.config.wandb, yaml.safe_load(self.resolved)),
         ]
-        callbacks = [*given, *self._callbacks()]
+        callbacks = [*given, *self._callbacks(switched)]
         trainer = super().instantiate_trainer(
             default_root_dir=str(folder),
             logger=[x for x in loggers if x],
@@ -256,14 +263,14 @@ class ExperimentCLI(LightningCLI):
         """Suffixes of the validated weights; the raw weights come first."""
         return [""] + [f"_{key}" for key in ("ema", "swa") if self.config_init[key]]
 
-    def _callbacks(self) -> list[Callback]:
+    def _switched(self) -> list[Callback]:
+        """The callbacks of `SWITCHES` that are on."""
+        values = {key: self.config_init[key] for key in SWITCHES}
+        return [SWITCHES[key][0]() if x is True else x for key, x in values.items() if x]
+
+    def _callbacks(self, switched: list[Callback]) -> list[Callback]:
         folder = self.launch.folder
         shown = self.config.trainer.enable_progress_bar is not False
-        switched: list[Callback] = []
-        for key, (callback, _) in SWITCHES.items():
-            value = self.config_init[key]
-            if value:
-                switched.append(callback() if value is True else value)
         best = [BestCheckpoint(str(folder), suffix) for suffix in self._validated()]
         return [
             RandomState(),

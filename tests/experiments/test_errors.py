@@ -193,22 +193,22 @@ def test_a_batch_larger_than_the_training_set_is_named(refusal, experiment):
     assert line == "data.batch_size must be at most the 1,800 training images, got 5000"
 
 
-def test_an_over_budget_network_gets_a_width_that_fits(refusal, experiment):
+def test_an_over_budget_network_gets_a_width_that_fits(refusal):
     over, fits = (sum(p.numel() for p in SAMResNet(width).parameters()) for width in (66, 65))
     assert fits <= 5_000_000 < over
-    assert refusal("--arch=sam_resnet", "--model.base_width=66", act=experiment) == (
+    assert refusal("--arch=sam_resnet", "--model.base_width=66") == (
         f"{over:,} trainable parameters exceed the budget of 5,000,000 by {over - 5_000_000:,}; "
         f"base_width <= 65 fits ({fits:,})"
     )
 
 
-def test_the_budget_can_be_moved(refusal, experiment):
-    line = refusal("--budget.limit=1000", act=experiment)
+def test_the_budget_can_be_moved(refusal):
+    line = refusal("--budget.limit=1000")
     assert "trainable parameters exceed the budget of 1,000 by" in line
 
 
-def test_ema_with_swa_is_refused_with_a_reason(refusal, experiment):
-    line = refusal("--swa=true", act=experiment)  # the preset has EMA on
+def test_ema_with_swa_is_refused_with_a_reason(refusal):
+    line = refusal("--swa=true")  # the preset has EMA on
     assert line.startswith("EMA and SWA must not be on together: SWA changes the learning rates")
     assert line.endswith("switch one off (--ema false or --swa false)")
 
