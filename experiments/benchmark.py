@@ -4,6 +4,7 @@ python experiments/benchmark.py data
 python experiments/benchmark.py step --output step.json
 python experiments/benchmark.py overhead
 python experiments/benchmark.py time-to-accuracy --target 0.94
+python experiments/benchmark.py rows --rows-at-once 2
 python experiments/benchmark.py gpu --airbench cifar10-airbench/legacy/airbench94.py
 python experiments/benchmark.py predict --run runs/NAME
 python experiments/benchmark.py data --help

@@ -88,8 +88,10 @@ class SpeedResNetClassifier(ImageClassifier):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # A frozen bias saves 5.6% of the backward pass's operations, because nothing before the
         # first group needs a gradient. DistributedDataParallel waits for the gradients of all its
-        # initial parameters.
-        if self._whitening is not None and self.trainer.world_size == 1:
+        # initial parameters. A compiled network would be compiled again, for longer than it saves.
+        # But SAM climbs along the gradients of all parameters that are not frozen.
+        freezes = self.trainer.world_size == 1 and (not self.compiled or self.ascent is not None)
+        if self._whitening is not None and freezes:
             trains = self.trainer.global_step < self._bias_steps
             self._whitening.bias.requires_grad_(trains)
 

@@ -237,6 +237,28 @@ def gpu(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
+def several(text: str) -> int:
+    """Read a flag's integer of 2 or more."""
+    if (number := int(text)) < 2:
+        raise argparse.ArgumentTypeError(f"must be 2 or more, got {number}")
+    return number
+
+
+def rows(parser: argparse.ArgumentParser) -> None:
+    add_preset(parser)
+    parser.add_argument(
+        "--rows-at-once",
+        metavar="N",
+        type=several,
+        default=2,
+        help="number of trainings at once (default: %(default)s)",
+    )
+    add_number(parser, "--warm-up", 5, "batches before the window")
+    add_number(parser, "--window", 20, "batches that are timed")
+    add_repeats(parser, default=3)
+    add_run_flags(parser)
+
+
 #: subcommand of `benchmark.py` -> its summary, and the function that adds its flags. The module of
 #: the same name, with underscores, has its `measure` and `table`.
 KINDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -245,5 +267,6 @@ KINDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "overhead": ("Time of an epoch in the Trainer, over a bare loop.", overhead),
     "time-to-accuracy": ("Seconds and operations until a test accuracy.", time_to_accuracy),
     "predict": ("Images per second of each strategy of prediction.", predict),
-    "gpu": ("All targets of a GPU: steps, overhead, time to accuracy.", gpu),
+    "rows": ("Images per second of several trainings at once, over one.", rows),
+    "gpu": ("Targets of a GPU: steps, overhead, time to accuracy.", gpu),
 }

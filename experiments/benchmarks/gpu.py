@@ -1,4 +1,4 @@
-"""`gpu`: every target of a GPU in one process and one record.
+"""`gpu`: the targets of a GPU, except whole recipes, in one process and one record.
 
 The row of a failed measurement contains its error, and the other rows follow. After `--minutes` no
 row begins, and the current row ends after its current repeat; a compilation is not interrupted.

@@ -83,3 +83,10 @@ def describe_device(device: "torch.device | None" = None) -> str:
         models = re.findall(r"^model name.*?: *(.*\S)", cpuinfo.read_text("utf-8"), re.MULTILINE)
         name = models[0] if models else name
     return f"{name} ({torch.get_num_threads()} of {os.cpu_count()} CPUs)"
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,6 +1,5 @@
 """Execute a plan: call `run_row` for each job, on this machine or on a cluster."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -8,6 +7,7 @@ from dataclasses import replace
 from threading import Event
 from typing import Protocol
 
+from experiments.records.provenance import processors
 from experiments.reproduction.plan import Job
 from experiments.reproduction.runner import Outcome, Workplace, run_row
 
@@ -47,13 +47,6 @@ class Here:
 
     def stop(self) -> None:
         self.stopped.set()
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def execute(

@@ -3,6 +3,7 @@ import errno
 import sys
 from dataclasses import asdict
 from importlib import import_module
+from threading import Barrier
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from experiments import benchmark
 from experiments.benchmarks import (
     data,
     predict,
+    rows,
     stock,
     time_to_accuracy,
     timing,
@@ -24,6 +26,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.flags import KINDS
 from experiments.benchmarks.step import Step
 from experiments.benchmarks.timing import alternate, ratio
+from experiments.console import UserError
 from experiments.inference import evaluation
 from experiments.presets import EXPERIMENTS
 from experiments.records import record
@@ -52,6 +55,10 @@ TOY = {
         *("--trainer.enable_progress_bar=false", "--data.batch_size=8", "--test=false"),
     ],
     "predict": ["--images=2", "--repeats=2"],
+    "rows": [
+        *("--arch=sam_resnet", "--warm-up=1", "--window=2", "--repeats=1"),
+        *("--", *SMALL, "--data.batch_size=8"),
+    ],
     "gpu": [
         *("--rows=sam_resnet,overhead", "--max-images=8", "--warm-up=2", "--window=2"),
         *("--repeats=2", "--", *SMALL, "--wandb=disabled", "--trainer.limit_train_batches=4"),
@@ -71,6 +78,9 @@ def measured(monkeypatch, few_images, command, tmp_path, capsys):
         command(list(arguments))
         return 0
 
+    def train_in_this_process(arguments, count, warm_up, window):
+        return [rows._train(arguments, warm_up, window) for _ in range(count)]
+
     def measured(kind, *flags):
         output = tmp_path / "new" / "benchmark.json"
         own = ["--device=cpu", f"--output={output}"]
@@ -83,6 +93,8 @@ def measured(monkeypatch, few_images, command, tmp_path, capsys):
     monkeypatch.setattr(datamodules.cifar10, "synthetic_cifar10", few_images)
     monkeypatch.setattr(data, "Step", small_step)
     monkeypatch.setattr(time_to_accuracy, "start", run_in_this_process)
+    monkeypatch.setattr(rows, "batches_per_second", train_in_this_process)
+    monkeypatch.setattr(rows, "_barrier", Barrier(1))
     monkeypatch.setitem(timing.SIZES, "cpu", (64,))
     monkeypatch.setitem(timing.COPIED, "cpu", 2**16)
     return measured
@@ -120,6 +132,8 @@ def test_every_subcommand_records_what_its_table_shows(kind, measured, capsys):
         (["overhead", "--repeats=1", "--", "--trainer.max_epoch=3"], "--trainer.max_epoch"),
         (["overhead", "--", "--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches must"),
         (["overhead", "--", "--trainer.gradient_clip_algorithm=value"], "clip_algorithm must be"),
+        (["rows", "--rows-at-once=1"], "--rows-at-once: must be 2 or more, got 1"),
+        (["rows", "--", "--trainer.max_epoch=3"], "--trainer.max_epoch"),
         (["gpu", "--rows=overheads"], "did you mean overhead"),
         (["time-to-accuracy", "--airbench=none.py"], "none.py is not a file"),
         (["time-to-accuracy", "--airbench=a.py", "--beside=b"], "--airbench takes the place"),
@@ -158,6 +172,18 @@ def test_a_full_disk_does_not_hide_the_measurements(tmp_path, monkeypatch, refus
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "predict", f"--output={tmp_path / 'a.json'}"])
     assert "No space left" in refusal(act=benchmark.main)
     assert shown == [[{"accuracy": 0.9}]]
+
+
+@pytest.mark.trust
+def test_trainings_at_once_are_processes_with_the_same_window():
+    arguments = ["--arch=sam_resnet", *SMALL, "--trainer.accelerator=cpu", "--wandb=disabled",
+                 "--data.val_fraction=0", "--data.batch_size=8"]  # fmt: skip
+    speeds = rows.batches_per_second(arguments, 2, 1, 3)
+    assert len(speeds) == 2
+    assert min(speeds) > 0
+    steps = "--trainer.max_steps=3"
+    with pytest.raises(UserError, match=r"must fit into the training, which has 3 batches$"):
+        rows.batches_per_second([*arguments, steps], 2, 1, 3)
 
 
 def test_sides_alternate_in_an_order_reversed_each_round():

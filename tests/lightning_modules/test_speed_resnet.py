@@ -224,6 +224,34 @@ def test_the_whitening_bias_is_trained_for_a_share_of_the_steps(
     assert count_parameters(module.network) == count_parameters(tiny().network)
 
 
+def test_a_compiled_network_is_not_compiled_again_when_the_bias_rests(
+    fit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_with = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda network, **_: compile_with(network, backend="eager")
+    )
+    torch._dynamo.reset()
+    graphs: list[int] = []
+
+    class Counts(SpeedResNetClassifier):
+        def on_train_epoch_end(self) -> None:
+            super().on_train_epoch_end()
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    states = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        module = Counts(
+            base_width=2, lr=0.05, bias_lr_factor=8.0, whitening_bias=0.5, compile=compiled
+        )
+        fit(module, Data(), epochs=3)
+        states.append(module.state_dict())
+    assert graphs == [graphs[0]] * 6
+    assert graphs[0] > 0
+    torch.testing.assert_close(*states)
+
+
 def test_without_whitening_no_images_are_requested(fit: Any) -> None:
     module, data = tiny(whitening=False), Data()
     before = module.network.stem.weight.detach().clone()
