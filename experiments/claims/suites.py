@@ -72,7 +72,7 @@ class RowEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(RowEntry):
-    """One line of a table, and its training. Its scales include the suite's overrides."""
+    """One line of a table, and its training. Its scales include the suite's."""
 
     name: str
     where: str  # file and line
