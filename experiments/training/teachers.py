@@ -12,6 +12,7 @@ from datamodules import CIFAR10DataModule
 from experiments.console import UserError
 from experiments.inference.finished import TrainedNetwork, open_network, weights_digest
 from experiments.records.images import ImageFacts
+from experiments.records.record import read_record
 from lightning_modules.distillation import Distillation
 
 #: a teacher as the configuration names it: FOLDER@DIGEST
@@ -66,7 +67,10 @@ def as_list(names: str | list[str] | None) -> list[str]:
 
 
 def check_images(teachers: Sequence[Teacher], data: CIFAR10DataModule) -> None:
-    """Raise UserError for a teacher of other images; `data` has found its files."""
+    """Raise UserError for a teacher of other images; `data` has found its files.
+
+    Print a line for a teacher with another split into training and validation images.
+    """
     ours = ImageFacts.of(data)
     for teacher in teachers:
         theirs = teacher.trained.images
@@ -83,6 +87,20 @@ def check_images(teachers: Sequence[Teacher], data: CIFAR10DataModule) -> None:
                 f"--teacher {teacher.folder} was trained on other images: their size or their "
                 "normalisation differs"
             )
+        if _may_know_validation(teacher, data):
+            print(
+                f"--teacher {teacher.folder} has another split: it may know validation images of "
+                "this run, so compare test accuracies"
+            )
+
+
+def _may_know_validation(teacher: Teacher, data: CIFAR10DataModule) -> bool:
+    """Whether the teacher's training images may contain validation images of `data`."""
+    record = Path(teacher.folder, "result.json")
+    if not data.hparams["val_fraction"] or not record.exists():
+        return False
+    theirs = read_record(record).config["data"]
+    return any(theirs[key] != data.hparams[key] for key in ("val_fraction", "split_seed"))
 
 
 def refuse_own_checkpoint(teachers: Sequence[Teacher], checkpoint: Path) -> None:

@@ -122,6 +122,22 @@ def test_mistakes_are_one_line(refusal, teacher, exported, tmp_path):
         assert line in refusal(*flags)
 
 
+@pytest.mark.parametrize(
+    ("split", "told"),
+    [
+        ("--data.split_seed=0", False),  # the teacher's
+        ("--data.split_seed=1", True),
+        ("--data.val_fraction=0.3", True),
+        ("--data.val_fraction=0", False),  # nothing is selected
+    ],
+)
+def test_a_teacher_that_may_know_validation_images_is_announced(
+    build, capsys, teacher, split, told
+):
+    build(f"--teacher={teacher}", split)
+    assert (f"--teacher {teacher} has another split" in capsys.readouterr().out) == told
+
+
 def test_a_teacher_of_other_classes_is_rejected(refusal, teacher):
     line = refusal(f"--teacher={teacher}", "--data.dataset=cifar100")
     assert f"--teacher {teacher} has other classes than the training images" in line
