@@ -161,6 +161,16 @@ def test_operations_of_a_training_are_counted(arch: str, quoted: str) -> None:
     assert quoted.format(counted) in ONE_LINE
 
 
+def test_the_accuracies_after_20_and_60_epochs_equal_their_records() -> None:
+    quoted = re.findall(r"\[([\d.]+)%\]\(\.\./experiments/results/(length/[\w-]+\.json)\)", PAGES)
+    assert {name for _, name in quoted} == {
+        f"length/{path.name}" for path in (RESULTS / "length").glob("*.json")
+    }
+    for accuracy, name in quoted:
+        record = read_record(RESULTS / name)
+        assert accuracy == f"{100 * record.scores['val']['raw'].accuracy:.2f}", name
+
+
 @pytest.mark.parametrize("path", PILOTS, ids=lambda path: path.stem)
 def test_a_pilots_accuracy_precedes_its_name(path: Path) -> None:
     accuracy = read_record(path).scores["val"]["raw"].accuracy
