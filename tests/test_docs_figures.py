@@ -161,6 +161,28 @@ def test_operations_of_a_training_are_counted(arch: str, quoted: str) -> None:
     assert quoted.format(counted) in ONE_LINE
 
 
+def test_sam_resnet_at_half_width_equals_its_records() -> None:
+    folder, strategies = (
+        RESULTS / "claims" / "evaluations",
+        {
+            "raw weights, one view": "plain",
+            "averaged weights (EMA)": "ema",
+            "test-time augmentation (TTA)": "tta",
+            "ensemble of raw and averaged weights": "ensemble",
+            "TTA and ensemble": "tta+ensemble",
+            "averaged weights and TTA": "ema+tta",
+        },
+    )
+    paths = sorted(folder.glob("sam_resnet_table1-mixup-short_cpu-*.json"))
+    evaluations = [read_evaluation(path) for path in paths]
+    for title, strategy in strategies.items():
+        scores = [x.strategies[strategy].scores["test"].accuracy for x in evaluations]
+        assert f"| {title} | {spread([100 * x for x in scores])} |" in PAGES
+    records = [read_record(RESULTS / "claims" / path.name) for path in paths]
+    validation = [100 * record.scores["val"]["ema"].accuracy for record in records]
+    assert f"validation accuracy is {spread(validation)}" in ONE_LINE
+
+
 def test_the_accuracies_after_20_and_60_epochs_equal_their_records() -> None:
     quoted = re.findall(r"\[([\d.]+)%\]\(\.\./experiments/results/(length/[\w-]+\.json)\)", PAGES)
     assert {name for _, name in quoted} == {
