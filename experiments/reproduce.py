@@ -63,7 +63,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--scale",
         choices=get_args(Scale),
         default="full",
-        help="full recipes, fewer epochs (short; short_cpu at half width), or a smoke test (mini)",
+        help="full recipes, fewer epochs (short, short_cpu) or a smoke test (mini)",
     )
     parser.add_argument(
         "--budget-minutes", type=float, default=math.inf, help="limit in minutes (default: none)"
