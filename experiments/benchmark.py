@@ -7,7 +7,6 @@ python experiments/benchmark.py time-to-accuracy --target 0.94
 python experiments/benchmark.py rows --rows-at-once 2
 python experiments/benchmark.py gpu --airbench cifar10-airbench/legacy/airbench94.py
 python experiments/benchmark.py predict --run runs/NAME
-python experiments/benchmark.py data --help
 
 The record `--output` is written after each row, so an interrupted command keeps the finished rows.
 """

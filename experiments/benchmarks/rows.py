@@ -12,7 +12,7 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from statistics import median
 from tempfile import TemporaryDirectory
-from threading import BrokenBarrierError
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import torch
@@ -26,9 +26,6 @@ from experiments.records.provenance import processors
 from experiments.training.allocator import keep_freed_memory
 from experiments.training.configuration import resolve_config
 from experiments.training.machine import now
-
-#: the processes of a measurement wait here for each other
-_barrier: Any = None
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
@@ -64,27 +61,24 @@ def batches_per_second(
     arguments: Sequence[str], count: int, warm_up: int, window: int
 ) -> list[float]:
     """Speeds of `count` trainings at once; `arguments` are flags of `run.py`."""
-    context = get_context("spawn")
-    start = context.Barrier(count), max(1, processors() // count) if count > 1 else None
-    with ProcessPoolExecutor(count, context, _prepare, start) as pool:
-        calls = [pool.submit(_train, list(arguments), warm_up, window) for _ in range(count)]
+    context, threads = get_context("spawn"), max(1, processors() // count) if count > 1 else None
+    with context.Manager() as manager, ProcessPoolExecutor(count, context) as pool:
+        job = list(arguments), warm_up, window, manager.Barrier(count), threads
+        calls = [pool.submit(_train, *job) for _ in range(count)]
     errors = [error for call in calls if (error := call.exception())]
     for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
         raise error
     return [call.result() for call in calls]
 
 
-def _prepare(barrier: Any, threads: int | None) -> None:
-    global _barrier  # noqa: PLW0603  # each process of the pool has one
-    _barrier = barrier
+def _train(
+    arguments: list[str], warm_up: int, window: int, barrier: Barrier, threads: int | None
+) -> float:
+    """Train; return batches per second of the window after the warm-up."""
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
-
-
-def _train(arguments: list[str], warm_up: int, window: int) -> float:
-    """Train; return batches per second of the window after the warm-up."""
-    pace = Pace(warm_up, window)
+    pace = Pace(warm_up, window, barrier)
     try:
         with TemporaryDirectory() as folder:
             fit([*arguments, f"--output={folder}", "--name=row"], pace)
@@ -94,7 +88,7 @@ def _train(arguments: list[str], warm_up: int, window: int) -> float:
                 f"{pace.batches} batches"
             )
     except BaseException:
-        _barrier.abort()  # otherwise the other processes would wait forever
+        barrier.abort()  # otherwise the other processes would wait forever
         raise
     return window / pace.seconds
 
@@ -105,8 +99,8 @@ class Pace(Callback):
     The window ends the training.
     """
 
-    def __init__(self, warm_up: int, window: int) -> None:
-        self.warm_up, self.window = warm_up, window
+    def __init__(self, warm_up: int, window: int, barrier: Barrier) -> None:
+        self.warm_up, self.window, self.barrier = warm_up, window, barrier
         self.batches = 0
         self.seconds = 0.0
         self._start = 0.0
@@ -117,7 +111,7 @@ class Pace(Callback):
         self.batches += 1
         if self.batches == self.warm_up:
             now(pl_module.device)  # finishes the warm-up
-            _barrier.wait()
+            self.barrier.wait()
             self._start = now(pl_module.device)
         elif self.batches == self.warm_up + self.window:
             self.seconds = now(pl_module.device) - self._start

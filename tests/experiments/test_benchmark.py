@@ -79,7 +79,7 @@ def measured(monkeypatch, few_images, command, tmp_path, capsys):
         return 0
 
     def train_in_this_process(arguments, count, warm_up, window):
-        return [rows._train(arguments, warm_up, window) for _ in range(count)]
+        return [rows._train(arguments, warm_up, window, Barrier(1), None) for _ in range(count)]
 
     def measured(kind, *flags):
         output = tmp_path / "new" / "benchmark.json"
@@ -94,7 +94,6 @@ def measured(monkeypatch, few_images, command, tmp_path, capsys):
     monkeypatch.setattr(data, "Step", small_step)
     monkeypatch.setattr(time_to_accuracy, "start", run_in_this_process)
     monkeypatch.setattr(rows, "batches_per_second", train_in_this_process)
-    monkeypatch.setattr(rows, "_barrier", Barrier(1))
     monkeypatch.setitem(timing.SIZES, "cpu", (64,))
     monkeypatch.setitem(timing.COPIED, "cpu", 2**16)
     return measured
